@@ -1,0 +1,70 @@
+# Everything starts here: `make demo` and `make test` need only python3 (3.10 to 3.13) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_DATA := data/demo
+DEMO_WEIGHTS := weights/demo.safetensors
+DEMO_OUT := demo
+
+.PHONY: help install demo demo-data test test-slow lint format bench clean
+
+help:  ## this list
+	@echo "make <target>, with PYTHON=... to choose the interpreter that .venv is made from"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## create .venv and install what the project needs
+
+$(STAMP): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "$(PYTHON) must be Python 3.10 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "== Installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	    { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -r requirements.txt -r requirements-dev.txt
+	@touch $(STAMP)
+
+demo-data: $(STAMP)  ## draw the synthetic demo set in data/demo (once)
+	@echo
+	@echo "== Drawing the demo set: 2200 pictures in COCO and VOC layout, in $(DEMO_DATA)"
+	@$(BIN)/python download/make_demo_dataset.py --out $(DEMO_DATA)
+
+demo: demo-data  ## the whole job in small: data, evaluation, a minute of training, inference
+	@echo
+	@echo "== Evaluating $(DEMO_WEIGHTS) on 200 pictures it was not trained on"
+	@$(BIN)/python infer/evaluate.py --task detection --dataset coco --split val --preset demo \
+	    --weights $(DEMO_WEIGHTS) --out-dir $(DEMO_OUT)/evaluation
+	@echo
+	@echo "== Training on from these weights for a minute; curves: $(BIN)/tensorboard --logdir runs"
+	@$(BIN)/python train/train_coco_object_detection.py --preset demo \
+	    --set init_weights=$(DEMO_WEIGHTS) max_minutes=1 lr=1e-4 eval_limit=50
+	@echo
+	@echo "== Detecting objects in images/demo.jpg"
+	@$(BIN)/python infer/infer_single_image_object_detection.py --image images/demo.jpg \
+	    --weights $(DEMO_WEIGHTS) --out-dir $(DEMO_OUT)
+	@echo
+	@echo "== Done: look at $(DEMO_OUT)/object_detection.png; your own data: see README.md"
+
+test: lint  ## linter, formatter check and the tests (no network, no GPU)
+	@$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the tests that train for minutes
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff check and ruff format --check
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## let ruff fix and format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP)  ## measure decoding speed
+	@test -d benchmarks || { echo "there is no folder benchmarks/ in this checkout" >&2; exit 2; }
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
+
+clean:  ## remove caches, the demo set and demo results; keeps .venv, runs and your data
+	rm -rf $(DEMO_OUT) $(DEMO_DATA) .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +

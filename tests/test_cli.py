@@ -1,0 +1,99 @@
+"""Settings: typed overrides, read-only, presets; errors in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import CFG, PRESETS
+from utils.cli import find_preset, settings_dict, settings_types, snapshot
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_overrides_are_typed_by_the_annotation():
+    cfg = snapshot(
+        CFG,
+        ["epochs=3", "lr=1", "augment=false", "coco_root=~/x", "classes=cat,dog", "betas=0.8,0.9"],
+    )
+    assert (cfg.epochs, cfg.lr, cfg.augment) == (3, 1.0, False) and isinstance(cfg.lr, float)
+    assert cfg.coco_root == Path("~/x").expanduser()
+    assert cfg.classes == ("cat", "dog") and cfg.betas == (0.8, 0.9)
+    assert snapshot(CFG, ["encoder_stride=16"]).encoder_stride == 16
+    assert snapshot(CFG, ["encoder_stride=none"]).encoder_stride is None
+
+
+def test_overrides_do_not_leak_and_snapshots_are_read_only():
+    before = CFG.epochs
+    cfg = snapshot(CFG, [f"epochs={before + 1}"])
+    assert before == CFG.epochs != cfg.epochs
+    with pytest.raises(AttributeError, match="read-only"):
+        cfg.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epoch=3", "no setting 'epoch' in config.py; near it: epochs"),
+        ("epochs", "--set wants name=value, got 'epochs'"),
+        ("epochs=three", "epochs must be of type int, got 'three'"),
+        ("augment=maybe", "augment must be true or false"),
+        ("betas=1", "betas must be 2 values with commas"),
+    ],
+)
+def test_a_wrong_override_says_what_to_do(override, message):
+    with pytest.raises(UserError, match=message):
+        snapshot(CFG, [override])
+
+
+def test_every_setting_is_annotated_and_presets_invent_none():
+    kinds = settings_types(CFG)
+    for preset in PRESETS.values():
+        names = {name for name in vars(preset) if not name.startswith("_")}
+        assert names <= set(kinds), names - set(kinds)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_survive_the_run_folder(preset):
+    cfg = snapshot(PRESETS[preset], ["classes=a,b", "max_minutes=1.5"])
+    again = snapshot(PRESETS[preset], ["epochs=7"], saved=settings_dict(cfg))
+    assert settings_dict(again) == settings_dict(cfg) | {"epochs": 7}
+    assert all(type(getattr(again, n)) is type(getattr(cfg, n)) for n in settings_types(CFG))
+
+
+def test_an_unknown_preset_names_the_known():
+    with pytest.raises(UserError, match="no preset 'demos'.*demo"):
+        find_preset(PRESETS, "demos")
+
+
+SCRIPTS = [
+    "train/train_coco_object_detection.py",
+    "train/train_voc_object_detection.py",
+    "infer/infer_single_image_object_detection.py",
+    "infer/infer_single_image_voc.py",
+    "infer/evaluate.py",
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_has_help_and_runs_from_any_folder(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--set" in done.stdout and not list(tmp_path.iterdir())
+
+
+def test_a_user_error_is_one_line_and_status_2(tmp_path):
+    command = [sys.executable, ROOT / "train/train_coco_object_detection.py", "--set"]
+    done = subprocess.run(
+        [*command, f"coco_root={tmp_path / 'none'}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    debug = subprocess.run(
+        [*command, f"coco_root={tmp_path / 'none'}", "--debug"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert debug.returncode == 2 and "Traceback" in debug.stderr

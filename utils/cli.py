@@ -1,0 +1,143 @@
+"""The command line that all scripts share: settings, overrides, one-line errors."""
+
+import argparse
+import difflib
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with the options every script has; the script's docstring is its help."""
+    out = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override settings of config.py",
+    )
+    out.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return out
+
+
+def run(main: Callable) -> typing.NoReturn:
+    """Runs a script's `main`; a `UserError` ends in one line on stderr and exit status 2."""
+    debug = "--debug" in sys.argv
+    try:
+        main()
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # e.g. `… | head`
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+def log(text: str) -> None:
+    """A line for the person at the terminal; stdout is for results alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _refuse(self, name, value):
+    raise AttributeError(f"settings are read-only; set {name} in config.py or with --set")
+
+
+def settings_types(base: type) -> dict[str, object]:
+    """Name -> annotated type of every setting of a CFG class."""
+    return typing.get_type_hints(base)
+
+
+def snapshot(base: type, overrides: Sequence[str] = (), *, saved: dict | None = None):
+    """A read-only instance of the CFG class `base` with `name=value` overrides.
+
+    Args:
+        saved: values of an earlier run (`settings_dict`), below the overrides.
+
+    Raises:
+        UserError: unknown name (the nearest ones are named) or a value of another type.
+    """
+    kinds = settings_types(base)
+    cfg = type("Frozen" + base.__name__, (base,), {"__setattr__": _refuse})()
+    for name, value in (saved or {}).items():
+        if name in kinds:
+            cfg.__dict__[name] = _from_plain(value, kinds[name])
+    for item in overrides:
+        name, eq, text = item.partition("=")
+        if not eq:
+            raise UserError(f"--set wants name=value, got {item!r}")
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=3) or sorted(kinds)
+            raise UserError(f"no setting {name!r} in config.py; near it: {', '.join(near)}")
+        cfg.__dict__[name] = parse_value(name, text, kinds[name])
+    return cfg
+
+
+def parse_value(name: str, text: str, kind) -> object:
+    """`text` as a value of the annotated type: bool, int, float, str, Path, tuple, `… | None`."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        if text.lower() == "none":
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        parts = [part for part in text.split(",") if part]
+        if inner[-1] is not Ellipsis and len(parts) != len(inner):
+            raise UserError(f"{name} must be {len(inner)} values with commas, got {text!r}")
+        return tuple(parse_value(name, part, inner[0]) for part in parts)
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise UserError(f"{name} must be true or false, got {text!r}")
+        return text.lower() in ("true", "1", "yes")
+    if kind is Path:
+        return Path(text).expanduser()
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{name} must be of type {kind.__name__}, got {text!r}") from None
+
+
+def settings_dict(cfg) -> dict[str, object]:
+    """All settings as plain values, ready for JSON."""
+
+    def plain(value):
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {name: plain(getattr(cfg, name)) for name in settings_types(type(cfg))}
+
+
+def _from_plain(value, kind):
+    """Inverse of `settings_dict` for one value."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and (kind is Path or Path in typing.get_args(kind)):
+        return Path(value)
+    return value
+
+
+def find_preset(presets: dict[str, type], name: str) -> type:
+    """The preset class a user named.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1) or sorted(presets)
+        raise UserError(f"no preset {name!r} in config.py; there is: {', '.join(near)}")
+    return presets[name]

@@ -1,0 +1,25 @@
+"""Which device to run on."""
+
+import torch
+
+from utils.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: no device of that name here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name!r} is not here ({torch.cuda.device_count()} CUDA devices); "
+            "use device=auto or device=cpu"
+        )
+    return device

@@ -1,0 +1,24 @@
+"""Pixels on the device: uint8 comes in, floats in [0, 1] with padding go to the model."""
+
+import torch
+from torch import Tensor
+
+PAD_VALUE = 0.3  # of [0, 1], as in the official implementation
+
+
+def pad_batch(images: Tensor, unpadded: Tensor, pad_value: float = PAD_VALUE) -> Tensor:
+    """Converts to [0, 1] and writes the padding, on the device of `images`.
+
+    Args:
+        images: (B, 3, H, W) uint8; what lies outside `unpadded` is ignored.
+        unpadded: (B, 2) int (h, w) of each picture, at the top left.
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    height, width = images.shape[-2:]
+    unpadded = unpadded.to(images.device)
+    rows = torch.arange(height, device=images.device) < unpadded[:, :1]  # (B, H)
+    columns = torch.arange(width, device=images.device) < unpadded[:, 1:]  # (B, W)
+    inside = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
+    return images.float().div_(255).masked_fill_(~inside, pad_value)

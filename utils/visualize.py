@@ -1,0 +1,251 @@
+"""Drawing results into pictures: boxes, masks, poses, and several pictures in one."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from utils.files import atomic_path
+
+# Colours that are told apart at a glance, also in thin lines.
+PALETTE = (
+    (230, 25, 75), (60, 180, 75), (0, 110, 230), (255, 200, 0), (145, 30, 180), (0, 190, 200),
+    (245, 120, 30), (240, 50, 230), (130, 190, 20), (250, 140, 160), (0, 128, 128), (150, 90, 30),
+    (170, 130, 255), (128, 0, 30), (90, 220, 160), (20, 40, 150), (255, 90, 90), (150, 150, 0),
+    (0, 160, 255), (200, 100, 60), (100, 60, 220), (0, 110, 50), (255, 150, 0), (190, 20, 130),
+)  # fmt: skip
+PALETTE_SALT = 37174  # found by search: keeps the common classes of VOC and COCO apart
+
+
+def class_colors(names: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """One colour per class, by its name alone: the same in every picture, run and process.
+
+    Only where two of the given classes meet on one colour, the alphabetically later one moves on
+    to a free one; past `len(PALETTE)` classes colours repeat.
+    """
+    chosen: dict[str, int] = {}
+    for name in sorted(set(names)):
+        digest = hashlib.blake2b(f"{PALETTE_SALT}{name}".encode(), digest_size=4).digest()
+        first = int.from_bytes(digest, "little") % len(PALETTE)
+        tries = [(first + step) % len(PALETTE) for step in range(len(PALETTE))]
+        chosen[name] = next((i for i in tries if i not in chosen.values()), first)
+    return {name: PALETTE[i] for name, i in chosen.items()}
+
+
+def draw_detections(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    names: Sequence[str],
+    scores: Sequence[float] | None = None,
+    *,
+    colors: Sequence[tuple[int, int, int]] | None = None,
+) -> np.ndarray:
+    """Draws boxes with name plates; everything stays inside the picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        boxes: (N, 4) xyxy pixels of `image`; parts outside are cut off.
+        scores: (N,) in [0, 1], shown as percent.
+        colors: one per box; default `class_colors` of the names.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    by_name = class_colors(names)
+    colors = [by_name[name] for name in names] if colors is None else list(colors)
+    if not len(boxes) == len(names) == len(colors):
+        raise ValueError(f"{len(boxes)} boxes, {len(names)} names and {len(colors)} colors differ")
+    texts = list(names)
+    if scores is not None:
+        texts = [f"{name} {100 * s:.0f}%" for name, s in zip(names, scores, strict=True)]
+    height, width = image.shape[:2]
+    line = _line_width(image)
+    picture = Image.fromarray(image).copy()
+    draw = ImageDraw.Draw(picture)
+    corners = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    corners = np.clip(np.nan_to_num(corners), 0, [width, height, width, height])
+    area = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
+    order = np.argsort(-area, kind="stable")  # small boxes stay visible on large ones
+    for i in order:
+        _rectangle(draw, corners[i], colors[i], line)
+    taken: list[tuple] = []
+    font_size = max(10, round(0.022 * (height * width) ** 0.5))
+    for i in order[::-1]:  # small objects have the fewest places for their plate
+        _plate(draw, texts[i], corners[i], colors[i], font_size, taken)
+    return np.asarray(picture).copy()
+
+
+def draw_masks(
+    image: np.ndarray,
+    masks: np.ndarray,
+    names: Sequence[str],
+    *,
+    colors: Sequence[tuple[int, int, int]] | None = None,
+    opacity: float = 0.45,
+) -> np.ndarray:
+    """Tints objects and draws their contours; objects of one class differ in shade.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        masks: (N, H, W) bool.
+        colors: one per mask; default shades of `class_colors`.
+    """
+    masks = np.asarray(masks, bool).reshape(-1, *image.shape[:2])
+    colors = _shades(names) if colors is None else colors
+    result = image.astype(np.float32)
+    order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
+    for i in order:
+        result[masks[i]] = (1 - opacity) * result[masks[i]] + opacity * np.float32(colors[i])
+    result = np.ascontiguousarray((result + 0.5).astype(np.uint8))
+    for i in order:
+        outlines, _ = cv2.findContours(
+            masks[i].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+        )
+        cv2.drawContours(result, outlines, -1, colors[i], max(1, _line_width(image) // 2))
+    return result
+
+
+def draw_keypoints(
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    skeleton: Sequence[tuple[int, int]] = (),
+    *,
+    colors: Sequence[tuple[int, int, int]] = PALETTE,
+) -> np.ndarray:
+    """Draws poses: one colour per object, visible points filled, occluded ones hollow.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        keypoints: (N, K, 3) x, y in pixels of `image`, visibility (0 none, 1 occluded, 2 visible).
+        skeleton: pairs of point indices, from 0 (COCO files count from 1).
+        colors: of the objects, used in turn.
+    """
+    keypoints = np.asarray(keypoints, np.float64)
+    result, line = np.ascontiguousarray(image).copy(), _line_width(image)
+    for n, points in enumerate(keypoints):
+        color = colors[n % len(colors)]
+        fine = [tuple(int(v) for v in np.clip(16 * p, -1e6, 1e6).round()) for p in points[:, :2]]
+        shown = points[:, 2] > 0
+        for a, b in skeleton:
+            if shown[a] and shown[b]:
+                cv2.line(result, fine[a], fine[b], color, line, cv2.LINE_AA, shift=4)
+        for p, visibility in zip(fine, points[:, 2], strict=True):
+            if visibility <= 0:
+                continue
+            inside = color if visibility >= 2 else (255, 255, 255)
+            radius = 16 * (line + 1)
+            cv2.circle(result, p, radius, inside, cv2.FILLED, cv2.LINE_AA, shift=4)
+            rim = (255, 255, 255) if visibility >= 2 else color
+            cv2.circle(result, p, radius, rim, max(1, line // 2), cv2.LINE_AA, shift=4)
+    return result
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    columns: int = 4,
+    *,
+    max_side: int = 480,
+    gap: int = 6,
+    background: int = 255,
+) -> np.ndarray:
+    """Pictures of any sizes in one grid, row by row, each centred in its cell.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each; larger ones are reduced to `max_side`, none enlarged.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    if not len(images) or columns < 1:
+        raise ValueError("a contact sheet needs at least one image and one column")
+    pictures = [Image.fromarray(image) for image in images]
+    for picture in pictures:
+        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    cell_w, cell_h = (max(p.size[k] for p in pictures) + gap for k in (0, 1))
+    size = (columns * cell_w + gap, rows * cell_h + gap)
+    sheet = Image.new("RGB", size, (background,) * 3)
+    for n, p in enumerate(pictures):
+        x, y = gap + n % columns * cell_w, gap + n // columns * cell_h
+        sheet.paste(p, (x + (cell_w - gap - p.width) // 2, y + (cell_h - gap - p.height) // 2))
+    return np.asarray(sheet).copy()
+
+
+def save_image(path: str | Path, image: np.ndarray) -> None:
+    """Writes (H, W, 3) uint8 RGB; an existing file is replaced only by a complete one."""
+    with atomic_path(path) as temporary:
+        options = {"quality": 95} if temporary.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+        Image.fromarray(image).save(temporary, **options)
+
+
+def _line_width(image: np.ndarray) -> int:
+    """Three pixels in a picture of 640 x 480."""
+    return max(1, round(0.0048 * (image.shape[0] * image.shape[1]) ** 0.5))
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib on every platform."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), size)
+
+
+def _rectangle(draw: ImageDraw.ImageDraw, box: np.ndarray, color: tuple, line: int) -> None:
+    """PIL names pixels: continuous x2 ends on pixel x2 - 1."""
+    x1, y1, x2, y2 = np.floor(box + 0.5).astype(int).tolist()
+    x1, y1 = min(x1, draw.im.size[0] - 1), min(y1, draw.im.size[1] - 1)
+    x2, y2 = max(x2 - 1, x1), max(y2 - 1, y1)
+    draw.rectangle((x1, y1, x2, y2), outline=color, width=line)
+
+
+def _plate(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    box: np.ndarray,
+    color: tuple[int, int, int],
+    font_size: int,
+    taken: list[tuple],
+) -> None:
+    """Writes `text` where it covers the fewest other plates: above the box, inside it, below it."""
+    font = _font(font_size)
+    if font.getlength(text) > 1.5 * (box[2] - box[0]):  # small objects get small plates
+        font = _font(max(9, round(0.8 * font_size)))
+    pad = max(1, font.size // 5)
+    w, h = int(font.getlength(text)) + 2 * pad, sum(font.getmetrics()) + pad
+    limit = np.maximum(np.subtract(draw.im.size, (w, h)), 0)
+    x1, y1, x2, y2 = box
+    places = [(x1, y1), (x1, y1 - h), (x2 - w, y1 - h), (x1, y2 - h), (x1, y2), (x2 - w, y1)]
+    places = [places[1], places[0], *places[2:]] if y1 >= h else places
+    rects = []
+    for place in places:
+        x, y = np.clip(np.round(place), 0, limit).astype(int).tolist()
+        rects.append((x, y, x + w, y + h))
+    rect = min(rects, key=lambda r: sum(_overlap(r, other) for other in taken))
+    taken.append(rect)
+    luminance = float(np.dot(color, (0.299, 0.587, 0.114)))
+    draw.rectangle((rect[0], rect[1], rect[2] - 1, rect[3] - 1), fill=color)
+    ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
+    draw.text((rect[0] + pad, rect[1] + pad // 2), text, fill=ink, font=font)
+
+
+def _overlap(a: tuple, b: tuple) -> int:
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(w, 0) * max(h, 0)
+
+
+def _shades(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """`class_colors`, lighter and darker in turn for further objects of a class."""
+    by_name, seen, colors = class_colors(names), {}, []
+    for name in names:
+        n = seen[name] = seen.get(name, -1) + 1
+        mix, strength = (255, 0)[n % 2], 0.18 * ((n + 1) // 2 % 4)
+        shade = (1 - strength) * np.array(by_name[name]) + strength * mix
+        colors.append(tuple(int(v) for v in shade.round()))
+    return colors
