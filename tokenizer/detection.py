@@ -1,0 +1,210 @@
+"""Object detection as tokens: `ymin xmin ymax xmax class` per object."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenizer.noise import noise_boxes
+from tokenizer.quantize import dequantize, quantize
+from tokenizer.task import TaskTokenizer, TokenSequence
+from tokenizer.vocabulary import Vocabulary
+
+TOKENS_PER_OBJECT = 5
+CORRUPTIONS = ("none", "rand_cls", "real_n_fake_cls", "rand_n_fake_cls", "real_n_rand_n_fake_cls")
+
+
+@dataclass(frozen=True)
+class ClassDraws:
+    """The four draws of class corruption, one value per object, in the official order."""
+
+    rand_cls: np.ndarray  # int in [0, coord0 - class0)
+    rand_n_fake: np.ndarray  # uniform
+    real_n_fake: np.ndarray  # uniform
+    real_n_rand_n_fake: np.ndarray  # uniform
+
+    @classmethod
+    def sample(cls, num: int, num_classes: int, rng: np.random.Generator) -> "ClassDraws":
+        return cls(
+            rng.integers(0, num_classes, num), rng.random(num), rng.random(num), rng.random(num)
+        )
+
+
+class DetectionTokenizer(TaskTokenizer):
+    """Boxes and labels  <->  `[ymin xmin ymax xmax class] * max_objects`.
+
+    There is no end token: in training *noise objects* fill the budget (their class is the fake
+    class, their coordinates carry no loss), so the model can always be asked for `max_objects`
+    boxes and the probability of the class tells real ones from noise.
+
+    Args:
+        max_objects: object budget, 100 in the papers (500 tokens).
+        noise: fill the budget with noise objects in training; otherwise it is padded.
+        corruption: what the decoder is shown instead of the true class, one of `CORRUPTIONS`;
+            the official default "rand_n_fake_cls" shows a random or the fake class.
+        noise_weight: loss weight of a noise object's class token.
+        eos_weight: loss weight of padding targets.
+    """
+
+    task = "detection"
+
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        max_objects: int = 100,
+        *,
+        noise: bool = True,
+        corruption: str = "rand_n_fake_cls",
+        noise_weight: float = 1.0,
+        eos_weight: float = 0.1,
+    ):
+        super().__init__(vocab)
+        if corruption not in CORRUPTIONS:
+            raise ValueError(f"corruption must be one of {CORRUPTIONS}, got {corruption!r}")
+        self.max_objects, self.noise, self.corruption = max_objects, noise, corruption
+        self.noise_weight, self.eos_weight = noise_weight, eos_weight
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Length of the answer, prompt not counted."""
+        return TOKENS_PER_OBJECT * self.max_objects
+
+    @property
+    def max_len(self) -> int:
+        """Positions a decoder needs: the prompt and the answer but its last token."""
+        return len(self.prompt) + self.max_new_tokens - 1
+
+    def encode(self, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Objects as tokens, in the given order.
+
+        Args:
+            boxes, labels: (N, 4) xyxy pixels of the model input; (N,) class ids (>= 1), the
+                vocabulary's `noise_label`, or 0 for a padding object (five padding tokens).
+            size: (H, W) of the model input.
+
+        Returns:
+            (5 * N,) token ids.
+        """
+        v, (h, w) = self.vocab, size
+        labels = np.asarray(labels, dtype=np.int64)
+        boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+        yxyx = boxes[:, [1, 0, 3, 2]] / np.array([h, w, h, w], np.float32)
+        tokens = np.column_stack([v.coord0 + quantize(yxyx, v.num_bins), v.class0 + labels])
+        tokens[labels == 0] = v.pad
+        return tokens.reshape(-1)
+
+    def sequence(
+        self,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        extent: tuple[int, int] | None = None,
+    ) -> TokenSequence:
+        """Training sequence: objects in random order, then noise objects, classes corrupted.
+
+        Args:
+            boxes, labels: as for `encode`; with more than `max_objects` a random choice is kept.
+            extent: (h, w) of the picture content inside the model input, where noise boxes are
+                drawn; the whole input when None.
+        """
+        order = rng.permutation(len(labels))[: self.max_objects]
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)[order]
+        labels = np.asarray(labels, np.int64)[order]
+        if self.noise:
+            h, w = extent or size
+            scale = np.array([w, h, w, h], np.float32)
+            extra = noise_boxes(boxes / scale, self.max_objects - len(labels), rng) * scale
+            boxes = np.concatenate([boxes, extra])
+            labels = np.append(labels, np.full(len(extra), self.vocab.noise_label))
+        lo, hi = self.vocab.class_range
+        return self.train_sequence(
+            boxes, labels, size, ClassDraws.sample(len(labels), hi - lo, rng)
+        )
+
+    def train_sequence(
+        self, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], draws: ClassDraws
+    ) -> TokenSequence:
+        """The deterministic part of `sequence`: objects as given and the recorded draws."""
+        response = self.encode(boxes, labels, size)
+        return self.shift(
+            self.prompt,
+            self.corrupt(response, draws),
+            response,
+            self.weights(labels),
+            max_len=self.max_len,
+            eos_weight=self.eos_weight,
+        )
+
+    def corrupt(self, response: np.ndarray, draws: ClassDraws) -> np.ndarray:
+        """(5 * N,) the response with its class tokens replaced; boxes and padding stay."""
+        v, shown = self.vocab, response.copy()
+        real = response[4::TOKENS_PER_OBJECT]
+        rand = v.class0 + draws.rand_cls
+        rand_n_fake = np.where(draws.rand_n_fake > 0.5, rand, v.fake)
+        corrupted = {
+            "none": real,
+            "rand_cls": rand,
+            "real_n_fake_cls": np.where(draws.real_n_fake > 0.5, real, v.fake),
+            "rand_n_fake_cls": rand_n_fake,
+            "real_n_rand_n_fake_cls": np.where(draws.real_n_rand_n_fake > 0.5, real, rand_n_fake),
+        }[self.corruption]
+        shown[4::TOKENS_PER_OBJECT] = np.where(real == v.pad, v.pad, corrupted)
+        return shown
+
+    def weights(self, labels: np.ndarray) -> np.ndarray:
+        """(5 * N,) loss weights before padding targets get theirs."""
+        is_noise = np.asarray(labels) == self.vocab.noise_label
+        weights = np.ones((len(labels), TOKENS_PER_OBJECT), np.float32)
+        weights[is_noise, :4] = 0
+        weights[is_noise, 4] = self.noise_weight
+        return weights.reshape(-1)
+
+    def decode(
+        self,
+        tokens: np.ndarray,
+        size: tuple[int, int],
+        class_tokens: np.ndarray | None = None,
+        class_log_probs: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Any token sequence as objects; an unfinished last object is dropped.
+
+        Args:
+            tokens: (T,) generated ids, prompt not included.
+            size: (H, W) of the model input.
+            class_tokens, class_log_probs: (T,) per step, the arg max of the class range and its
+                log-probability under the full softmax (`generate(score_range=...)`); without
+                them the generated class tokens count, at score 1.
+
+        Returns:
+            boxes (N, 4) xyxy pixels clipped to `size`, labels (N,), scores (N,). Label 0 means
+            "no class": the token stands outside the class range, or its probability underflows.
+        """
+        v, (h, w) = self.vocab, size
+        n = len(tokens) // TOKENS_PER_OBJECT
+        objects = np.asarray(tokens, np.int64)[: n * TOKENS_PER_OBJECT].reshape(
+            n, TOKENS_PER_OBJECT
+        )
+        yxyx = np.clip(dequantize(objects[:, :4] - v.coord0, v.num_bins), 0, 1)
+        boxes = yxyx[:, [1, 0, 3, 2]] * np.array([w, h, w, h], np.float32)
+        classes, scores = objects[:, 4], np.ones(n, np.float32)
+        if class_tokens is not None:
+            classes = np.asarray(class_tokens, np.int64)[4::TOKENS_PER_OBJECT][:n]
+            scores = np.exp(np.asarray(class_log_probs, np.float32)[4::TOKENS_PER_OBJECT][:n])
+        lo, hi = v.class_range
+        known = (classes > lo) & (classes < hi) & (scores > 0)
+        return boxes, np.where(known, classes - lo, 0), scores
+
+    def allowed(self, tokens: Tensor) -> Tensor:
+        """The grammar: (B, t) generated so far -> (V,) bool, what may come next.
+
+        Classes include the fake one, as in training.
+        """
+        mask = torch.zeros(self.vocab.size, dtype=torch.bool, device=tokens.device)
+        if tokens.shape[1] % TOKENS_PER_OBJECT == 4:
+            mask[slice(*self.vocab.class_range)] = True
+            mask[self.vocab.fake] = True
+        else:
+            mask[slice(*self.vocab.coord_range)] = True
+        return mask

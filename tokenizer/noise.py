@@ -1,0 +1,64 @@
+"""Noise objects: the sequence augmentation of Pix2Seq (paper section 2.2; `data_utils.py`)."""
+
+import numpy as np
+
+
+def _truncated_normal(rng: np.random.Generator, std: float, size: tuple[int, ...]) -> np.ndarray:
+    """Normal draws beyond two standard deviations are drawn again."""
+    draws = rng.standard_normal(size)
+    while (bad := np.abs(draws) > 2).any():
+        draws[bad] = rng.standard_normal(int(bad.sum()))
+    return std * draws
+
+
+def _boxes_at(centers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([centers - sizes / 2, centers + sizes / 2], axis=1)  # (N, 4)
+
+
+def random_boxes(num: int, rng: np.random.Generator) -> np.ndarray:
+    """(num, 4) boxes in [0, 1]: uniform centres, sides |truncated normal 0.5|, independent."""
+    return _boxes_at(rng.random((num, 2)), np.abs(_truncated_normal(rng, 0.5, (num, 2))))
+
+
+def shifted_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """(num, 4) boxes with the sizes of real ones at uniform centres."""
+    chosen = _draw_rows(boxes, num, rng)
+    return _boxes_at(rng.random((num, 2)), chosen[:, 2:] - chosen[:, :2])
+
+
+def jittered_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """(num, 4) near-duplicates: each edge moves by a truncated normal 0.05 of the box's side."""
+    chosen = _draw_rows(boxes, num, rng)
+    sides = np.tile(chosen[:, 2:] - chosen[:, :2], 2)  # (num, 4)
+    return chosen + _truncated_normal(rng, 0.05, chosen.shape) * sides
+
+
+def _draw_rows(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """`num` rows without replacement from as many copies of `boxes` as that takes."""
+    tiled = np.tile(boxes, (-(-num // max(len(boxes), 1)), 1))
+    return tiled[rng.permutation(len(tiled))[:num]]
+
+
+def noise_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Boxes that hold no object, to be appended to the real ones.
+
+    A uniform number of them are jittered duplicates of real boxes; of the rest about half are
+    real boxes at another place and half are random. Without a real box all are random.
+
+    Args:
+        boxes: (N, 4) real boxes in [0, 1] of the picture content (not of the padded input), in
+            any coordinate order whose second half minus first half is the size.
+        num: how many are wanted.
+
+    Returns:
+        (num, 4) float32 in [0, 1], in random order.
+    """
+    if len(boxes) == 0:
+        noise = random_boxes(num, rng)
+    else:
+        num_duplicates = int(rng.integers(0, num + 1))
+        num_bad = num - num_duplicates
+        bad = np.concatenate([shifted_boxes(boxes, num_bad, rng), random_boxes(num_bad, rng)])
+        bad = bad[rng.permutation(len(bad))[:num_bad]]
+        noise = np.concatenate([jittered_boxes(boxes, num_duplicates, rng), bad])
+    return np.clip(noise[rng.permutation(num)], 0, 1).astype(np.float32)
