@@ -1,0 +1,197 @@
+"""The autoregressive decoder: one `forward` for training and for cached decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from models.layers import Mlp, init_weights, layer_norm, merge_heads, split_heads
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer, owned by whoever decodes, never by a module."""
+
+    k: Tensor  # (R, nh, max_len, hd), self-attention, written in place
+    v: Tensor  # (R, nh, max_len, hd)
+    memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
+    memory_v: Tensor  # (B, nh, S, hd)
+
+    def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes (R, nh, T, hd) at `start`; returns everything up to `start + T`."""
+        end = start + k.shape[2]
+        self.k[:, :, start:end], self.v[:, :, start:end] = k, v
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+@dataclass
+class Cache:
+    """One `LayerCache` per layer and the number of positions decoded so far."""
+
+    layers: list[LayerCache]
+    length: int = 0
+
+
+class SelfAttention(nn.Module):
+    """Causal attention among the tokens of a sequence."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float):
+        super().__init__()
+        self.num_heads, self.drop = num_heads, drop
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, start: int, cache: LayerCache | None) -> Tensor:
+        """(R, T, D) -> (R, T, D); the T tokens stand at positions `start`, `start + 1`, …"""
+        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=2))
+        if cache is not None:
+            k, v = cache.update(start, k, v)
+        # SDPA aligns `is_causal` top-left: right only while the cache is empty.
+        is_causal, mask = q.shape[2] > 1 and start == 0, None
+        if q.shape[2] > 1 and start > 0:
+            mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(start)
+        drop = self.drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal)
+        return self.out(merge_heads(x))
+
+
+class CrossAttention(nn.Module):
+    """Attention from tokens to the image; all sequences of an image share its keys and values."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float):
+        super().__init__()
+        self.num_heads, self.drop = num_heads, drop
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, D) -> keys and values (B, nh, S, hd)"""
+        k, v = self.kv(memory).chunk(2, dim=2)
+        return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(R, T, D) -> (R, T, D) with R a multiple of B, the sequences of an image together."""
+        per_image = self.q(x).reshape(k.shape[0], -1, x.shape[2])  # (B, R / B * T, D)
+        drop = self.drop if self.training else 0.0
+        q = split_heads(per_image, self.num_heads)
+        out = merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=drop))
+        return self.out(out).reshape(x.shape)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm self-attention, cross-attention and MLP, each with a residual branch."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, drop_path, drop_units, drop_att):
+        super().__init__()
+        self.self_ln, self.cross_ln, self.mlp_ln = (layer_norm(dim) for _ in range(3))
+        self.self_attention = SelfAttention(dim, num_heads, drop_att)
+        self.cross_attention = CrossAttention(dim, num_heads, drop_att)
+        self.mlp = Mlp(dim, mlp_dim, drop_units)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, x: Tensor, memory_k: Tensor, memory_v: Tensor, start: int, cache: LayerCache | None
+    ) -> Tensor:
+        """(R, T, D) -> (R, T, D)"""
+        x = x + self.drop_path(self.self_attention(self.self_ln(x), start, cache))
+        x = x + self.drop_path(self.cross_attention(self.cross_ln(x), memory_k, memory_v))
+        return x + self.drop_path(self.mlp(self.mlp_ln(x)))
+
+
+class Decoder(nn.Module):
+    """Token ids and image memory to hidden states; `logits` turns those into scores.
+
+    Args:
+        vocab_size: number of token ids.
+        max_len: positions, prompt included.
+        dim, num_layers, num_heads, mlp_dim: sizes.
+        tie_embeddings: one matrix for input tokens and logits.
+        output_bias: a bias per token id on the logits.
+        drop_path, drop_units, drop_attention: see `ModelConfig`.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_len: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        tie_embeddings: bool = True,
+        output_bias: bool = True,
+        drop_path: float = 0.0,
+        drop_units: float = 0.0,
+        drop_attention: float = 0.0,
+    ):
+        super().__init__()
+        self.num_heads, self.max_len = num_heads, max_len
+        self.token_embedding = nn.Parameter(torch.empty(vocab_size, dim))
+        self.output_embedding = (
+            None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
+        )
+        self.output_bias = nn.Parameter(torch.empty(vocab_size)) if output_bias else None
+        self.positions = nn.Parameter(torch.empty(max_len, dim))
+        drops = {"drop_path": drop_path, "drop_units": drop_units, "drop_att": drop_attention}
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, num_heads, mlp_dim, **drops) for _ in range(num_layers)
+        )
+        self.output_ln = layer_norm(dim)
+        self.apply(init_weights)
+        for parameter in self.parameters(recurse=False):
+            nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+
+    def init_cache(self, memory: Tensor, num_rows: int, max_len: int) -> Cache:
+        """An empty cache for `num_rows` sequences of at most `max_len` tokens.
+
+        Args:
+            memory: (B, S, D) encoded images; row r of the sequences belongs to image
+                r // (num_rows / B).
+        """
+        layers = []
+        for layer in self.layers:
+            memory_k, memory_v = layer.cross_attention.project(memory)
+            shape = (num_rows, self.num_heads, max_len, memory_k.shape[3])
+            k, v = memory_k.new_empty(shape), memory_k.new_empty(shape)
+            layers.append(LayerCache(k, v, memory_k.contiguous(), memory_v.contiguous()))
+        return Cache(layers)
+
+    def forward(
+        self, tokens: Tensor, memory: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Hidden states of the next tokens.
+
+        Args:
+            tokens: (R, T) ids; with a cache, those that come after what it holds.
+            memory: (B, S, D) encoded images, R a multiple of B, the sequences of an image
+                together; not needed with a cache.
+
+        Returns:
+            (R, T, D)
+        """
+        start = cache.length if cache else 0
+        end = start + tokens.shape[1]
+        if end > self.max_len:
+            raise ValueError(f"sequence must have at most {self.max_len} tokens, got {end}")
+        x = F.embedding(tokens, self.token_embedding) + self.positions[start:end]  # (R, T, D)
+        for i, layer in enumerate(self.layers):
+            if cache is not None:
+                layer_cache = cache.layers[i]
+                memory_k, memory_v = layer_cache.memory_k, layer_cache.memory_v
+            else:
+                layer_cache, (memory_k, memory_v) = None, layer.cross_attention.project(memory)
+            x = layer(x, memory_k, memory_v, start, layer_cache)
+        if cache is not None:
+            cache.length = end
+        return self.output_ln(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)"""
+        table = self.token_embedding if self.output_embedding is None else self.output_embedding
+        return F.linear(hidden, table, self.output_bias)

@@ -1,0 +1,118 @@
+"""Image encoders: `forward(images (B, 3, H, W)) -> (B, S, C)`, with `.dim` and `.grid`.
+
+An encoder of our own is one class with these three and one entry in `ENCODERS`; every other name
+is a timm model.
+"""
+
+import difflib
+import math
+from collections.abc import Callable
+
+import timm
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from utils.errors import UserError
+
+
+class TimmEncoder(nn.Module):
+    """Any timm model, CNN or transformer; class and register tokens are dropped.
+
+    Args:
+        name: timm model name, e.g. "resnet50" or "deit3_small_patch16_384.fb_in22k_ft_in1k".
+        image_size: (H, W); transformers resample their positions from the pretraining size.
+        stride: take the feature map of this stride (a CNN's earlier stage); None = the last one.
+        drop_path: final rate of timm's linear ramp; models without stochastic depth need 0.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: tuple[int, int],
+        *,
+        stride: int | None = None,
+        pretrained: bool = False,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        kwargs = {"drop_path_rate": drop_path} if drop_path else {}
+        if timm.get_pretrained_cfg(name, allow_unregistered=False).fixed_input_size:
+            kwargs["img_size"] = image_size
+        self.is_pyramid = stride is not None
+        if self.is_pyramid:
+            stage = _stage_of_stride(name, stride, kwargs)
+            kwargs |= {"features_only": True, "out_indices": (stage,)}
+        else:
+            kwargs["num_classes"] = 0
+        self.backbone = timm.create_model(name, pretrained=pretrained, **kwargs)
+        if self.is_pyramid:
+            self.dim = self.backbone.feature_info.channels()[-1]
+        else:
+            self.dim = self.backbone.num_features
+            stride = self.backbone.feature_info[-1]["reduction"]
+        self.grid = tuple(math.ceil(side / stride) for side in image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, S, C) with S = grid[0] * grid[1], row by row."""
+        backbone = self.backbone
+        features = backbone(images)[0] if self.is_pyramid else backbone.forward_features(images)
+        if features.ndim == 3:  # (B, prefix + S, C)
+            tokens = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
+        elif getattr(backbone, "output_fmt", "NCHW") == "NHWC":  # (B, h, w, C)
+            tokens = features.flatten(1, 2)
+        else:  # (B, C, h, w)
+            tokens = features.flatten(2).transpose(1, 2)
+        assert tokens.shape[1] == math.prod(self.grid), f"{tokens.shape[1]} tokens, {self.grid=}"
+        return tokens
+
+
+def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
+    """Index of the last feature map with that stride, read from an empty model."""
+    info = timm.create_model(name, features_only=True, **kwargs).feature_info
+    strides = info.reduction()
+    if stride not in strides:
+        raise UserError(
+            f"encoder {name!r} has feature maps of strides {sorted(set(strides))}, not {stride}; "
+            "use --set encoder_stride=... with one of them"
+        )
+    return len(strides) - 1 - strides[::-1].index(stride)
+
+
+def _timm_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
+    if not timm.is_model(config.encoder):
+        near = difflib.get_close_matches(config.encoder.split(".")[0], timm.list_models(), n=3)
+        raise UserError(f"no encoder {config.encoder!r} in timm; near it: {near}")
+    try:
+        return TimmEncoder(
+            config.encoder,
+            config.image_size,
+            stride=config.encoder_stride,
+            pretrained=pretrained,
+            drop_path=config.drop_path,
+        )
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"cannot fetch pretrained weights of {config.encoder!r} ({type(error).__name__}); "
+            "check the network, or train from scratch with --set pretrained=false"
+        ) from error
+
+
+# name -> builder(config, pretrained); every other name goes to timm.
+ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {}
+
+
+def build_encoder(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
+    """The encoder that `config.encoder` names.
+
+    Raises:
+        UserError: unknown name, or pretrained weights that cannot be fetched.
+    """
+    return ENCODERS.get(config.encoder, _timm_encoder)(config, pretrained)
+
+
+def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that a timm encoder was pretrained with, for [0, 1] images."""
+    cfg = timm.get_pretrained_cfg(encoder, allow_unregistered=False)
+    return (cfg.mean, cfg.std) if cfg else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

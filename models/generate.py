@@ -1,0 +1,130 @@
+"""Autoregressive decoding: encode once, then one token per step through the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.decoder import Decoder
+
+REMOVED = -1e10  # logit of a token that truncation removed, as in the official code
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a token is picked: top_k = 1 is greedy, top_k = 0 and top_p = 1 switch truncation off."""
+
+    temperature: float = 1.0
+    top_k: int = 1
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be > 0, got {self.temperature}; greedy is top_k=1")
+        if self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise ValueError(
+                f"top_k must be >= 0 and top_p in [0, 1], got top_k={self.top_k}, "
+                f"top_p={self.top_p}"
+            )
+
+
+def top_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Truncates to the k best, then to the nucleus of mass p (official `top_logits`).
+
+    The nucleus holds the tokens whose cumulative probability, themselves included, is at most
+    `top_p`, and always the best one; ties at either threshold are all kept.
+
+    Args:
+        logits: (R, V)
+
+    Returns:
+        (R, V), `REMOVED` where a token is out.
+    """
+    if top_k > 0:
+        worst = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < worst, REMOVED)
+    if top_p < 1:
+        ordered = logits.sort(dim=1, descending=True).values
+        inside = ordered.softmax(1).cumsum(1) <= top_p
+        inside[:, 0] = True
+        worst = ordered.masked_fill(~inside, torch.inf).amin(1, keepdim=True)
+        logits = logits.masked_fill(logits < worst, REMOVED)
+    return logits
+
+
+def sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator | None) -> Tensor:
+    """(R, V) -> (R,) token ids; of equal best logits greedy takes the first."""
+    if options.top_k == 1:
+        return logits.argmax(1)
+    kept = top_logits(logits / options.temperature, options.top_k, options.top_p)
+    return torch.multinomial(kept.softmax(1), 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    decoder: Decoder,
+    memory: Tensor,
+    prompt: Tensor,
+    *,
+    max_new_tokens: int,
+    eos_id: int | None = None,
+    options: SamplingOptions = SamplingOptions(),
+    num_samples: int = 1,
+    allowed: Callable[[Tensor], Tensor] | None = None,
+    suppress: Sequence[int] = (),
+    score_range: tuple[int, int] | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, ...]:
+    """Continues prompts. Encode an image once, then call this per task and per instance.
+
+    Args:
+        memory: (B, S, D) encoded images.
+        prompt: (B, P) or (B, N, P) ids, N prompts per image.
+        eos_id: a row that says it is finished and says nothing else; None = never stop early.
+        num_samples: continuations per prompt.
+        allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar.
+        suppress: ids removed before anything else, scores included.
+        score_range: [lo, hi) ids, e.g. the classes.
+        generator: source of the draws; None = torch's global one.
+
+    Returns:
+        tokens, log_probs: (B * N * num_samples, max_new_tokens), samples fastest. Log-probs are
+        under the full softmax at temperature 1 without grammar or truncation, so they serve as
+        scores. From its first `eos_id` on, a row is `eos_id` at log-prob 0.
+        With `score_range` also, of the same shape: the best id of that range at every step and
+        its log-prob under the full softmax.
+    """
+    prompt = prompt.flatten(0, -2).repeat_interleave(num_samples, dim=0)  # (R, P)
+    num_rows = len(prompt)
+    tokens = prompt.new_full((num_rows, max_new_tokens), 0 if eos_id is None else eos_id)
+    log_probs = memory.new_zeros((num_rows, max_new_tokens), dtype=torch.float32)
+    best, best_log_probs = tokens.clone(), log_probs.clone()
+    done = torch.zeros_like(prompt[:, 0], dtype=torch.bool)
+    suppress = torch.as_tensor(list(suppress), dtype=torch.long, device=prompt.device)
+    cache = decoder.init_cache(memory, num_rows, prompt.shape[1] + max_new_tokens - 1)
+    new = prompt  # the prompt first, then one id per row
+    for step in range(max_new_tokens):
+        logits = decoder.logits(decoder(new, cache=cache)[:, -1]).float()  # (R, V)
+        if len(suppress):
+            logits[:, suppress] = -torch.inf
+        log_norm = logits.logsumexp(1)  # (R,)
+        choices = logits
+        if allowed is not None:
+            choices = logits.masked_fill(~allowed(tokens[:, :step]), -torch.inf)
+        token = sample(choices, options, generator)
+        log_prob = logits.gather(1, token[:, None])[:, 0] - log_norm
+        if score_range is not None:
+            value, index = logits[:, slice(*score_range)].max(1)
+            best[:, step] = index + score_range[0]
+            best_log_probs[:, step] = value - log_norm
+        if eos_id is not None:
+            token, log_prob = token.masked_fill(done, eos_id), log_prob.masked_fill(done, 0.0)
+            done |= token == eos_id
+        tokens[:, step], log_probs[:, step] = token, log_prob
+        if eos_id is not None and done.all():  # one device sync per token
+            break
+        new = token[:, None]
+    return (tokens, log_probs) if score_range is None else (tokens, log_probs, best, best_log_probs)

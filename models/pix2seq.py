@@ -1,0 +1,124 @@
+"""Pix2Seq: image encoder, projection, autoregressive decoder."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.decoder import Decoder
+from models.encoder import build_encoder
+from models.generate import SamplingOptions, generate
+from models.projection import Projection
+
+
+class Pix2Seq(nn.Module):
+    """Images and tokens to the logits of the next tokens (Pix2Seq section 3, Pix2SeqV2 section 3).
+
+    Attributes:
+        config: the `ModelConfig` it was built from.
+        meta: what else a weight file records (vocabulary, categories, tasks, …), JSON values.
+    """
+
+    def __init__(
+        self, config: ModelConfig, encoder: nn.Module, projection: Projection, decoder: Decoder
+    ):
+        super().__init__()
+        self.config, self.meta = config, {}
+        self.encoder, self.projection, self.decoder = encoder, projection, decoder
+        self.register_buffer(
+            "mean", torch.tensor(config.image_mean)[:, None, None], persistent=False
+        )
+        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encodes images once; decode the memory as often as you like.
+
+        Args:
+            images: (B, 3, H, W) uint8, or float in [0, 1]; floats are neither clamped nor checked.
+
+        Returns:
+            (B, S, D) memory: projected, with positions.
+        """
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return self.projection(self.encoder((images - self.mean) / self.std))
+
+    def forward(self, images: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits.
+
+        Args:
+            images: (B, 3, H, W), see `encode`.
+            tokens: (B, T) or (B, N, T), N sequences per image.
+            positions: optional bool mask of the shape of `tokens`: only these positions get
+                logits (a loss needs no others).
+
+        Returns:
+            (B * N, T, V), or (positions.sum(), V).
+        """
+        hidden = self.decoder(tokens.flatten(0, -2), self.encode(images))  # (B * N, T, D)
+        if positions is not None:
+            hidden = hidden[positions.flatten(0, -2)]
+        return self.decoder.logits(hidden)
+
+    def generate(
+        self,
+        memory: Tensor,
+        prompt: Tensor,
+        *,
+        max_new_tokens: int,
+        eos_id: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 1,
+        top_p: float = 1.0,
+        num_samples: int = 1,
+        allowed: Callable[[Tensor], Tensor] | None = None,
+        suppress: Sequence[int] = (),
+        score_range: tuple[int, int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Cached decoding; see `models.generate.generate` for arguments and results."""
+        return generate(
+            self.decoder,
+            memory,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            eos_id=eos_id,
+            options=SamplingOptions(temperature, top_k, top_p),
+            num_samples=num_samples,
+            allowed=allowed,
+            suppress=suppress,
+            score_range=score_range,
+            generator=generator,
+        )
+
+
+def build_model(config: ModelConfig, *, pretrained: bool = False) -> Pix2Seq:
+    """A model with new weights; `pretrained` fetches those of the encoder."""
+    encoder = build_encoder(config, pretrained=pretrained)
+    projection = Projection(
+        encoder.dim,
+        config.dim,
+        encoder.grid,
+        mode=config.projection,
+        mlp_ratio=config.projection_mlp_ratio,
+        drop=config.drop_units,
+    )
+    decoder = Decoder(
+        vocab_size=config.vocab_size,
+        max_len=config.max_len,
+        dim=config.dim,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        mlp_dim=config.mlp_dim,
+        tie_embeddings=config.tie_embeddings,
+        output_bias=config.output_bias,
+        drop_path=config.drop_path,
+        drop_units=config.drop_units,
+        drop_attention=config.drop_attention,
+    )
+    return Pix2Seq(config, encoder, projection, decoder)

@@ -1,0 +1,236 @@
+"""Cached decoding equals the full forward; sampling, grammar, stopping."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models import ModelConfig, build_model
+from models.generate import SamplingOptions, generate, top_logits
+
+VOCAB = 3000
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder="test_vit", image_size=(64, 96), dim=64, num_heads=4, num_layers=3, mlp_dim=96,
+        max_len=40,
+    )  # fmt: skip
+    model = build_model(config).eval()
+    with torch.no_grad():
+        model.decoder.token_embedding.mul_(20)  # far from uniform: arg max has no near ties
+    return model
+
+
+@pytest.fixture(scope="module")
+def memory(model):
+    with torch.no_grad():
+        return model.encode(torch.rand(2, 3, 64, 96))
+
+
+def prompts(*shape):
+    return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 6), (2, 3, 4)])
+def test_cached_decoding_equals_one_full_forward(model, memory, shape):
+    prompt = prompts(*shape)
+    tokens, log_probs = model.generate(memory, prompt, max_new_tokens=20)
+    rows = prompt.flatten(0, -2)
+    with torch.no_grad():
+        hidden = model.decoder(torch.cat([rows, tokens], 1), memory)
+        logits = model.decoder.logits(hidden)[:, shape[-1] - 1 : -1]
+    assert torch.equal(tokens, logits.argmax(-1))
+    expected = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
+
+
+def test_prefill_and_steps_of_any_length_agree(model, memory):
+    tokens = prompts(2, 12)
+    with torch.no_grad():
+        full = model.decoder(tokens, memory)
+        for cuts in ([12], [1] * 12, [3, 1, 5, 3], [1, 11]):
+            cache = model.decoder.init_cache(memory, 2, 12)
+            parts = [model.decoder(part, cache=cache) for part in tokens.split(cuts, dim=1)]
+            torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_equals_its_rows_one_by_one(model, memory):
+    prompt = prompts(2, 3, 4)
+    together, log_probs = model.generate(memory, prompt, max_new_tokens=10)
+    for image in range(2):
+        for i in range(3):
+            alone = model.generate(
+                memory[image : image + 1], prompt[image : image + 1, i], max_new_tokens=10
+            )
+            assert torch.equal(alone[0][0], together[image * 3 + i])
+            torch.testing.assert_close(alone[1][0], log_probs[image * 3 + i], atol=1e-5, rtol=0)
+
+
+def test_greedy_samples_are_copies_samples_fastest(model, memory):
+    one, _ = model.generate(memory, prompts(2, 2, 4), max_new_tokens=6)
+    three, _ = model.generate(memory, prompts(2, 2, 4), max_new_tokens=6, num_samples=3)
+    assert torch.equal(three, one.repeat_interleave(3, 0))
+
+
+def test_cross_attention_is_projected_once_per_image_and_shared(model, memory):
+    cache = model.decoder.init_cache(memory, num_rows=2 * 5 * 8, max_len=10)
+    assert {layer.memory_k.shape for layer in cache.layers} == {(2, 4, memory.shape[1], 16)}
+    calls = []
+    hook = model.decoder.layers[0].cross_attention.kv.register_forward_hook(
+        lambda *_: calls.append(1)
+    )
+    model.generate(memory, prompts(2, 5, 4), max_new_tokens=10, num_samples=8)
+    hook.remove()
+    assert len(calls) == 1
+
+
+def test_sampling_repeats_with_its_generator_and_varies_without(model, memory):
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        options = {"max_new_tokens": 8, "top_k": 0, "temperature": 3.0, "generator": generator}
+        return model.generate(memory, prompts(2, 1), **options)[0]
+
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+
+
+def test_a_finished_row_stays_finished(model, memory):
+    free, _ = model.generate(memory, prompts(2, 1), max_new_tokens=12)
+    eos = free[0, 3].item()
+    tokens, log_probs = model.generate(memory, prompts(2, 1), max_new_tokens=12, eos_id=eos)
+    first = (free[0] == eos).nonzero()[0].item()
+    assert torch.equal(tokens[0, : first + 1], free[0, : first + 1])
+    assert (tokens[0, first:] == eos).all() and (log_probs[0, first + 1 :] == 0).all()
+    assert log_probs[0, first] != 0
+
+
+def test_decoding_ends_when_all_rows_are_done(model, memory):
+    steps = []
+    hook = model.decoder.output_ln.register_forward_hook(lambda *_: steps.append(1))
+    always = torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, torch.tensor(7), True)
+    tokens, _ = model.generate(
+        memory, prompts(2, 1), max_new_tokens=12, eos_id=7, allowed=lambda _: always
+    )
+    hook.remove()
+    assert tokens.shape == (2, 12) and (tokens == 7).all() and len(steps) == 1
+
+
+def test_the_grammar_limits_choices_but_not_scores(model, memory):
+    odd = torch.arange(VOCAB) % 2 == 1
+    tokens, log_probs = model.generate(
+        memory, prompts(2, 2), max_new_tokens=6, allowed=lambda _: odd
+    )
+    assert (tokens % 2 == 1).all()
+    with torch.no_grad():
+        hidden = model.decoder(torch.cat([prompts(2, 2), tokens], 1), memory)
+        logits = model.decoder.logits(hidden)[:, 1:-1]
+    assert torch.equal(tokens, logits.masked_fill(~odd, -torch.inf).argmax(-1))
+    expected = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
+
+
+def test_the_grammar_sees_what_was_generated(model, memory):
+    seen = []
+
+    def allowed(tokens):
+        seen.append(tokens.clone())
+        return torch.ones(len(tokens), VOCAB, dtype=torch.bool)
+
+    tokens, _ = model.generate(memory, prompts(2, 2), max_new_tokens=4, allowed=allowed)
+    assert [t.shape for t in seen] == [(2, 0), (2, 1), (2, 2), (2, 3)]
+    assert torch.equal(seen[-1], tokens[:, :3])
+
+
+def test_suppressed_ids_leave_the_choice_and_the_scores(model, memory):
+    free, free_log_probs = model.generate(memory, prompts(2, 1), max_new_tokens=1)
+    best = free[0, 0].item()
+    tokens, log_probs = model.generate(memory, prompts(2, 1), max_new_tokens=1, suppress=[best])
+    assert tokens[0, 0] != best
+    with torch.no_grad():
+        logits = model.decoder.logits(model.decoder(prompts(2, 1), memory))[0, 0]
+    logits[best] = -torch.inf
+    assert log_probs[0, 0].item() == pytest.approx(logits.log_softmax(0).max().item(), abs=1e-5)
+
+
+def test_score_range_is_the_best_of_the_range_under_the_full_softmax(model, memory):
+    tokens, log_probs, best, best_log_probs = model.generate(
+        memory, prompts(2, 1), max_new_tokens=8, score_range=(100, 1000)
+    )
+    with torch.no_grad():
+        hidden = model.decoder(torch.cat([prompts(2, 1), tokens], 1), memory)
+        all_log_probs = model.decoder.logits(hidden)[:, :-1].log_softmax(-1)
+    value, index = all_log_probs[:, :, 100:1000].max(-1)
+    assert torch.equal(best, index + 100)
+    torch.testing.assert_close(best_log_probs, value, atol=1e-5, rtol=0)
+    inside = (tokens >= 100) & (tokens < 1000)
+    assert torch.equal(best[inside], tokens[inside])
+
+
+class Scripted:
+    """A stand-in decoder that says what a table says, for tests of the loop alone."""
+
+    def __init__(self, probabilities):
+        self.table = torch.tensor(probabilities).log()  # (V,)
+
+    def init_cache(self, memory, num_rows, max_len):
+        return num_rows
+
+    def __call__(self, tokens, cache):
+        return torch.zeros(cache, tokens.shape[1], 1)
+
+    def logits(self, hidden):
+        return self.table.expand(len(hidden), -1)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_p": 0.4}, {3}),  # the best one alone has 0.45 > 0.4, and is always kept
+        ({"top_p": 0.8}, {3, 1}),
+        ({"top_k": 3}, {3, 1, 0}),
+        ({"top_k": 3, "top_p": 0.9}, {3, 1}),  # p works on the renormalised rest
+        ({}, {0, 1, 2, 3}),
+    ],
+)
+def test_nucleus_keeps_what_the_paper_keeps(options, kept):
+    decoder, memory = Scripted([0.15, 0.35, 0.05, 0.45]), torch.zeros(1, 1, 1)
+    options = SamplingOptions(**{"top_k": 0, **options})
+    tokens, _ = generate(
+        decoder, memory, torch.zeros(1, 1, dtype=torch.long), max_new_tokens=2, num_samples=1000,
+        options=options, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert set(tokens.flatten().tolist()) == kept
+
+
+def test_sampling_frequencies_are_the_probabilities():
+    decoder, memory = Scripted([0.15, 0.35, 0.05, 0.45]), torch.zeros(1, 1, 1)
+    for temperature in (1.0, 2.0):
+        tokens, log_probs = generate(
+            decoder, memory, torch.zeros(1, 1, dtype=torch.long), max_new_tokens=1,
+            num_samples=20_000, options=SamplingOptions(temperature, top_k=0),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        want = torch.tensor([0.15, 0.35, 0.05, 0.45]) ** (1 / temperature)
+        got = tokens.flatten().bincount(minlength=4) / 20_000
+        torch.testing.assert_close(got, want / want.sum(), atol=0.015, rtol=0)
+        assert log_probs[tokens == 3].mean().item() == pytest.approx(math.log(0.45), abs=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 1.5}])
+def test_options_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingOptions(**wrong)
+
+
+@pytest.mark.data
+def test_truncation_equals_the_official_one(reference):
+    data = np.load(reference / "decoding" / "top_logits.npz")
+    names = [name for name in data.files if name != "logits"]
+    assert len(names) == 14
+    for name in names:
+        k, p = name.removeprefix("top_logits_").split("_")
+        got = top_logits(torch.from_numpy(data["logits"]), int(k[1:]), float(p[1:]))
+        np.testing.assert_allclose(got.numpy(), data[name], rtol=1e-6)
