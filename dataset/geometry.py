@@ -1,0 +1,238 @@
+"""The one map between original pixels and model input, with its exact inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import cv2
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dataset.polygons import clip_polygon
+from dataset.sample import Sample
+
+Size = tuple[int, int]  # (H, W)
+HANDLED = {
+    *("image", "image_id", "orig_size", "geometry", "boxes", "labels"),
+    *("keypoints", "flip_pairs", "polygons", "captions"),
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Crop, resize, cut a window, mirror: in this order; the rest of the input is padding.
+
+    Coordinates are continuous: pixel i covers [i, i + 1), so a resize multiplies by the ratio of
+    the sides and a mirror maps x to `unpadded width - x`. Padding is at the bottom and right.
+    """
+
+    orig_size: Size
+    crop: tuple[int, int, int, int]  # y0, x0, height, width of the region of the original
+    resized: Size  # the region after resizing
+    offset: tuple[int, int]  # (y, x) of the window cut from the resized region
+    size: Size  # model input
+    flip: bool = False
+
+    @classmethod
+    def letterbox(
+        cls,
+        orig_size: Size,
+        size: Size,
+        mode: str = "letterbox",
+        crop: tuple[int, int, int, int] | None = None,
+    ) -> Geometry:
+        """The largest picture of the same aspect that fits (the official evaluation).
+
+        Args:
+            mode: "letterbox", or "stretch" to fill the whole input, aspect not kept.
+            crop: y0, x0, height, width; only this region of the original is used.
+        """
+        if mode not in ("letterbox", "stretch"):
+            raise ValueError(f"mode must be 'letterbox' or 'stretch', got {mode!r}")
+        crop = crop or (0, 0, *orig_size)
+        resized = tuple(size)
+        if mode == "letterbox":
+            side, target = np.float32(crop[2:]), np.float32(size)  # float32 as tf.image.resize
+            resized = _at_least_one(np.round(side * (target / side).min()))
+        return cls(tuple(orig_size), tuple(crop), resized, (0, 0), tuple(size))
+
+    @classmethod
+    def jitter(
+        cls,
+        orig_size: Size,
+        size: Size,
+        scale: float,
+        offsets: tuple[float, float] = (0.0, 0.0),
+        *,
+        flip: bool = False,
+        crop: tuple[int, int, int, int] | None = None,
+    ) -> Geometry:
+        """Scale jitter and fixed-size crop as the official training does them.
+
+        Args:
+            scale: factor on the largest picture that fits.
+            offsets: (u_y, u_x) in [0, 1], where the window lies if the picture is larger than the
+                input. The official code draws one u for both; two independent ones reach every
+                part of the picture.
+        """
+        crop = crop or (0, 0, *orig_size)
+        side, target = np.float32(crop[2:]), np.float32(size) * np.float32(scale)
+        resized = _at_least_one(side * (target / side).min())
+        spare = np.maximum(np.subtract(resized, size), 0)
+        offset = (spare * np.float32(offsets)).astype(int)
+        offset = (int(offset[0]), int(offset[1]))
+        return cls(tuple(orig_size), tuple(crop), resized, offset, tuple(size), bool(flip))
+
+    @property
+    def unpadded(self) -> Size:
+        """(h, w) of the picture inside the model input."""
+        rest = [r - o for r, o in zip(self.resized, self.offset, strict=True)]
+        return min(rest[0], self.size[0]), min(rest[1], self.size[1])
+
+    def points(self, xy: np.ndarray) -> np.ndarray:
+        """Original pixels to model input, (..., 2) of (x, y); nothing is clipped."""
+        scale, shift = self._scale_shift()
+        mapped = np.asarray(xy, np.float64) * scale + shift
+        return mapped.astype(_float_type(xy))
+
+    def inverse_points(self, xy: np.ndarray) -> np.ndarray:
+        """Model input to original pixels, (..., 2) of (x, y)."""
+        scale, shift = self._scale_shift()
+        mapped = (np.asarray(xy, np.float64) - shift) / scale
+        return mapped.astype(_float_type(xy))
+
+    def boxes(self, xyxy: np.ndarray) -> np.ndarray:
+        """Original pixels to model input, (..., 4) xyxy; nothing is clipped."""
+        return self._corners(self.points, xyxy)
+
+    def inverse_boxes(self, xyxy: np.ndarray) -> np.ndarray:
+        """Model input to original pixels, (..., 4) xyxy."""
+        return self._corners(self.inverse_points, xyxy)
+
+    def apply(self, sample: Sample, *, antialias: bool = False) -> Sample:
+        """A sample in original pixels -> the same in model input; padding is not written.
+
+        Boxes and polygons are clipped to the picture (nothing is removed: row i stays object i),
+        keypoints outside become unlabelled, a mirror swaps left and right keypoints.
+
+        Args:
+            antialias: as the evaluation resizes; the official training does without.
+
+        Returns:
+            Sample whose image is (h, w, 3) with (h, w) = `unpadded`.
+        """
+        unknown = {f.name for f in fields(sample)} - HANDLED
+        if unknown:
+            raise TypeError(f"Geometry does not know how to move the fields {sorted(unknown)}")
+        if sample.geometry is not None:
+            raise ValueError("sample.geometry must be None, got a sample that was moved already")
+        if sample.image.shape[:2] != self.orig_size:
+            got = sample.image.shape[:2]
+            raise ValueError(f"image must be {self.orig_size} (H, W) for this Geometry, got {got}")
+        h, w = self.unpadded
+        return replace(
+            sample,
+            geometry=self,
+            image=self._resize_array(sample.image, antialias),
+            boxes=np.clip(self.boxes(sample.boxes), 0, np.float32([w, h, w, h])),
+            keypoints=self._move_keypoints(sample.keypoints, sample.flip_pairs),
+            polygons=self._move_polygons(sample.polygons),
+        )
+
+    def resize_tensor(self, image: Tensor) -> Tensor:
+        """uint8 (3, H, W) original -> float (3, h, w) in [0, 1], (h, w) = `unpadded`.
+
+        Bilinear with antialias on floats, on the device of `image`: the official evaluation.
+        """
+        y, x, height, width = self.crop
+        region = image[:, y : y + height, x : x + width].float() / 255
+        if self.resized != (height, width):
+            region = F.interpolate(
+                region[None], self.resized, mode="bilinear", antialias=True, align_corners=False
+            )[0]
+        (y, x), (h, w) = self.offset, self.unpadded
+        window = region[:, y : y + h, x : x + w]
+        return window.flip(2) if self.flip else window
+
+    def _scale_shift(self) -> tuple[np.ndarray, np.ndarray]:
+        """x' = x * scale + shift, both (2,) float64 for (x, y)."""
+        y0, x0, height, width = self.crop
+        scale = np.array([self.resized[1] / width, self.resized[0] / height])
+        shift = -np.array([x0, y0]) * scale - np.array([self.offset[1], self.offset[0]])
+        if self.flip:
+            scale[0], shift[0] = -scale[0], self.unpadded[1] - shift[0]
+        return scale, shift
+
+    def _corners(self, move, xyxy: np.ndarray) -> np.ndarray:
+        xyxy = np.asarray(xyxy)
+        corners = move(xyxy.reshape(*xyxy.shape[:-1], 2, 2))
+        if self.flip:
+            corners[..., 0] = corners[..., ::-1, 0].copy()  # left and right change places
+        return corners.reshape(xyxy.shape)
+
+    def _resize_array(self, image: np.ndarray, antialias: bool) -> np.ndarray:
+        y, x, height, width = self.crop
+        region, (h, w) = image[y : y + height, x : x + width], self.resized
+        if self.resized != (height, width) and antialias:
+            region = np.asarray(Image.fromarray(region).resize((w, h), Image.Resampling.BILINEAR))
+        elif self.resized != (height, width):
+            region = cv2.resize(np.ascontiguousarray(region), (w, h))  # bilinear
+        (y, x), (h, w) = self.offset, self.unpadded
+        window = region[y : y + h, x : x + w]
+        return np.ascontiguousarray(window[:, ::-1] if self.flip else window)
+
+    def _move_keypoints(self, keypoints: np.ndarray | None, flip_pairs) -> np.ndarray | None:
+        """(N, K, 3); a point on or over the border counts as outside, as in the official crop."""
+        if keypoints is None:
+            return None
+        xy = self.points(keypoints[..., :2])
+        inside = ((xy > 0) & (xy < np.float32(self.unpadded[::-1]))).all(-1)
+        seen = inside & (keypoints[..., 2] > 0)
+        moved = np.where(seen[..., None], np.concatenate([xy, keypoints[..., 2:]], -1), 0)
+        if self.flip:
+            if flip_pairs is None:
+                raise ValueError("flip_pairs must say which keypoints a mirror swaps, got None")
+            order = np.arange(keypoints.shape[1])
+            for left, right in flip_pairs:
+                order[[left, right]] = right, left
+            moved = moved[:, order]
+        return moved.astype(np.float32)
+
+    def _move_polygons(self, polygons):
+        if polygons is None:
+            return None
+        moved = [[clip_polygon(self.points(p), self.unpadded) for p in parts] for parts in polygons]
+        return [[part for part in parts if len(part)] for parts in moved]
+
+
+def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int, int, int, int]:
+    """The region around one object that the keypoint task looks at, as the official code has it.
+
+    Args:
+        box: (4,) xyxy original pixels.
+        pad_scale: how much of the box's side is added on each side (0.5: twice the box).
+
+    Returns:
+        y0, x0, height, width: the `crop` of a Geometry.
+    """
+    start, extent = [], []
+    for low, high, side in ((box[1], box[3], orig_size[0]), (box[0], box[2], orig_size[1])):
+        last = np.float32(side - 1)
+        first = int(np.floor(np.float32(low) / np.float32(side) * last))
+        final = int(np.ceil(np.float32(high) / np.float32(side) * last))
+        pad = int((final - first + 1) * pad_scale)
+        first, final = max(first - pad, 0), min(final + pad, side - 1)
+        start.append(min(first, side - 1))
+        extent.append(max(final - start[-1] + 1, 1))
+    return start[0], start[1], extent[0], extent[1]
+
+
+def _at_least_one(size: np.ndarray) -> Size:
+    return max(int(size[0]), 1), max(int(size[1]), 1)
+
+
+def _float_type(values) -> np.dtype:
+    kind = np.asarray(values).dtype
+    return kind if np.issubdtype(kind, np.floating) else np.dtype(np.float64)

@@ -1,0 +1,291 @@
+"""Samples to batches: what worker processes do, and in which order samples come."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from dataset.sample import Sample
+from utils.errors import UserError
+
+REMAINDERS = ("keep", "drop", "pad")
+
+
+@dataclass
+class Batch:
+    """One training step's input; images are padded and scaled on the device (`pad_batch`)."""
+
+    images: Tensor  # (B, 3, H, W) uint8, the picture at the top left
+    unpadded: Tensor  # (B, 2) int64, (h, w) of the picture
+    input_tokens: Tensor  # (B, T) int64
+    target_tokens: Tensor  # (B, T) int64
+    token_weights: Tensor  # (B, T) float32
+    image_ids: list[int | str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+
+@dataclass
+class EvalBatch:
+    """Originals, resized on the device (`letterbox_batch`)."""
+
+    images: list[Tensor]  # B of uint8 (3, h, w)
+    image_ids: list[int | str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pin_memory(self) -> "EvalBatch":
+        return replace(self, images=[image.pin_memory() for image in self.images])
+
+
+class TrainSet(Dataset):
+    """Source, transforms and task tokenizer; item (epoch, index) is always the same."""
+
+    def __init__(
+        self,
+        source,
+        transforms: Sequence[Callable[[Sample, np.random.Generator], Sample]],
+        encode: Callable,
+        seed: int,
+    ):
+        """
+        Args:
+            source: sequence of `Sample`s in original pixels.
+            transforms: applied in order; one of them must set `geometry`.
+            encode: (sample, rng) -> TokenSequence, the task.
+            seed: with epoch and index the only source of randomness.
+        """
+        self.source, self.transforms, self.encode, self.seed = source, transforms, encode, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        sample, rng = self.sample(epoch, index)
+        tokens = self.encode(sample, rng)
+        (height, width), (h, w) = sample.geometry.size, sample.geometry.unpadded
+        image = np.zeros((3, height, width), np.uint8)
+        image[:, :h, :w] = sample.image.transpose(2, 0, 1)
+        return {
+            "images": torch.from_numpy(image),
+            "unpadded": torch.tensor([h, w]),
+            "input_tokens": torch.from_numpy(tokens.input),
+            "target_tokens": torch.from_numpy(tokens.target),
+            "token_weights": torch.from_numpy(tokens.weight),
+            "image_ids": sample.image_id,
+        }
+
+    def sample(self, epoch: int, index: int) -> tuple[Sample, np.random.Generator]:
+        """The transformed sample and the generator that goes on to draw for `encode`."""
+        rng = np.random.default_rng([self.seed, epoch, index])
+        sample = self.source[index]
+        for transform in self.transforms:
+            sample = transform(sample, rng)
+        if sample.geometry is None:
+            raise ValueError("transforms must contain one that sets sample.geometry, as Letterbox")
+        return sample, rng
+
+
+class EvalSet(Dataset):
+    """The uint8 originals of a source, without its annotation."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | str]:
+        sample = self.source[index]
+        image = np.ascontiguousarray(sample.image.transpose(2, 0, 1))
+        return torch.from_numpy(image), sample.image_id
+
+
+class EpochSampler(Sampler):
+    """(epoch, index) pairs of one rank: over all ranks every sample exactly once per epoch.
+
+    Rank r takes every world_size-th sample from r, so batch k of all ranks together holds the same
+    samples as batch k of one process with the world_size-fold batch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        remainder: str = "keep",
+    ):
+        """
+        Args:
+            length: number of samples over all ranks.
+            remainder: what happens if length is no multiple of world_size: "keep" gives some
+                ranks one sample more, "drop" leaves the last samples of the epoch's order out,
+                "pad" repeats the first ones.
+        """
+        if remainder not in REMAINDERS:
+            raise ValueError(f"remainder must be one of {list(REMAINDERS)}, got {remainder!r}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.rank, self.world_size, self.remainder = rank, world_size, remainder
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Call before each epoch; `start` samples of this rank are skipped (resume)."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return len(self._indices()) - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(self.epoch, index) for index in self._indices()[self.start :].tolist()])
+
+    def _indices(self) -> np.ndarray:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        if self.remainder == "drop":
+            order = order[: self.length // self.world_size * self.world_size]
+        elif self.remainder == "pad":
+            order = np.resize(order, -(-self.length // self.world_size) * self.world_size)
+        return order[self.rank :: self.world_size]
+
+
+class Loader(DataLoader):
+    """A DataLoader that raises a `UserError` as its one line, also out of a worker process."""
+
+    def __init__(self, dataset: Dataset, collate_fn: Callable, **arguments):
+        super().__init__(_Guarded(dataset), collate_fn=_GuardedCollate(collate_fn), **arguments)
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                try:
+                    raise batch
+                finally:
+                    del batch  # error -> traceback -> this frame -> error: workers would linger
+            yield batch
+
+
+@dataclass
+class _Guarded(Dataset):
+    """Returns errors as values: torch would bury the line in a worker's traceback."""
+
+    dataset: Dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+@dataclass
+class _GuardedCollate:
+    collate_fn: Callable
+
+    def __call__(self, rows: list):
+        errors = [row for row in rows if isinstance(row, UserError)]
+        return errors[0] if errors else self.collate_fn(rows)
+
+
+def collate(rows: list[dict]) -> Batch:
+    ids = [row.pop("image_ids") for row in rows]
+    return Batch(**default_collate(rows), image_ids=ids)
+
+
+def collate_originals(rows: list[tuple[Tensor, int | str]]) -> EvalBatch:
+    images, image_ids = zip(*rows, strict=True)
+    return EvalBatch(list(images), list(image_ids))
+
+
+def build_train_loader(
+    dataset: TrainSet,
+    *,
+    batch_size: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle: bool = True,
+    drop_last: bool = False,
+) -> Loader:
+    """Loader whose `sampler` is an `EpochSampler`: call `loader.sampler.set_epoch` every epoch.
+
+    Args:
+        batch_size: per rank.
+        drop_last: every rank the same number of full batches; otherwise nothing is left out.
+    """
+    sampler = EpochSampler(
+        len(dataset),
+        dataset.seed,
+        rank=rank,
+        world_size=world_size,
+        shuffle=shuffle,
+        remainder="drop" if drop_last else "keep",
+    )
+    return Loader(
+        dataset,
+        collate,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        **_worker_arguments(num_workers),
+    )
+
+
+def build_eval_loader(
+    source, *, batch_size: int, num_workers: int, rank: int = 0, world_size: int = 1
+) -> Loader:
+    """Originals in the order of the source; each rank every world_size-th image from its own."""
+    return Loader(
+        EvalSet(source),
+        collate_originals,
+        batch_size=batch_size,
+        sampler=range(rank, len(source), world_size),
+        **_worker_arguments(num_workers),
+    )
+
+
+def _worker_arguments(num_workers: int) -> dict:
+    arguments = {
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        # the loader draws a seed for its workers: not from the global generator, which resumes
+        "generator": torch.Generator().manual_seed(0),
+    }
+    if num_workers:
+        arguments |= {
+            "persistent_workers": True,
+            "prefetch_factor": 2,
+            "worker_init_fn": _limit_threads,
+        }
+    return arguments
+
+
+def _limit_threads(_worker_id: int) -> None:
+    """One thread per worker: OpenCV and torch would each take all cores in every one."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

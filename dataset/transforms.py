@@ -1,0 +1,134 @@
+"""Training transforms: small operations (sample, rng) -> sample, applied in order by `TrainSet`."""
+
+import os
+import random
+from dataclasses import replace
+
+import numpy as np
+
+from dataset.geometry import Geometry
+from dataset.sample import Sample
+from utils.errors import UserError
+
+
+class ScaleJitterCropFlip:
+    """Random size, a fixed-size window, a mirror: the official augmentation of detection."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        min_scale: float = 0.3,
+        max_scale: float = 2.0,
+        flip_prob: float = 0.5,
+    ):
+        """
+        Args:
+            size: (H, W) of the model input.
+            min_scale, max_scale: of the largest picture that fits; 1 to 1 keeps that size.
+        """
+        self.size, self.flip_prob = size, flip_prob
+        self.min_scale, self.max_scale = min_scale, max_scale
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        scale, offset_y, offset_x, coin = rng.random(4)
+        geometry = Geometry.jitter(
+            sample.orig_size,
+            self.size,
+            self.min_scale + (self.max_scale - self.min_scale) * scale,
+            (offset_y, offset_x),
+            flip=coin < self.flip_prob,
+        )
+        return geometry.apply(sample)
+
+
+class Letterbox:
+    """The picture as evaluation sees it: nothing random."""
+
+    def __init__(self, size: tuple[int, int], mode: str = "letterbox"):
+        self.size, self.mode = size, mode
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        geometry = Geometry.letterbox(sample.orig_size, self.size, self.mode)
+        return geometry.apply(sample, antialias=True)
+
+
+class FilterObjects:
+    """Removes objects of which the window left no area (the only filter of the official code)."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        keep = (sample.boxes[:, 2:] > sample.boxes[:, :2]).all(1)
+        if keep.all():
+            return sample
+        keypoints, polygons = sample.keypoints, sample.polygons
+        return replace(
+            sample,
+            boxes=sample.boxes[keep],
+            labels=sample.labels[keep],
+            keypoints=None if keypoints is None else keypoints[keep],
+            polygons=None if polygons is None else [polygons[i] for i in np.flatnonzero(keep)],
+        )
+
+
+class PixelTransform:
+    """An albumentations transform, or a composition of them, that changes pixels but moves none."""
+
+    def __init__(self, transform):
+        self.transform = transform
+        for leaf in _leaves(transform):
+            if not _only_pixels(leaf):
+                raise UserError(
+                    f"{type(leaf).__name__} may move pixels, and boxes would not follow; use "
+                    "albumentations transforms of pixels alone (ImageOnlyTransform) and leave "
+                    "geometry to the settings of the scale jitter"
+                )
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        # one pair of generators for all: set_random_seed would give every child the same draws
+        seed = int(rng.integers(2**32))
+        self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        image = self.transform(image=sample.image)["image"]
+        if image.shape != sample.image.shape or image.dtype != np.uint8:
+            raise UserError(
+                f"{type(self.transform).__name__} must keep a uint8 image of shape "
+                f"{sample.image.shape}, got {image.dtype} {image.shape}; sizes and normalisation "
+                "are not for pixel transforms"
+            )
+        return replace(sample, image=image)
+
+
+def color_jitter(strength: float) -> PixelTransform:
+    """Brightness, contrast, saturation and hue; strength 1 is the usual strong setting."""
+    alb = _albumentations()
+    return PixelTransform(
+        alb.ColorJitter(
+            brightness=_around_one(0.4 * strength),
+            contrast=_around_one(0.4 * strength),
+            saturation=_around_one(0.4 * strength),
+            hue=(-min(0.1 * strength, 0.5), min(0.1 * strength, 0.5)),
+            p=0.8,
+        )
+    )
+
+
+def _around_one(spread: float) -> tuple[float, float]:
+    return max(0.0, 1 - spread), 1 + spread
+
+
+def _albumentations():
+    """Imported on demand: it takes seconds, and asks the network for its newest version."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    return albumentations
+
+
+def _leaves(transform) -> list:
+    """The single transforms of a composition, which may be nested."""
+    if isinstance(transform, _albumentations().BaseCompose):
+        return [leaf for child in transform.transforms for leaf in _leaves(child)]
+    return [transform]
+
+
+def _only_pixels(transform) -> bool:
+    alb = _albumentations()
+    return isinstance(transform, alb.ImageOnlyTransform) or type(transform) is alb.NoOp
