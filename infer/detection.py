@@ -1,0 +1,93 @@
+"""Detection: images -> one encoder pass -> tokens -> boxes in original pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.geometry import Geometry
+from dataset.preprocess import letterbox_batch
+from infer.results import Detections
+from models import Pix2Seq
+from tokenizer import DetectionTokenizer
+from utils.categories import Categories
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How tokens are picked; see `Pix2Seq.generate`. The defaults are the papers' for detection."""
+
+    top_k: int = 0
+    top_p: float = 0.4
+    temperature: float = 1.0
+    seed: int = 0  # of the draws; the same images in the same batches give the same result
+
+
+PAPER = DecodingOptions()
+
+
+def detect(
+    model: Pix2Seq,
+    tokenizer: DetectionTokenizer,
+    categories: Categories,
+    images: Sequence[Tensor],
+    options: DecodingOptions = PAPER,
+    *,
+    resize_mode: str = "letterbox",
+    generator: torch.Generator | None = None,
+) -> list[Detections]:
+    """Detects objects in a batch of images.
+
+    The class of an object is the arg max of the class range at its fifth step, its score that
+    class's probability over the full vocabulary (official `decode_object_seq_to_bbox`). Objects
+    of class 0 or of a class without a name are dropped, boxes are clipped to the image.
+
+    Args:
+        images: B uint8 (3, h, w) originals of any sizes.
+        generator: source of the draws; default: a new one from `options.seed`.
+
+    Returns:
+        B `Detections`, best first.
+    """
+    device = model.device
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(options.seed)
+    size = model.config.image_size
+    geometries = [Geometry.letterbox(tuple(image.shape[1:]), size, resize_mode) for image in images]
+    with torch.no_grad():
+        memory = model.encode(letterbox_batch(images, geometries, device))  # (B, S, D)
+    prompt = torch.from_numpy(tokenizer.prompt).to(device).expand(len(images), -1)  # (B, 1)
+    tokens, _, classes, log_probs = (
+        out.cpu().numpy()
+        for out in model.generate(
+            memory,
+            prompt,
+            max_new_tokens=tokenizer.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            score_range=tokenizer.vocab.class_range,
+            generator=generator,
+        )
+    )
+    return [
+        _to_original(
+            tokenizer.decode(tokens[i], size, classes[i], log_probs[i]), geometry, categories
+        )
+        for i, geometry in enumerate(geometries)
+    ]
+
+
+def _to_original(
+    decoded: tuple[np.ndarray, np.ndarray, np.ndarray], geometry: Geometry, categories: Categories
+) -> Detections:
+    """Objects in model pixels -> named objects in original pixels, best first."""
+    boxes, labels, scores = decoded
+    h, w = geometry.orig_size
+    boxes = np.clip(geometry.inverse_boxes(boxes), 0, np.float32([w, h, w, h]))
+    named = np.isin(labels, list(categories.names))
+    order = np.flatnonzero(named)[np.argsort(-scores[named], kind="stable")]
+    names = [categories.names[int(label)] for label in labels[order]]
+    return Detections(boxes[order].astype(np.float32), labels[order], scores[order], names)

@@ -1,0 +1,102 @@
+"""What the single-image scripts share: options, weights to use, where results go."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from infer.predictor import Predictor
+from utils.cli import log, parser
+from utils.device import pick_device
+from utils.errors import UserError
+from utils.files import write_json_atomic
+from utils.images import list_images, load_image
+
+
+def infer_parser(doc: str) -> argparse.ArgumentParser:
+    """Options of every inference script."""
+    args = parser(doc)
+    args.add_argument("--image", required=True, help="a file, a folder or a quoted glob")
+    args.add_argument("--weights", type=Path, help="default: the task's path in config.py")
+    args.add_argument(
+        "--out-dir", type=Path, default=Path(), help="for the pictures; default: this folder"
+    )
+    args.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="print JSON instead of the table, or also write it to FILE",
+    )
+    args.add_argument("--score-threshold", type=float, help="default: the setting")
+    args.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: the setting")
+    return args
+
+
+def load_predictor(args: argparse.Namespace, cfg, weights: Path) -> Predictor:
+    """The predictor for `--weights`, else for the setting, else for the demo weights.
+
+    Raises:
+        UserError: none of these files is there.
+    """
+    device = pick_device(args.device or cfg.device)
+    if args.weights is not None:
+        return Predictor(args.weights, device)
+    if weights.is_file():
+        return Predictor(weights, device)
+    if not cfg.demo_weights.is_file():
+        raise UserError(
+            f"no weights at {weights}; train some, or name a weight file with --weights"
+        )
+    log(
+        f"notice: no weights at {weights}, using the demo weights (they know drawn scenes only); "
+        "name others with --weights"
+    )
+    return Predictor(cfg.demo_weights, device)
+
+
+def read_images(pattern: str) -> Iterator[tuple[Path, np.ndarray]]:
+    """Path and RGB pixels of every image; of several, unreadable ones are reported and left out.
+
+    Raises:
+        UserError: no image there, or none that can be read.
+    """
+    paths, unread = list_images(pattern), []
+    for path in paths:
+        try:
+            image = load_image(path)
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            log(f"left out: {error}")
+            unread.append(path)
+            continue
+        yield path, image
+    if unread:
+        raise UserError(
+            f"{len(unread)} of {len(paths)} images could not be read, {unread[0]} first"
+        )
+
+
+def picture_names(paths: list[Path], name: str) -> list[str]:
+    """`name`.png for one image; for several `<stem>_name.png`, or with suffix if stems repeat."""
+    if len(paths) == 1:
+        return [f"{name}.png"]
+    stems = [path.stem for path in paths]
+    return [
+        f"{path.stem if stems.count(path.stem) == 1 else path.name}_{name}.png" for path in paths
+    ]
+
+
+def print_results(args: argparse.Namespace, rows: list[dict], texts: list[str]) -> None:
+    """Results to stdout: the texts, or the rows as JSON; `--json FILE` writes the rows too."""
+    if args.json == "-":
+        json.dump(rows, sys.stdout, indent=2)
+        print()
+    else:
+        print("\n\n".join(texts))
+    if args.json not in (None, "-"):
+        write_json_atomic(args.json, rows)

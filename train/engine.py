@@ -1,0 +1,218 @@
+"""The story of training, told once: one task is a list of length one."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataset.loader import Batch
+from infer.evaluate import Report
+from models import save_model
+from train import build
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.loss import autocast, batch_loss
+from train.records import RunRecords, find_run_dir, new_run_dir, read_settings, write_settings
+from train.state import TrainState
+from train.validate import validate
+from utils.cli import log, settings_dict, snapshot
+from utils.device import pick_device
+from utils.errors import UserError
+
+
+class Stopped(Exception):
+    """Training was asked to stop between two steps: a signal, or the time is up."""
+
+
+def train(cfg, tasks: list[str]) -> Path:
+    """Trains one task or many and returns the run folder.
+
+    The folder holds settings.json, last.ckpt (complete state), last.safetensors and
+    best.safetensors (weights alone), metrics.jsonl and the TensorBoard files.
+    """
+    return _run(cfg, tasks)
+
+
+def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Path:
+    """Continues the run folder `name` (or "auto") with its own settings and these overrides."""
+    run_dir = find_run_dir(snapshot(base, overrides).runs_dir, tasks, name)
+    cfg = snapshot(base, overrides, saved=read_settings(run_dir))
+    return _run(cfg, tasks, run_dir)
+
+
+def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
+    device = pick_device(cfg.device)
+    torch.manual_seed(cfg.seed)
+    vocab = build.vocabulary(cfg)
+    tokenizers = build.tokenizers(cfg, tasks, vocab)
+    sources = {task: build.source(cfg, task, train=True) for task in tasks}
+    eval_sources = {task: build.source(cfg, task, train=False) for task in tasks}
+    streams = build.streams(cfg, sources, tokenizers)
+    epoch_steps = max(len(stream) for stream in streams.values())
+    total_steps = min(cfg.epochs * epoch_steps, cfg.max_steps or cfg.epochs * epoch_steps)
+    model = build.model(cfg, vocab, tokenizers, sources[tasks[0]].categories, device)
+    state = build.state(cfg, model, streams, total_steps)
+    if run_dir is None:  # only now: settings or data that are wrong leave no folder behind
+        run_dir = new_run_dir(cfg.runs_dir, tasks)
+        write_settings(run_dir, settings_dict(cfg))
+    else:
+        load_checkpoint(run_dir, state)
+    _announce(cfg, run_dir, state, sources, epoch_steps, total_steps)
+    records = RunRecords(run_dir, step=state.step)
+    stop = StopSignal(cfg.max_minutes)
+    bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True)
+    saved = time.monotonic()
+    try:
+        while state.step < total_steps:
+            epoch = state.step // epoch_steps
+            bar.set_description(f"epoch {epoch + 1}/{cfg.epochs}", refresh=False)
+            train_epoch(cfg, state, records, stop, bar, min((epoch + 1) * epoch_steps, total_steps))
+            last = state.step == total_steps
+            if last or (epoch + 1) % cfg.eval_every == 0:
+                _evaluate(cfg, state, records, eval_sources, run_dir)
+            if last or time.monotonic() - saved > 60 * cfg.save_minutes:
+                _save(run_dir, state)
+                saved = time.monotonic()
+    except Stopped as reason:
+        _save(run_dir, state)
+        bar.write(
+            f"{reason}: saved step {state.step}; continue with --resume {run_dir}", sys.stderr
+        )
+        if stop.signal:
+            raise SystemExit(128 + stop.signal) from None
+    finally:
+        bar.close()
+        records.close()
+    log(f"run folder: {run_dir}")
+    return run_dir
+
+
+def train_epoch(
+    cfg, state: TrainState, records: RunRecords, stop: "StopSignal", bar: tqdm, end: int
+) -> None:
+    """Steps until step number `end`; a line of the records every few steps."""
+    device = state.model.device
+    dtype = build.amp_dtype(cfg, device)
+    state.model.train()
+    losses, since, images = [], time.perf_counter(), 0
+    while state.step < end:
+        batches = {task: stream.next() for task, stream in state.streams.items()}
+        batches = {task: b.to(device, non_blocking=True) for task, b in batches.items()}
+        step_losses, grad_norm = train_step(state, batches, dtype, cfg.clip_grad)
+        losses.append(step_losses)
+        images += sum(len(batch) for batch in batches.values())
+        bar.update()
+        if state.step % cfg.log_every == 0 or state.step == end:
+            seconds = time.perf_counter() - since
+            values = _mean_losses(losses)  # the only place that waits for the device
+            values["train/lr"] = state.scheduler.get_last_lr()[0]
+            values["train/grad_norm"] = float(grad_norm)
+            values["train/images_per_s"] = images / seconds
+            records.scalars(state.step, values)
+            bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
+            state.seconds += seconds
+            losses, since, images = [], time.perf_counter(), 0
+        if stop.reason():
+            raise Stopped(stop.reason())
+
+
+def train_step(
+    state: TrainState, batches: dict[str, Batch], dtype: torch.dtype | None, clip_grad: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One batch of each task, one optimiser step.
+
+    Returns:
+        the loss of each task and the norm of the summed gradient, still on the device.
+    """
+    device = state.model.device
+    state.optimizer.zero_grad(set_to_none=True)
+    losses = {}
+    for task, batch in batches.items():
+        with autocast(device, dtype):
+            loss = batch_loss(state.model, batch)
+        state.scaler.scale(loss).backward()
+        losses[task] = loss.detach()
+    state.scaler.unscale_(state.optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad or torch.inf)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.scheduler.step()
+    state.step += 1
+    return losses, grad_norm
+
+
+def _mean_losses(losses: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Means over the logged steps; a loss that is no number stops the run."""
+    tasks = list(losses[0])
+    means = {task: float(torch.stack([row[task] for row in losses]).mean()) for task in tasks}
+    for task, value in means.items():
+        if value != value or value in (float("inf"), float("-inf")):
+            raise UserError(
+                f"the {task} loss is {value}; lower the learning rate (--set lr=...), clip the "
+                "gradient (--set clip_grad=1) or use --set amp=off"
+            )
+    values = {"train/loss": sum(means.values())}
+    if len(tasks) > 1:
+        values |= {f"train/loss/{task}": mean for task, mean in means.items()}
+    return values
+
+
+def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_dir: Path) -> None:
+    """Validation of every task; the best weights by the mean of the leading metrics are kept."""
+    reports: dict[str, Report] = {}
+    for task, source in sources.items():
+        report, picture = validate(cfg, task, state.model, source)
+        reports[task] = report
+        records.scalars(state.step, {f"val/{task}/{k}": v for k, v in report.metrics.items()})
+        records.image(state.step, f"val/{task}", picture)
+        numbers = ", ".join(f"{k} {v:.3f}" for k, v in list(report.metrics.items())[:3])
+        tqdm.write(f"step {state.step}: {task} {numbers}", sys.stderr)
+    leading = [next(iter(report.metrics.values())) for report in reports.values()]
+    value = sum(leading) / len(leading)
+    if value > state.best:
+        state.best = value
+        save_model(state.model, run_dir / "best.safetensors")
+        for report in reports.values():
+            report.save(run_dir / "best")
+
+
+def _save(run_dir: Path, state: TrainState) -> None:
+    save_checkpoint(run_dir, state)
+    save_model(state.model, run_dir / "last.safetensors")
+
+
+def _announce(cfg, run_dir: Path, state: TrainState, sources, epoch_steps, total_steps) -> None:
+    """The settings and the size of what is about to happen, once."""
+    log("\n".join(f"  {name} = {value}" for name, value in settings_dict(cfg).items()))
+    parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
+    images = ", ".join(f"{len(source)} images of {task}" for task, source in sources.items())
+    log(
+        f"{images}; {parameters:.1f} M parameters on {state.model.device}; "
+        f"{epoch_steps} steps an epoch, {total_steps} in all, from step {state.step}"
+    )
+    log(f"run folder: {run_dir} (curves: tensorboard --logdir {cfg.runs_dir})")
+
+
+class StopSignal:
+    """Ctrl-C, SIGTERM and the time limit, all asked for between two steps."""
+
+    def __init__(self, max_minutes: float):
+        self.signal = 0
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, _frame) -> None:
+        if self.signal:  # the second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def reason(self) -> str:
+        if self.signal:
+            return signal.Signals(self.signal).name
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            return "time is up"
+        return ""

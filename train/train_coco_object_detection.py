@@ -1,0 +1,22 @@
+"""Train object detection on COCO.
+
+python train/train_coco_object_detection.py --set coco_root=/data/coco batch_size=32
+python train/train_coco_object_detection.py --resume auto
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+from config import CFG
+from train.script import train_script
+from utils.cli import run
+
+
+def main(argv=None):
+    return train_script(__doc__, CFG, tasks=["detection"], dataset="coco", argv=argv)
+
+
+if __name__ == "__main__":
+    run(main)
