@@ -65,6 +65,9 @@ class DetectionTokenizer(TaskTokenizer):
         self.max_objects, self.noise, self.corruption = max_objects, noise, corruption
         self.noise_weight, self.eos_weight = noise_weight, eos_weight
 
+    def settings(self) -> dict:
+        return {"max_objects": self.max_objects}
+
     @property
     def max_new_tokens(self) -> int:
         """Length of the answer, prompt not counted."""

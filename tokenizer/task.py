@@ -25,6 +25,18 @@ class TaskTokenizer:
     def __init__(self, vocab: Vocabulary):
         self.vocab = vocab
 
+    def settings(self) -> dict:
+        """What a weight file must record of this tokenizer, as JSON values.
+
+        `type(self)(vocab, **self.settings())` decodes what a model trained with `self` says.
+        """
+        return {}
+
+    @property
+    def max_len(self) -> int:
+        """Positions a decoder needs for this task, prompt included."""
+        raise NotImplementedError
+
     @property
     def prompt(self) -> np.ndarray:
         """(1,) the task token every sequence of this task starts with."""

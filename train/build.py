@@ -135,10 +135,7 @@ def model(
         "vocabulary": vocab.to_json(),
         "categories": categories.to_json(),
         "resize_mode": cfg.resize_mode,
-        "tasks": {
-            task: {"max_objects": tokenizer.max_objects}
-            for task, tokenizer in task_tokenizers.items()
-        },
+        "tasks": {task: tokenizer.settings() for task, tokenizer in task_tokenizers.items()},
     }
     return out.to(device)
 

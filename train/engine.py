@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset.loader import Batch
-from infer.evaluate import Report
+from infer.report import Report
 from models import save_model
 from train import build
 from train.checkpoint import load_checkpoint, save_checkpoint

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from infer.evaluate import Report, evaluate_detection
+from infer.evaluate_detection import evaluate_detection
 from infer.predictor import Predictor
+from infer.report import Report
 from models import Pix2Seq
 from train.build import decoding_options
 from utils.visualize import contact_sheet, draw_detections
