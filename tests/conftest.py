@@ -28,3 +28,32 @@ def real_data() -> Path:
 def reference() -> Path:
     """Numbers produced by the official implementation."""
     return _outside("reference")
+
+
+TINY = [  # settings of a model that trains in seconds
+    *("encoder=test_vit", "pretrained=false", "img_size=64", "dim=32", "num_layers=2"),
+    *("num_heads=4", "mlp_dim=64", "max_objects=8", "batch_size=4", "num_workers=0", "epochs=2"),
+    *("warmup_epochs=0.5", "lr=1e-3", "eval_batch_size=4", "device=cpu", "log_every=1"),
+]
+
+
+@pytest.fixture(scope="session")
+def demo_set(tmp_path_factory) -> Path:
+    """A small drawn set in COCO and VOC layout: 14 training and 6 validation pictures."""
+    from download.demo.write import DemoSet, write_demo_set
+
+    out = tmp_path_factory.mktemp("demo") / "set"
+    write_demo_set(DemoSet(train=14, val=6, size=(96, 128), seed=5), out, workers=1, progress=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory, demo_set) -> Path:
+    """A weight file of a barely trained detection model on `demo_set`."""
+    from config import CFG
+    from train.engine import train
+    from utils.cli import snapshot
+
+    runs = tmp_path_factory.mktemp("runs")
+    overrides = [*TINY, f"coco_root={demo_set}", f"runs_dir={runs}", "max_steps=2"]
+    return train(snapshot(CFG, overrides), ["detection"]) / "last.safetensors"

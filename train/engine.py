@@ -57,9 +57,9 @@ def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
     state = build.state(cfg, model, streams, total_steps)
     if run_dir is None:  # only now: settings or data that are wrong leave no folder behind
         run_dir = new_run_dir(cfg.runs_dir, tasks)
-        write_settings(run_dir, settings_dict(cfg))
     else:
         load_checkpoint(run_dir, state)
+    write_settings(run_dir, settings_dict(cfg))
     _announce(cfg, run_dir, state, sources, epoch_steps, total_steps)
     records = RunRecords(run_dir, step=state.step)
     stop = StopSignal(cfg.max_minutes)

@@ -1,0 +1,239 @@
+"""Training: learns, resumes exactly, leaves the documented files, refuses what cannot work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from config import CFG, VocCFG
+from infer.predictor import Predictor
+from models import load_model
+from tests.conftest import TINY
+from train import train_coco_object_detection, train_voc_object_detection
+from train.checkpoint import load_checkpoint
+from train.engine import resume, train
+from train.loss import weighted_cross_entropy
+from train.schedule import build_optimizer, lr_factor
+from utils.cli import snapshot
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def settings(demo_set, tmp_path, *more):
+    return [*TINY, f"coco_root={demo_set}", f"runs_dir={tmp_path / 'runs'}", *more]
+
+
+def losses(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def test_training_learns(demo_set, tmp_path):
+    more = [
+        "augment=false",
+        "max_steps=60",
+        "epochs=60",
+        "eval_every=60",
+        "lr=3e-3",
+        "train_limit=4",
+    ]
+    run_dir = train(snapshot(CFG, settings(demo_set, tmp_path, *more)), ["detection"])
+    history = losses(run_dir)
+    assert len(history) == 60 and np.mean(history[-5:]) < 0.6 * np.mean(history[:3])
+
+
+def test_a_run_leaves_the_documented_files(demo_set, tmp_path):
+    overrides = settings(demo_set, tmp_path)
+    run_dir = train(snapshot(CFG, overrides), ["detection"])
+    assert run_dir.parent == tmp_path / "runs" / "detection"
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"settings.json", "last.ckpt", "last.safetensors", "best.safetensors", "best",
+            "metrics.jsonl"} <= names  # fmt: skip
+    assert {p.name for p in (run_dir / "best").iterdir()} == {
+        "results.json", "metrics.json", "per_class.csv",
+    }  # fmt: skip
+    assert json.loads((run_dir / "settings.json").read_text())["img_size"] == 64
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"train/loss", "train/lr", "train/grad_norm", "train/images_per_s"} <= set(scalars)
+    assert "val/detection/AP50" in scalars and events.Tags()["images"] == ["val/detection"]
+    again = train(snapshot(CFG, overrides), ["detection"])
+    assert again != run_dir, "a run folder is never reused"
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_workers(demo_set, tmp_path):
+    runs = [
+        train(snapshot(CFG, settings(demo_set, tmp_path, more)), ["detection"])
+        for more in ("num_workers=0", "num_workers=2")
+    ]
+    assert losses(runs[0]) == losses(runs[1]) and len(losses(runs[0])) == 6
+    other = train(snapshot(CFG, settings(demo_set, tmp_path, "seed=1")), ["detection"])
+    assert losses(other) != losses(runs[0])
+
+
+class StopAt:
+    """Stands in for `StopSignal`: stops after a number of steps."""
+
+    def __init__(self, step):
+        self.steps, self.signal, self.step = 0, 0, step
+
+    def reason(self):
+        self.steps += 1
+        return "stop" if self.steps == self.step else ""
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])  # within an epoch of three steps, and between two
+def test_resume_continues_bit_for_bit(demo_set, tmp_path, monkeypatch, stop):
+    overrides = settings(demo_set, tmp_path, "drop_units=0.1", "drop_path=0.1")
+    whole = train(snapshot(CFG, overrides), ["detection"])
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine.StopSignal", lambda _: StopAt(stop))
+        part = train(snapshot(CFG, overrides), ["detection"])
+    assert len(losses(part)) == stop
+    assert resume(CFG, overrides, ["detection"], str(part)) == part
+    assert losses(part) == losses(whole)
+    states = [load_model(run / "last.safetensors").state_dict() for run in (whole, part)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_resume_takes_the_settings_of_the_run_and_newer_overrides(demo_set, tmp_path):
+    run_dir = train(snapshot(CFG, settings(demo_set, tmp_path, "epochs=1")), ["detection"])
+    runs = f"runs_dir={tmp_path / 'runs'}"
+    assert resume(CFG, [runs, "epochs=2"], ["detection"], "auto") == run_dir
+    assert len(losses(run_dir)) == 6
+    saved = json.loads((run_dir / "settings.json").read_text())
+    assert saved["img_size"] == 64 and saved["epochs"] == 2
+
+
+def test_voc_and_coco_layout_of_one_set_train_alike(demo_set, tmp_path):
+    common = [*TINY, f"runs_dir={tmp_path}", "max_steps=2"]
+    coco = train_coco_object_detection.main(["--set", *common, f"coco_root={demo_set}"])
+    voc = train_voc_object_detection.main(
+        ["--set", *common, f"voc_root={demo_set}", "voc_sets=2012:train", "voc_eval_sets=2012:val"]
+    )
+    names = [
+        set(Predictor(run / "last.safetensors").categories.names.values()) for run in (coco, voc)
+    ]
+    assert names[0] == names[1] and len(names[0]) == 10
+    metrics = json.loads((voc / "best" / "metrics.json").read_text())
+    assert set(metrics) == {"mAP50", "mAP50_11point"}
+
+
+def test_sigterm_saves_and_leaves_with_its_status(demo_set, tmp_path):
+    command = [sys.executable, ROOT / "train" / "train_coco_object_detection.py", "--set"]
+    command += settings(demo_set, tmp_path, "epochs=10000", "eval_every=10000")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            lines = list((tmp_path / "runs").glob("detection/*/metrics.jsonl"))
+            if lines and len(lines[0].read_text().splitlines()) > 2:
+                break
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGTERM)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: saved step" in stderr and "--resume" in stderr
+    assert (lines[0].parent / "last.ckpt").is_file()
+
+
+def test_starting_from_weights_of_the_same_model(demo_set, tmp_path, tiny_weights):
+    more = [f"init_weights={tiny_weights}", "lr=0", "max_steps=1"]
+    run_dir = train(snapshot(CFG, settings(demo_set, tmp_path, *more)), ["detection"])
+    before, after = (load_model(p) for p in (tiny_weights, run_dir / "last.safetensors"))
+    after = after.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch_size=15", "batch_size=15 is more than the 14 training images"),
+        ("coco_root=/nowhere", "/nowhere"),
+        ("classes=dragon", "unknown class 'dragon'"),
+        ("encoder=resnet5", "no encoder 'resnet5'"),
+        ("num_bins=5000", "num_bins=5000 does not fit"),
+        ("dim=30", "multiple of num_heads"),
+        ("class_corruption=all", "corruption must be one of"),
+        ("lr_schedule=step", "lr_schedule must be"),
+        ("amp=fp8", "amp must be one of"),
+        ("device=tpu7", "device must be"),
+        ("device=cuda:99", "is not here"),
+        ("pixel_transform=none.json", "no pixel_transform file"),
+        ("init_weights=none.safetensors", "no weight file at none.safetensors"),
+        ("lr=nan", "the detection loss is nan"),
+    ],
+)
+def test_what_cannot_work_is_one_line(demo_set, tmp_path, override, message):
+    with pytest.raises(UserError, match=message) as error:
+        train(snapshot(CFG, settings(demo_set, tmp_path, override)), ["detection"])
+    assert "\n" not in str(error.value)
+    if not override.startswith(("lr=", "amp=")):
+        assert not (tmp_path / "runs").exists(), "a run that cannot start leaves no folder"
+
+
+def test_other_weights_to_start_from_are_refused(demo_set, tmp_path, tiny_weights):
+    with pytest.raises(UserError, match="is another model: .* tensors differ"):
+        train(
+            snapshot(CFG, settings(demo_set, tmp_path, f"init_weights={tiny_weights}", "dim=64")),
+            ["detection"],
+        )
+
+
+def test_resume_without_a_run_says_so(tmp_path):
+    with pytest.raises(UserError, match="no run to resume"):
+        resume(CFG, [f"runs_dir={tmp_path}"], ["detection"], "auto")
+    with pytest.raises(UserError, match="no run in"):
+        resume(CFG, [], ["detection"], str(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    for content in (b"", b"hello", b"PK\x03\x04" + bytes(100)):
+        (tmp_path / "last.ckpt").write_bytes(content)
+        with pytest.raises(UserError, match="cannot continue from"):
+            load_checkpoint(tmp_path, state=None)
+
+
+def test_the_script_of_one_dataset_refuses_the_other(tmp_path):
+    with pytest.raises(UserError, match="trains on voc, the settings say dataset=coco"):
+        train_voc_object_detection.main(["--preset", "demo", "--set", f"runs_dir={tmp_path}"])
+    assert VocCFG.dataset == "voc"
+
+
+def test_the_loss_is_the_weighted_mean():
+    logits, targets = torch.randn(6, 9), torch.randint(0, 9, (6,))
+    weights = torch.tensor([0.0, 0.1, 1, 1, 2, 0])
+    rows = nn.functional.cross_entropy(logits, targets, reduction="none")
+    expected = (rows * weights).sum() / weights.sum()
+    torch.testing.assert_close(weighted_cross_entropy(logits, targets, weights), expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "half"), [("linear", 0.505), ("cosine", 0.505), ("constant", 1)]
+)
+def test_schedule(schedule, half):
+    options = {"total_steps": 110, "warmup_steps": 10, "end_factor": 0.01, "schedule": schedule}
+    assert lr_factor(0, **options) == 0 and lr_factor(5, **options) == 0.5
+    assert lr_factor(10, **options) == 1
+    assert lr_factor(60, **options) == pytest.approx(half)
+    assert lr_factor(10_000, **options) == pytest.approx(1 if schedule == "constant" else 0.01)
+
+
+def test_what_decays_is_a_setting():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    options = {"lr": 0.1, "weight_decay": 0.5, "betas": (0.9, 0.95)}
+    everything = build_optimizer(model, decay_all=True, **options)
+    assert [g["weight_decay"] for g in everything.param_groups] == [0.5]
+    matrices = build_optimizer(model, decay_all=False, **options)
+    decayed = {g["weight_decay"]: sum(p.ndim for p in g["params"]) for g in matrices.param_groups}
+    assert decayed == {0.5: 2, 0.0: 3}
