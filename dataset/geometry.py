@@ -25,7 +25,8 @@ class Geometry:
     """Crop, resize, cut a window, mirror: in this order; the rest of the input is padding.
 
     Coordinates are continuous: pixel i covers [i, i + 1), so a resize multiplies by the ratio of
-    the sides and a mirror maps x to `unpadded width - x`. Padding is at the bottom and right.
+    the sides and a mirror maps x to `unpadded width - x`. Padding is at the bottom and right, or
+    on all sides of a letterbox that is `centered`.
     """
 
     orig_size: Size
@@ -34,6 +35,7 @@ class Geometry:
     offset: tuple[int, int]  # (y, x) of the window cut from the resized region
     size: Size  # model input
     flip: bool = False
+    pad: tuple[int, int] = (0, 0)  # (top, left) padding in front of the picture
 
     @classmethod
     def letterbox(
@@ -42,12 +44,16 @@ class Geometry:
         size: Size,
         mode: str = "letterbox",
         crop: tuple[int, int, int, int] | None = None,
+        *,
+        centered: bool = False,
     ) -> Geometry:
         """The largest picture of the same aspect that fits (the official evaluation).
 
         Args:
             mode: "letterbox", or "stretch" to fill the whole input, aspect not kept.
             crop: y0, x0, height, width; only this region of the original is used.
+            centered: half of the padding above and left of the picture, for models that were
+                trained so; not for `apply`.
         """
         if mode not in ("letterbox", "stretch"):
             raise ValueError(f"mode must be 'letterbox' or 'stretch', got {mode!r}")
@@ -56,7 +62,9 @@ class Geometry:
         if mode == "letterbox":
             side, target = np.float32(crop[2:]), np.float32(size)  # float32 as tf.image.resize
             resized = _at_least_one(np.round(side * (target / side).min()))
-        return cls(tuple(orig_size), tuple(crop), resized, (0, 0), tuple(size))
+        spare = [side - r for side, r in zip(size, resized, strict=True)]
+        pad = (spare[0] // 2, spare[1] // 2) if centered else (0, 0)
+        return cls(tuple(orig_size), tuple(crop), resized, (0, 0), tuple(size), pad=pad)
 
     @classmethod
     def jitter(
@@ -128,6 +136,8 @@ class Geometry:
             raise TypeError(f"Geometry does not know how to move the fields {sorted(unknown)}")
         if sample.geometry is not None:
             raise ValueError("sample.geometry must be None, got a sample that was moved already")
+        if any(self.pad):
+            raise ValueError(f"pad must be (0, 0) to move a sample, got {self.pad}")
         if sample.image.shape[:2] != self.orig_size:
             got = sample.image.shape[:2]
             raise ValueError(f"image must be {self.orig_size} (H, W) for this Geometry, got {got}")
@@ -141,16 +151,20 @@ class Geometry:
             polygons=self._move_polygons(sample.polygons),
         )
 
-    def resize_tensor(self, image: Tensor) -> Tensor:
+    def resize_tensor(self, image: Tensor, *, antialias: bool = True) -> Tensor:
         """uint8 (3, H, W) original -> float (3, h, w) in [0, 1], (h, w) = `unpadded`.
 
-        Bilinear with antialias on floats, on the device of `image`: the official evaluation.
+        Bilinear on floats, on the device of `image`; with antialias it is the official evaluation.
         """
         y, x, height, width = self.crop
         region = image[:, y : y + height, x : x + width].float() / 255
         if self.resized != (height, width):
             region = F.interpolate(
-                region[None], self.resized, mode="bilinear", antialias=True, align_corners=False
+                region[None],
+                self.resized,
+                mode="bilinear",
+                antialias=antialias,
+                align_corners=False,
             )[0]
         (y, x), (h, w) = self.offset, self.unpadded
         window = region[:, y : y + h, x : x + w]
@@ -163,7 +177,7 @@ class Geometry:
         shift = -np.array([x0, y0]) * scale - np.array([self.offset[1], self.offset[0]])
         if self.flip:
             scale[0], shift[0] = -scale[0], self.unpadded[1] - shift[0]
-        return scale, shift
+        return scale, shift + np.array([self.pad[1], self.pad[0]])
 
     def _corners(self, move, xyxy: np.ndarray) -> np.ndarray:
         xyxy = np.asarray(xyxy)

@@ -12,20 +12,34 @@ class ModelConfig:
 
     encoder: str = "deit3_small_patch16_384.fb_in22k_ft_in1k"  # a timm model name
     encoder_stride: int | None = None  # take the feature map of this stride; None = the last one
+    encoder_dim: int = 768  # this and the next eight: the official_* encoders only
+    encoder_layers: int = 12
+    encoder_heads: int = 12
+    encoder_mlp_dim: int = 3072
+    encoder_patch: int = 16  # official_vit: side of a patch, pixels
+    encoder_positions: str = "sin_cos"  # | "learned"
+    encoder_cls_token: bool = False  # a token of no place in front of the image tokens
+    resnet_depth: int = 50  # official_resnet*: 50 | 101 | 152 | 200
+    resnet_width: float = 1.0  # multiplies the channels of the ResNet
     image_size: tuple[int, int] = (384, 384)  # (H, W) of the model input, pixels
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # subtracted from images in [0, 1]
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    projection: str = "mlp"  # encoder -> decoder: "linear" | "linear_p" (+ positions) | "mlp"
+    projection: str = (
+        "mlp"  # encoder -> decoder: "linear" | "linear_p" (+ positions) | "mlp" | "average"
+    )
     projection_mlp_ratio: int = 4  # hidden width of the projection's MLP block / dim
+    projection_positions: str = "sin_cos"  # | "learned"
     dim: int = 512
     num_layers: int = 6
     num_heads: int = 16
     mlp_dim: int = 2048
     vocab_size: int = 3000
     max_len: int = 512  # positions of the decoder, prompt included
+    decoder_positions: str = "learned"  # | "sin_cos"
     tie_embeddings: bool = True  # one matrix for input tokens and output logits
     output_bias: bool = True
-    drop_path: float = 0.1  # same rate in every decoder block; timm's ramp in the encoder
+    decoder_norm: str = "pre"  # | "post": the simple ports (ReLU, positions on the memory)
+    drop_path: float = 0.1  # same rate in every block; in timm encoders the last of a ramp
     drop_units: float = 0.1  # dropout between the two layers of an MLP
     drop_attention: float = 0.0  # dropout on attention probabilities
 
@@ -35,9 +49,27 @@ class ModelConfig:
                 f"dim must be a multiple of num_heads, got dim={self.dim}, "
                 f"num_heads={self.num_heads}"
             )
-        if self.projection not in ("linear", "linear_p", "mlp"):
+        if self.projection not in ("linear", "linear_p", "mlp", "average"):
             raise ValueError(
-                f"projection must be 'linear', 'linear_p' or 'mlp', got {self.projection!r}"
+                "projection must be 'linear', 'linear_p', 'mlp' or 'average', got "
+                f"{self.projection!r}"
+            )
+        if self.decoder_norm not in ("pre", "post"):
+            raise ValueError(f"decoder_norm must be 'pre' or 'post', got {self.decoder_norm!r}")
+        for name in ("encoder_positions", "projection_positions", "decoder_positions"):
+            if getattr(self, name) not in ("sin_cos", "learned"):
+                raise ValueError(
+                    f"{name} must be 'sin_cos' or 'learned', got {getattr(self, name)!r}"
+                )
+        if self.encoder_dim % self.encoder_heads:
+            raise ValueError(
+                f"encoder_dim must be a multiple of encoder_heads, got "
+                f"encoder_dim={self.encoder_dim}, encoder_heads={self.encoder_heads}"
+            )
+        if self.resnet_depth not in (50, 101, 152, 200) or 64 * self.resnet_width % 1:
+            raise ValueError(
+                "resnet_depth must be 50, 101, 152 or 200 and 64 * resnet_width a whole number, "
+                f"got resnet_depth={self.resnet_depth}, resnet_width={self.resnet_width}"
             )
 
     def to_json(self) -> dict:

@@ -9,7 +9,20 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from models.layers import Mlp, init_weights, layer_norm, merge_heads, split_heads
+from models.layers import (
+    LAYER_NORM_EPS,
+    Mlp,
+    init_attention,
+    init_weights,
+    layer_norm,
+    merge_heads,
+    one_turn,
+    sin_cos_1d,
+    split_heads,
+    trunc_normal_,
+)
+
+TORCH_NORM_EPS = 1e-5  # of torch.nn.LayerNorm, which post-norm decoders were trained with
 
 
 @dataclass
@@ -47,7 +60,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, start: int, cache: LayerCache | None) -> Tensor:
         """(R, T, D) -> (R, T, D); the T tokens stand at positions `start`, `start + 1`, …"""
-        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=2))
+        heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (R, T, 3, nh, hd)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, nh, T, hd)
         if cache is not None:
             k, v = cache.update(start, k, v)
         # SDPA aligns `is_causal` top-left: right only while the cache is empty.
@@ -84,20 +98,40 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm self-attention, cross-attention and MLP, each with a residual branch."""
+    """Self-attention, cross-attention and MLP, each with a residual branch.
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, drop_path, drop_units, drop_att):
+    The LayerNorms stand in front of the branches, or with `post_norm` after the sums, as in
+    `torch.nn.TransformerDecoderLayer` (with its epsilon and ReLU).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        post_norm: bool,
+        drop_path: float,
+        drop_units: float,
+        drop_att: float,
+    ):
         super().__init__()
-        self.self_ln, self.cross_ln, self.mlp_ln = (layer_norm(dim) for _ in range(3))
+        self.post_norm = post_norm
+        eps = TORCH_NORM_EPS if post_norm else LAYER_NORM_EPS
+        self.self_ln, self.cross_ln, self.mlp_ln = (layer_norm(dim, eps) for _ in range(3))
         self.self_attention = SelfAttention(dim, num_heads, drop_att)
         self.cross_attention = CrossAttention(dim, num_heads, drop_att)
-        self.mlp = Mlp(dim, mlp_dim, drop_units)
+        self.mlp = Mlp(dim, mlp_dim, drop_units, F.relu if post_norm else F.gelu)
         self.drop_path = DropPath(drop_path)
 
     def forward(
         self, x: Tensor, memory_k: Tensor, memory_v: Tensor, start: int, cache: LayerCache | None
     ) -> Tensor:
         """(R, T, D) -> (R, T, D)"""
+        if self.post_norm:
+            x = self.self_ln(x + self.drop_path(self.self_attention(x, start, cache)))
+            x = self.cross_ln(x + self.drop_path(self.cross_attention(x, memory_k, memory_v)))
+            return self.mlp_ln(x + self.drop_path(self.mlp(x)))
         x = x + self.drop_path(self.self_attention(self.self_ln(x), start, cache))
         x = x + self.drop_path(self.cross_attention(self.cross_ln(x), memory_k, memory_v))
         return x + self.drop_path(self.mlp(self.mlp_ln(x)))
@@ -112,6 +146,9 @@ class Decoder(nn.Module):
         dim, num_layers, num_heads, mlp_dim: sizes.
         tie_embeddings: one matrix for input tokens and logits.
         output_bias: a bias per token id on the logits.
+        positions: "learned", or "sin_cos" (computed).
+        post_norm: LayerNorms after the sums, ReLU, no LayerNorm at the end.
+        memory_len: number of image tokens, to which learned positions are added; None = none are.
         drop_path, drop_units, drop_attention: see `ModelConfig`.
     """
 
@@ -126,6 +163,9 @@ class Decoder(nn.Module):
         mlp_dim: int,
         tie_embeddings: bool = True,
         output_bias: bool = True,
+        positions: str = "learned",
+        post_norm: bool = False,
+        memory_len: int | None = None,
         drop_path: float = 0.0,
         drop_units: float = 0.0,
         drop_attention: float = 0.0,
@@ -137,15 +177,26 @@ class Decoder(nn.Module):
             None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
         )
         self.output_bias = nn.Parameter(torch.empty(vocab_size)) if output_bias else None
-        self.positions = nn.Parameter(torch.empty(max_len, dim))
+        if positions == "learned":
+            self.positions = nn.Parameter(torch.empty(max_len, dim))
+        else:
+            codes = sin_cos_1d(one_turn(max_len), dim)  # (max_len, D)
+            self.register_buffer("positions", codes, persistent=False)
+        self.memory_positions = (
+            None if memory_len is None else nn.Parameter(torch.empty(memory_len, dim))
+        )
         drops = {"drop_path": drop_path, "drop_units": drop_units, "drop_att": drop_attention}
         self.layers = nn.ModuleList(
-            DecoderLayer(dim, num_heads, mlp_dim, **drops) for _ in range(num_layers)
+            DecoderLayer(dim, num_heads, mlp_dim, post_norm=post_norm, **drops)
+            for _ in range(num_layers)
         )
-        self.output_ln = layer_norm(dim)
+        self.output_ln = nn.Identity() if post_norm else layer_norm(dim)
         self.apply(init_weights)
+        for layer in self.layers:
+            init_attention(layer.self_attention, num_heads)
+            init_attention(layer.cross_attention, num_heads)
         for parameter in self.parameters(recurse=False):
-            nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+            trunc_normal_(parameter)
 
     def init_cache(self, memory: Tensor, num_rows: int, max_len: int) -> Cache:
         """An empty cache for `num_rows` sequences of at most `max_len` tokens.
@@ -154,7 +205,7 @@ class Decoder(nn.Module):
             memory: (B, S, D) encoded images; row r of the sequences belongs to image
                 r // (num_rows / B).
         """
-        layers = []
+        layers, memory = [], self._place(memory)
         for layer in self.layers:
             memory_k, memory_v = layer.cross_attention.project(memory)
             shape = (num_rows, self.num_heads, max_len, memory_k.shape[3])
@@ -180,6 +231,7 @@ class Decoder(nn.Module):
         if end > self.max_len:
             raise ValueError(f"sequence must have at most {self.max_len} tokens, got {end}")
         x = F.embedding(tokens, self.token_embedding) + self.positions[start:end]  # (R, T, D)
+        memory = self._place(memory) if cache is None else None
         for i, layer in enumerate(self.layers):
             if cache is not None:
                 layer_cache = cache.layers[i]
@@ -190,6 +242,10 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.length = end
         return self.output_ln(x)
+
+    def _place(self, memory: Tensor) -> Tensor:
+        """Adds the learned positions of the memory, if there are any."""
+        return memory if self.memory_positions is None else memory + self.memory_positions
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""

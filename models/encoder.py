@@ -1,6 +1,7 @@
-"""Image encoders: `forward(images (B, 3, H, W)) -> (B, S, C)`, with `.dim` and `.grid`.
+"""Image encoders: `forward(images (B, 3, H, W)) -> (B, P + S, C)`, with `.dim`, `.grid` and P =
+`.num_prefix_tokens`.
 
-An encoder of our own is one class with these three and one entry in `ENCODERS`; every other name
+An encoder of our own is one class with these four and one entry in `ENCODERS`; every other name
 is a timm model.
 """
 
@@ -12,6 +13,8 @@ import timm
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.official_resnet import OfficialResNet
+from models.official_vit import OfficialViT
 from utils.errors import UserError
 
 
@@ -23,6 +26,8 @@ class TimmEncoder(nn.Module):
         image_size: (H, W); transformers resample their positions from the pretraining size.
         stride: take the feature map of this stride (a CNN's earlier stage); None = the last one.
         drop_path: final rate of timm's linear ramp; models without stochastic depth need 0.
+        pooled: as the model was made to be pooled; False = with the LayerNorm that a model without
+            pooling has on its tokens, whatever this one's pooling is.
     """
 
     def __init__(
@@ -33,8 +38,10 @@ class TimmEncoder(nn.Module):
         stride: int | None = None,
         pretrained: bool = False,
         drop_path: float = 0.0,
+        pooled: bool = True,
     ):
         super().__init__()
+        self.num_prefix_tokens = 0
         kwargs = {"drop_path_rate": drop_path} if drop_path else {}
         if timm.get_pretrained_cfg(name, allow_unregistered=False).fixed_input_size:
             kwargs["img_size"] = image_size
@@ -43,7 +50,7 @@ class TimmEncoder(nn.Module):
             stage = _stage_of_stride(name, stride, kwargs)
             kwargs |= {"features_only": True, "out_indices": (stage,)}
         else:
-            kwargs["num_classes"] = 0
+            kwargs |= {"num_classes": 0} if pooled else {"num_classes": 0, "global_pool": ""}
         self.backbone = timm.create_model(name, pretrained=pretrained, **kwargs)
         if self.is_pyramid:
             self.dim = self.backbone.feature_info.channels()[-1]
@@ -78,10 +85,14 @@ def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
     return len(strides) - 1 - strides[::-1].index(stride)
 
 
+def _check_timm_name(name: str) -> None:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        raise UserError(f"no encoder {name!r} in timm; near it: {', '.join(near)}")
+
+
 def _timm_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
-    if not timm.is_model(config.encoder):
-        near = difflib.get_close_matches(config.encoder.split(".")[0], timm.list_models(), n=3)
-        raise UserError(f"no encoder {config.encoder!r} in timm; near it: {near}")
+    _check_timm_name(config.encoder)
     try:
         return TimmEncoder(
             config.encoder,
@@ -89,6 +100,7 @@ def _timm_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
             stride=config.encoder_stride,
             pretrained=pretrained,
             drop_path=config.drop_path,
+            pooled=config.projection != "average",
         )
     except (OSError, RuntimeError) as error:
         if not pretrained:
@@ -99,8 +111,50 @@ def _timm_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
         ) from error
 
 
+def _transformer_options(config: ModelConfig) -> dict:
+    return {
+        "dim": config.encoder_dim,
+        "num_layers": config.encoder_layers,
+        "num_heads": config.encoder_heads,
+        "mlp_dim": config.encoder_mlp_dim,
+        "positions": config.encoder_positions,
+        "cls_token": config.encoder_cls_token,
+        "drop_path": config.drop_path,
+        "drop_units": config.drop_units,
+        "drop_attention": config.drop_attention,
+    }
+
+
+def _official_vit(config: ModelConfig, pretrained: bool) -> nn.Module:
+    _refuse_pretrained(config, pretrained)
+    return OfficialViT(config.image_size, config.encoder_patch, **_transformer_options(config))
+
+
+def _official_resnet(config: ModelConfig, pretrained: bool) -> nn.Module:
+    _refuse_pretrained(config, pretrained)
+    return OfficialResNet(
+        config.image_size,
+        depth=config.resnet_depth,
+        width=config.resnet_width,
+        num_groups=3 if config.encoder == "official_resnet_c" else 4,
+        **_transformer_options(config),
+    )
+
+
+def _refuse_pretrained(config: ModelConfig, pretrained: bool) -> None:
+    if pretrained:
+        raise UserError(
+            f"encoder {config.encoder!r} has no pretrained weights of its own; use --set "
+            "pretrained=false, and init_weights=... to start from a converted checkpoint"
+        )
+
+
 # name -> builder(config, pretrained); every other name goes to timm.
-ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {}
+ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {
+    "official_vit": _official_vit,  # patches and a transformer
+    "official_resnet": _official_resnet,  # ResNet to stride 32 and a transformer
+    "official_resnet_c": _official_resnet,  # ResNet to stride 16 ("c4") and a transformer
+}
 
 
 def build_encoder(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
@@ -113,6 +167,13 @@ def build_encoder(config: ModelConfig, *, pretrained: bool = False) -> nn.Module
 
 
 def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that a timm encoder was pretrained with, for [0, 1] images."""
+    """Mean and standard deviation that an encoder was pretrained with, for [0, 1] images.
+
+    Raises:
+        UserError: no encoder of that name.
+    """
+    if encoder in ENCODERS:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the official encoders take [0, 1] as it is
+    _check_timm_name(encoder)
     cfg = timm.get_pretrained_cfg(encoder, allow_unregistered=False)
     return (cfg.mean, cfg.std) if cfg else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -110,16 +110,15 @@ def generate(
         logits = decoder.logits(decoder(new, cache=cache)[:, -1]).float()  # (R, V)
         if len(suppress):
             logits[:, suppress] = -torch.inf
-        log_norm = logits.logsumexp(1)  # (R,)
+        scores = logits.log_softmax(1)  # (R, V)
         choices = logits
         if allowed is not None:
             choices = logits.masked_fill(~allowed(tokens[:, :step]), -torch.inf)
         token = sample(choices, options, generator)
-        log_prob = logits.gather(1, token[:, None])[:, 0] - log_norm
+        log_prob = scores.gather(1, token[:, None])[:, 0]
         if score_range is not None:
-            value, index = logits[:, slice(*score_range)].max(1)
+            best_log_probs[:, step], index = scores[:, slice(*score_range)].max(1)
             best[:, step] = index + score_range[0]
-            best_log_probs[:, step] = value - log_norm
         if eos_id is not None:
             token, log_prob = token.masked_fill(done, eos_id), log_prob.masked_fill(done, 0.0)
             done |= token == eos_id

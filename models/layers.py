@@ -1,6 +1,7 @@
 """The parts that encoder bridge and decoder are made of (official `transformers.py`)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,18 @@ from torch import Tensor, nn
 LAYER_NORM_EPS = 1e-6
 
 
-def layer_norm(dim: int) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+def layer_norm(dim: int, eps: float = LAYER_NORM_EPS) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=eps)
+
+
+def trunc_normal_(tensor: Tensor, std: float = 0.02) -> Tensor:
+    """Normal values within two deviations, as Keras draws them."""
+    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+
+
+def trunc_normal(*shape: int) -> Tensor:
+    """A new table of embeddings or positions."""
+    return trunc_normal_(torch.empty(shape))
 
 
 def init_weights(module: nn.Module) -> None:
@@ -21,17 +32,54 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class Mlp(nn.Module):
-    """Linear, exact GELU, dropout, Linear."""
+def init_attention(attention: nn.Module, num_heads: int) -> None:
+    """Official kernels of an attention with projections and `out`; narrower than Glorot of (D, D).
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0):
+    Keras takes kernels (D, nh, hd) and (nh, hd, D) for convolutions: the last two axes are its
+    fans, what stands before them multiplies both.
+    """
+    dim = attention.out.out_features
+    head_dim = dim // num_heads
+    for name, layer in attention.named_children():
+        fans = num_heads * (head_dim + dim) if name == "out" else dim * (num_heads + head_dim)
+        bound = math.sqrt(6 / fans)
+        nn.init.uniform_(layer.weight, -bound, bound)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU (or another activation), dropout, Linear."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        drop: float = 0.0,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+    ):
         super().__init__()
+        self.activation = activation
         self.dense1 = nn.Linear(dim, hidden)
         self.drop = nn.Dropout(drop)
         self.dense2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dense2(self.drop(F.gelu(self.dense1(x))))
+        return self.dense2(self.drop(self.activation(self.dense1(x))))
+
+
+class Attention(nn.Module):
+    """Attention of every token to every token."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float = 0.0):
+        super().__init__()
+        self.num_heads, self.drop = num_heads, drop
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)"""
+        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=2))
+        drop = self.drop if self.training else 0.0
+        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=drop)))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -49,14 +97,19 @@ def sin_cos_1d(coords: Tensor, dim: int) -> Tensor:
 
     Args:
         coords: (N,) positions.
-        dim: even width of the code.
+        dim: width of the code.
 
     Returns:
         (N, dim)
     """
-    rates = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim / 2,)
+    rates = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim / 2 up,)
     angles = coords[:, None].double() * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+    return torch.cat([angles.sin(), angles[:, : dim // 2].cos()], dim=1).float()
+
+
+def one_turn(count: int) -> Tensor:
+    """(count,) positions from 0 to 2 pi."""
+    return torch.arange(count) / max(count - 1, 1) * 2 * math.pi
 
 
 def sin_cos_2d(grid: tuple[int, int], dim: int) -> Tensor:
@@ -68,7 +121,7 @@ def sin_cos_2d(grid: tuple[int, int], dim: int) -> Tensor:
     Returns:
         (h * w, dim), row by row.
     """
-    turns = [torch.arange(n) / max(n - 1, 1) * 2 * math.pi for n in grid]
+    turns = [one_turn(n) for n in grid]
     if 1 in grid:
         return sin_cos_1d(turns[0] if grid[1] == 1 else turns[1], dim)
     y, x = torch.meshgrid(*turns, indexing="ij")

@@ -1,5 +1,6 @@
 """Pix2Seq: image encoder, projection, autoregressive decoder."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,7 +10,8 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.encoder import build_encoder
 from models.generate import SamplingOptions, generate
-from models.projection import Projection
+from models.layers import sin_cos_1d
+from models.projection import ChannelAverage, Projection
 
 
 class Pix2Seq(nn.Module):
@@ -21,7 +23,7 @@ class Pix2Seq(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, encoder: nn.Module, projection: Projection, decoder: Decoder
+        self, config: ModelConfig, encoder: nn.Module, projection: nn.Module, decoder: Decoder
     ):
         super().__init__()
         self.config, self.meta = config, {}
@@ -100,15 +102,29 @@ class Pix2Seq(nn.Module):
 def build_model(config: ModelConfig, *, pretrained: bool = False) -> Pix2Seq:
     """A model with new weights; `pretrained` fetches those of the encoder."""
     encoder = build_encoder(config, pretrained=pretrained)
-    projection = Projection(
+    projection = _build_projection(config, encoder)
+    return Pix2Seq(config, encoder, projection, _build_decoder(config, math.prod(encoder.grid)))
+
+
+def _build_projection(config: ModelConfig, encoder: nn.Module) -> nn.Module:
+    if config.projection == "average":
+        return ChannelAverage(config.dim)
+    return Projection(
         encoder.dim,
         config.dim,
         encoder.grid,
         mode=config.projection,
         mlp_ratio=config.projection_mlp_ratio,
+        positions=config.projection_positions,
+        num_prefix_tokens=encoder.num_prefix_tokens,
         drop=config.drop_units,
+        drop_path=config.drop_path,
     )
-    decoder = Decoder(
+
+
+def _build_decoder(config: ModelConfig, memory_len: int) -> Decoder:
+    post_norm = config.decoder_norm == "post"
+    return Decoder(
         vocab_size=config.vocab_size,
         max_len=config.max_len,
         dim=config.dim,
@@ -117,8 +133,31 @@ def build_model(config: ModelConfig, *, pretrained: bool = False) -> Pix2Seq:
         mlp_dim=config.mlp_dim,
         tie_embeddings=config.tie_embeddings,
         output_bias=config.output_bias,
+        positions=config.decoder_positions,
+        post_norm=post_norm,
+        memory_len=memory_len if post_norm else None,
         drop_path=config.drop_path,
         drop_units=config.drop_units,
         drop_attention=config.drop_attention,
     )
-    return Pix2Seq(config, encoder, projection, decoder)
+
+
+@torch.no_grad()
+def smooth_coordinates(model: Pix2Seq, coord_range: tuple[int, int]) -> None:
+    """Starts coordinate tokens and learned image positions as sin-cos codes of where they lie.
+
+    Neighbouring bins then begin as near neighbours, and tokens and image speak of places in one
+    code: localisation is learned several times faster from scratch. An initialisation only.
+
+    Args:
+        coord_range: [first, last + 1) token id of the coordinates.
+    """
+    lo, hi = coord_range
+    dim, std = model.config.dim, 0.02
+    codes = sin_cos_1d(torch.arange(hi - lo), dim)  # (bins, D)
+    model.decoder.token_embedding[lo:hi] = codes * std * 2**0.5
+    if isinstance(model.projection.positions, nn.Parameter):
+        centers = [(torch.arange(n) + 0.5) / n * (hi - lo) for n in model.encoder.grid]
+        y, x = torch.meshgrid(*centers, indexing="ij")
+        halves = [sin_cos_1d(c.flatten(), dim // 2) for c in (y, x)]
+        model.projection.positions.copy_(torch.cat(halves, dim=1))

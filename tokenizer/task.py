@@ -21,8 +21,14 @@ class TaskTokenizer:
     """Base of the task tokenizers; a task is one subclass with symmetrical `encode` / `decode`."""
 
     task: ClassVar[str]
+    layouts: ClassVar[tuple[str, ...]] = ("official",)  # of the vocabulary, that it can read
 
     def __init__(self, vocab: Vocabulary):
+        if vocab.layout not in self.layouts:
+            raise ValueError(
+                f"vocabulary layout must be one of {self.layouts} for {self.task}, got "
+                f"{vocab.layout!r}"
+            )
         self.vocab = vocab
 
     def settings(self) -> dict:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
+LAYOUTS = ("official", "simple")
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,9 @@ class Vocabulary:
     `pad 0 · prompts 10..13 · fake 30 · separator 40 · invisible 41 · classes 100 + class id ·
     coordinates 1000 + bin · text 3000 + piece`. There is no end token of its own: 0 ends what can
     end, and text ends with its own piece 1. Ranges are half-open and never overlap.
+
+    The layout also says how coordinates are written: "official" is y before x and the nearest bin,
+    "simple" is x before y and the bin below, which is decoded at its middle; see `simple`.
     """
 
     num_bins: int = 1000
@@ -20,14 +24,24 @@ class Vocabulary:
     prompts: dict[str, int] = field(
         default_factory=lambda: {task: 10 + i for i, task in enumerate(TASKS)}
     )
-    fake: int = 30  # class of a noise object, and dropped text
-    separator: int = 40  # between the polygons of one mask
-    invisible: int = 41  # coordinate of a keypoint that is not labelled
-    class0: int = 100  # token of class id 0, which no object has
+    fake: int | None = 30  # class of a noise object, and dropped text; None in the simple layout
+    separator: int | None = 40  # between the polygons of one mask
+    invisible: int | None = 41  # coordinate of a keypoint that is not labelled
+    class0: int = 100  # token of class id `first_label`
     coord0: int = 1000
     text0: int = 3000
+    layout: str = "official"  # one of `LAYOUTS`
+    num_classes: int | None = None  # class tokens; None = all ids up to the coordinates
+    first_label: int = 0  # class id of the first class token; id 0 is one that no object has
+    bos: int | None = None  # starts and ends a sequence; the official layout has neither
+    eos: int | None = None
 
     def __post_init__(self):
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        if self.layout == "simple":
+            self._check_simple()
+            return
         singles = [self.pad, self.fake, self.separator, self.invisible, *self.prompts.values()]
         if self.num_bins < 2:
             raise ValueError(f"num_bins must be at least 2, got {self.num_bins}")
@@ -39,6 +53,72 @@ class Vocabulary:
                 f"from {self.coord0}, text from {self.text0}; use fewer bins"
             )
 
+    def _check_simple(self) -> None:
+        singles = (self.bos, self.eos, self.pad, self.fake, self.separator, self.invisible)
+        prompts = [prompt for prompt in self.prompts.values() if prompt != self.bos]
+        ids = [single for single in (*singles, *prompts) if single is not None]
+        if self.num_bins < 2 or not self.num_classes or self.num_classes < 1:
+            raise ValueError(
+                f"num_bins must be at least 2 and num_classes at least 1, got "
+                f"num_bins={self.num_bins}, num_classes={self.num_classes}"
+            )
+        starts = [self.coord0, self.coord_range[1], self.class0, self.class_range[1], min(ids)]
+        if sorted(starts) != starts or len(set(ids)) < len(ids) or max(ids) >= self.text0:
+            raise ValueError(
+                f"token ranges overlap: coordinates {self.coord_range}, classes "
+                f"{self.class_range}, special tokens {sorted(ids)}, text from {self.text0}"
+            )
+
+    @classmethod
+    def simple(
+        cls,
+        num_bins: int,
+        num_classes: int,
+        *,
+        first_label: int = 1,
+        size: int | None = None,
+        multi_task: bool = False,
+    ) -> "Vocabulary":
+        """Layout of the small PyTorch ports (moein-shariatnia/Pix2Seq, JJJYmmm/Pix2SeqV2-Pytorch).
+
+        `coordinates 0 + bin · classes · BOS · EOS · PAD`, and where `size` says that there are
+        more ids `· prompts after PAD · invisible 500 · separator 501 · text 550 + piece`; what
+        these fixed ids would share with coordinates or classes is left out.
+
+        Args:
+            first_label: class id of the first class token: 1 where a port counts classes from 0,
+                0 where it has a token for COCO's missing id 0.
+            size: number of ids; None = they end after PAD.
+            multi_task: sequences start with their task's prompt; otherwise with BOS.
+        """
+        bos = num_bins + num_classes
+        pad = bos + 2
+        size = pad + 1 if size is None else size
+        prompts, invisible, separator, text0 = {"detection": bos}, None, None, size
+        end = pad + 1
+        if multi_task:
+            order = ("detection", "segmentation", "captioning", "keypoint")
+            prompts = {task: end + i for i, task in enumerate(order)}
+        if size > 501 and end + len(TASKS) <= 500:
+            invisible, separator, text0 = 500, 501, min(550, size)
+        return cls(
+            num_bins=num_bins,
+            num_text=size - text0,
+            pad=pad,
+            prompts=prompts,
+            fake=None,
+            separator=separator,
+            invisible=invisible,
+            class0=num_bins,
+            coord0=0,
+            text0=text0,
+            layout="simple",
+            num_classes=num_classes,
+            first_label=first_label,
+            bos=bos,
+            eos=bos + 1,
+        )
+
     @property
     def size(self) -> int:
         """Number of ids, the width of the model's output."""
@@ -46,8 +126,9 @@ class Vocabulary:
 
     @property
     def class_range(self) -> tuple[int, int]:
-        """[first, last + 1) token of the classes; the first one means "no class"."""
-        return self.class0, self.coord0
+        """[first, last + 1) token of the classes; that of class id 0 means "no class"."""
+        end = self.coord0 if self.num_classes is None else self.class0 + self.num_classes
+        return self.class0, end
 
     @property
     def coord_range(self) -> tuple[int, int]:
@@ -57,7 +138,21 @@ class Vocabulary:
     @property
     def noise_label(self) -> int:
         """Label of a noise object: the one that `class0 + label` turns into the fake class."""
-        return self.fake - self.class0
+        if self.fake is None:
+            raise ValueError(
+                "fake must be a token id for noise objects, the simple layout has none"
+            )
+        return self.fake - self.class0 + self.first_label
+
+    @property
+    def x_first(self) -> bool:
+        """Whether points are written `x y`, not `y x`."""
+        return self.layout == "simple"
+
+    @property
+    def floors(self) -> bool:
+        """Whether a coordinate becomes the bin below it, not the nearest one."""
+        return self.layout == "simple"
 
     def to_json(self) -> dict:
         return asdict(self)

@@ -1,4 +1,7 @@
-"""The one loss: token-weighted cross entropy (official `compute_loss`)."""
+"""The one loss: a token-weighted mean of cross entropies or their kin (official `compute_loss`)."""
+
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -7,19 +10,98 @@ from torch import Tensor, nn
 from dataset.loader import Batch
 from utils.pixels import pad_batch
 
+IGNORED = -100  # a target that costs nothing
+
+
+@dataclass(frozen=True)
+class LossType:
+    """What a token costs (official `get_loss`).
+
+    - "xent": cross entropy; `parameter` is the label smoothing a: y (1 - a) + a / V
+    - "focal": cross entropy times (1 - p) ** `parameter`
+    - "logistic": a yes or no per token id; `parameter` is the label smoothing a: a + y (1 - 2 a)
+    """
+
+    name: str = "xent"
+    parameter: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "LossType":
+        """From "name" or "name@parameter"."""
+        name, _, parameter = text.partition("@")
+        try:
+            parsed = cls(name, float(parameter or 0))
+        except ValueError:
+            parsed = None
+        limit = {"xent": 1.0, "focal": float("inf"), "logistic": 0.5}.get(name, -1.0)
+        if parsed is None or not 0 <= parsed.parameter <= limit:
+            raise ValueError(
+                "loss must be xent, focal or logistic, or one with a number that fits it such as "
+                f"xent@0.1, focal@2 or logistic@0.1, got {text!r}"
+            )
+        return parsed
+
+
+XENT = LossType()
+
+
+def token_losses(
+    logits: Tensor, targets: Tensor, loss_type: LossType = XENT, *, length: int = 1
+) -> Tensor:
+    """Loss of every token.
+
+    Args:
+        logits: (M, V) any float type; computed in float32.
+        targets: (M,); an id outside the vocabulary is the wrong answer to everything, as the
+            all-zero one-hot of the official code is.
+        length: tokens of a sequence. "logistic" subtracts its logarithm from the logits (the
+            official code does, where the size of the vocabulary may have been meant).
+
+    Returns:
+        (M,)
+    """
+    logits, parameter = logits.float(), loss_type.parameter
+    inside = (targets >= 0) & (targets < logits.shape[1])
+    if loss_type.name == "logistic":
+        logits = logits - math.log(length)
+        of_target = _pick(logits, targets, inside)
+        negative = F.softplus(logits).sum(1) - parameter * logits.sum(1)  # every answer is no
+        return negative - (1 - 2 * parameter) * of_target
+    if loss_type.name == "focal":
+        probs = _pick(logits.softmax(1), targets, inside)
+        # No gradient of a root at 1: it is infinite there.
+        focus = (1 - probs).clamp_min(1e-12) ** parameter
+        return -focus * (probs + 1e-8).log() * inside
+    loss = F.cross_entropy(
+        logits, targets.where(inside, IGNORED), reduction="none", ignore_index=IGNORED
+    )
+    if parameter:
+        spread = logits.logsumexp(1) - logits.mean(1)  # cross entropy with a uniform guess
+        loss = (1 - parameter) * loss + parameter * spread
+    return loss
+
+
+def _pick(values: Tensor, targets: Tensor, inside: Tensor) -> Tensor:
+    """(M, V) at targets (M,); 0 where a target is outside."""
+    return values.gather(1, targets.where(inside, 0)[:, None])[:, 0] * inside
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Sum of w * loss over sum of w; there is no other masking."""
+    return (losses * weights).sum() / (weights.sum() + 1e-9)
+
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Sum of w * CE over sum of w; there is no other masking.
+    """Sum of w * CE over sum of w.
 
     Args:
         logits: (M, V) any float type; computed in float32.
         targets, weights: (M,)
     """
-    loss = F.cross_entropy(logits.float(), targets, reduction="none")  # (M,)
-    return (loss * weights).sum() / (weights.sum() + 1e-9)
+    return weighted_mean(token_losses(logits, targets), weights)
 
 
-def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
+def batch_loss(model: nn.Module, batch: Batch, loss_type: LossType = XENT) -> Tensor:
     """Loss of one task's batch, on the device the batch is on.
 
     Only positions that carry weight are projected onto the vocabulary.
@@ -27,9 +109,9 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
     images = pad_batch(batch.images, batch.unpadded)
     supervised = batch.token_weights > 0  # (B, T) or (B, N, T)
     logits = model(images, batch.input_tokens, supervised)  # (M, V)
-    return weighted_cross_entropy(
-        logits, batch.target_tokens[supervised], batch.token_weights[supervised]
-    )
+    length = batch.target_tokens.shape[-1]
+    losses = token_losses(logits, batch.target_tokens[supervised], loss_type, length=length)
+    return weighted_mean(losses, batch.token_weights[supervised])
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

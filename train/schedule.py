@@ -1,33 +1,84 @@
 """Learning rate and optimiser, as the official recipe has them (`model_utils.py`)."""
 
 import math
+import re
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+EPS = 1e-8
+NO_KERNELS = ("embedding", "positions", "cls_token")  # matrices that are no layer's kernel
+
+
+def base_lr(lr: float, batch_size: int, scaling: str) -> float:
+    """The rate after the warm-up.
+
+    Args:
+        scaling: "none"; "linear": `lr` is meant for 256 images a step; "sqrt": for one image.
+    """
+    factors = {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}
+    if scaling not in factors:
+        raise ValueError(f"lr_scaling must be one of {', '.join(factors)}, got {scaling!r}")
+    return lr * factors[scaling]
+
+
+def count_steps(
+    num_images: int, batch_size: int, *, epochs: float, warmup_epochs: float
+) -> tuple[int, int]:
+    """All steps and those of the warm-up, as the official code counts: epochs need not be whole."""
+    total = int(num_images * epochs // batch_size) + 1
+    return total, round(warmup_epochs * num_images // batch_size)
+
 
 def lr_factor(
-    step: int, *, total_steps: int, warmup_steps: int, end_factor: float, schedule: str
+    step: int,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    end_factor: float,
+    schedule: str,
+    tail_steps: int = 0,
 ) -> float:
     """Learning rate of update `step` (from 0) divided by the base rate.
 
-    Linear warm-up from 0 (so the first update has rate 0), then decay to `end_factor` over the
-    remaining steps.
+    Linear warm-up from 0 (so the first update has rate 0), then decay over the remaining steps.
 
     Args:
-        schedule: "linear", "cosine" or "constant".
+        schedule: "linear" and "cosine" decay to `end_factor`; "cosine@R" takes the first share R
+            of the cosine; "exp@R" decays to R, and further after the end; "constant".
+        tail_steps: steps at the end for which the rate stays as it is.
     """
+    shape, parameter = parse_schedule(schedule)
     if step < warmup_steps:
         return step / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    shape = {
-        "linear": 1 - progress,
-        "cosine": (1 + math.cos(math.pi * progress)) / 2,
-        "constant": 1.0,
-    }
-    if schedule not in shape:
-        raise ValueError(f"lr_schedule must be one of {sorted(shape)}, got {schedule!r}")
-    return end_factor + (1 - end_factor) * shape[schedule]
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps - tail_steps)
+    if shape == "exp":
+        return parameter**progress
+    if shape == "constant":
+        return 1.0
+    if shape == "cosine":
+        left = (1 + math.cos(math.pi * min(1.0, progress * parameter))) / 2
+    else:
+        left = 1 - min(1.0, progress)
+    return end_factor + (1 - end_factor) * left
+
+
+def parse_schedule(text: str) -> tuple[str, float]:
+    """Shape and parameter (1 without one) of a learning rate schedule.
+
+    Raises:
+        ValueError: there is no such schedule.
+    """
+    found = re.fullmatch(r"(linear|constant)|(cosine)(?:@([\d.]+))?|(exp)@([\d.]+)", text)
+    try:
+        shape, parameter = found[1] or found[2] or found[4], float(found[3] or found[5] or 1)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "lr_schedule must be linear, cosine, constant, or one with a number such as "
+            f"cosine@0.8 or exp@0.1, got {text!r}"
+        ) from None
+    return shape, parameter
 
 
 def build_optimizer(
@@ -37,23 +88,43 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     decay_all: bool = True,
+    decay_exclude: Sequence[str] = (),
 ) -> torch.optim.AdamW:
-    """AdamW with eps 1e-8.
+    """AdamW, step for step the official one.
 
     Args:
         decay_all: True is what the official optimiser does (biases, norms and embeddings decay
             too); False spares every parameter of fewer than two dimensions.
+        decay_exclude: regular expressions; a parameter in whose name one is found is spared. Those
+            of `NO_KERNELS` and decay_all=False are what the official "adamw_legacy" does.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if decay_all or p.ndim > 1]
-    spared = [p for p in parameters if not (decay_all or p.ndim > 1)]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def decays(name: str, parameter: nn.Parameter) -> bool:
+        excluded = any(re.search(pattern, name) for pattern in decay_exclude)
+        return not excluded and (decay_all or parameter.ndim > 1)
+
+    decayed = [p for name, p in named if decays(name, p)]
+    spared = [p for name, p in named if not decays(name, p)]
     groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
-    fused = parameters[0].device.type == "cuda"
-    return torch.optim.AdamW(
+    fused = named[0][1].device.type == "cuda"
+    optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]],
         lr=lr,
         betas=betas,
-        eps=1e-8,
+        eps=EPS,
         weight_decay=weight_decay,
         fused=fused,
     )
+    optimizer.register_step_pre_hook(_keep_eps_uncorrected)
+    return optimizer
+
+
+def _keep_eps_uncorrected(optimizer: torch.optim.Optimizer, *_) -> None:
+    """Keras adds eps to the running mean of squares before the bias correction, torch after it.
+
+    It shows in the first steps, where gradients are near eps.
+    """
+    for group in optimizer.param_groups:
+        group["updates"] = group.get("updates", 0) + 1
+        group["eps"] = EPS / math.sqrt(1 - group["betas"][1] ** group["updates"])

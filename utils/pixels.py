@@ -1,9 +1,24 @@
 """Pixels on the device: uint8 comes in, floats in [0, 1] with padding go to the model."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 PAD_VALUE = 0.3  # of [0, 1], as in the official implementation
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """How an original becomes model input; converted weights may ask for another way than ours."""
+
+    antialias: bool = True  # when it is made smaller
+    pad_value: float | Sequence[float] = PAD_VALUE  # of [0, 1], for all channels or one for each
+    centered: bool = False  # padding on all sides, not just at the bottom and right
+
+
+OFFICIAL_RESIZING = Resizing()
 
 
 def pad_batch(images: Tensor, unpadded: Tensor, pad_value: float = PAD_VALUE) -> Tensor:

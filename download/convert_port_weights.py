@@ -1,0 +1,248 @@
+"""Convert weights of two small PyTorch ports of Pix2Seq to a weight file of ours.
+
+    python download/convert_port_weights.py --port moein pix2seq_weights.pth \\
+        weights/moein.safetensors --encoder deit3_small_patch16_384_in21ft1k \\
+        --num-classes 20 --num-bins 384 --image-size 384
+    python download/convert_port_weights.py --port jjjymmm coco_multi_task.pth \\
+        weights/jjjymmm.safetensors --encoder deit3_small_patch16_384_in21ft1k \\
+        --num-classes 91 --num-bins 384 --image-size 384 --task multi
+
+moein is moein-shariatnia/Pix2Seq, jjjymmm is JJJYmmm/Pix2SeqV2-Pytorch. Every tensor must find its
+place. The weight file also says how that port makes model input of an image (stretched, or
+letterboxed in the middle of black; no antialias; ImageNet normalisation) and that it rounds
+coordinates down, so its boxes are decoded half a bin higher. The ports' VOC classes are known, and
+for 91 classes those of COCO; name others with --class-names.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from dataset.voc_detection import VOC_CLASSES
+from download.coco_categories import coco_categories
+from download.port_mapping import decoder_sizes, to_state_dict
+from models import ModelConfig, build_model, save_model
+from tokenizer import DetectionTokenizer, Vocabulary
+from tokenizer.detection import TOKENS_PER_OBJECT
+from utils.categories import Categories
+from utils.cli import run
+from utils.errors import UserError
+from utils.pixels import Resizing
+
+COCO_CLASSES = 91  # ids 0 to 90
+BLACK = (0.0,)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("weights", type=Path, metavar="IN.pth")
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors")
+    parser.add_argument("--port", choices=("moein", "jjjymmm"), required=True)
+    parser.add_argument(
+        "--encoder", required=True, metavar="NAME", help="a timm model, old or new name"
+    )
+    parser.add_argument("--num-classes", type=int, required=True, metavar="N", help="class tokens")
+    parser.add_argument("--num-bins", type=int, required=True, metavar="N")
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", required=True, metavar="N", help="side, or H W"
+    )
+    parser.add_argument(
+        "--heads", type=int, default=8, metavar="N", help="of the decoder (default: 8)"
+    )
+    parser.add_argument(
+        "--task", choices=("detection", "multi"),
+        help="what it was trained for: answers start at BOS, or at the task's token (default: "
+        "detection for moein, multi for jjjymmm)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resize-mode", choices=("stretch", "letterbox"),
+        help="default: stretch for moein, letterbox for jjjymmm (whose VOC models stretch)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pad-value", type=float, nargs="+", default=BLACK, metavar="V",
+        help="of a letterbox, in [0, 1], for all channels or each (default: black)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class-names", type=Path, metavar="FILE",
+        help='one name per line, JSON {"id": name}, or a COCO annotation file',
+    )  # fmt: skip
+    for name in ("dim", "layers", "max-len"):
+        parser.add_argument(
+            f"--{name}", type=int, metavar="N", help="only checked: the tensors tell it"
+        )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".safetensors":
+        raise UserError(f"the weight file must end in .safetensors, got {args.out}")
+    if len(args.image_size) > 2 or min(args.image_size) < 1:
+        raise UserError(f"--image-size must be one side or H W, got {args.image_size}")
+    if len(args.pad_value) not in (1, 3):
+        raise UserError(f"--pad-value must be one number or three, got {len(args.pad_value)}")
+    args.task = args.task or ("detection" if args.port == "moein" else "multi")
+    args.resize_mode = args.resize_mode or ("stretch" if args.port == "moein" else "letterbox")
+    if args.port == "moein" and args.task == "multi":
+        raise UserError("--port moein has one task; leave --task out")
+    return args
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .pth file; nothing but tensors is unpickled."""
+    if not path.is_file():
+        raise UserError(f"no weight file at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes of another kind fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no file of tensors that torch.save wrote: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(
+            f"{path} must hold a state dict of tensors (torch.save(model.state_dict()))"
+        )
+    return {name: v.float() if v.is_floating_point() else v for name, v in content.items()}
+
+
+def timm_name(name: str) -> str:
+    """Today's timm name of a model; timm still builds those of older versions, not all else."""
+    try:
+        timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        if timm.is_model(name):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the name is deprecated
+                cfg = timm.create_model(name).pretrained_cfg
+            return ".".join(filter(None, (cfg["architecture"], cfg["tag"])))
+    return name
+
+
+def read_class_names(path: Path | None, num_classes: int) -> dict[int, str]:
+    """The port's class number (0 for its first class token) -> name."""
+    if path is None and num_classes == COCO_CLASSES:
+        return coco_categories().names
+    if path is None:
+        known = num_classes == len(VOC_CLASSES)
+        return dict(enumerate(VOC_CLASSES if known else [f"class {i}" for i in range(num_classes)]))
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
+        rows = json.loads(text)
+        if "categories" in rows:
+            return {int(row["id"]): str(row["name"]) for row in rows["categories"]}
+        return {int(i): str(name) for i, name in rows.items() if name != "N/A"}  # COCO's gaps
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read class names from {path}: {error}") from error
+
+
+def read_categories(path: Path | None, num_classes: int) -> tuple[Categories, int]:
+    """The classes, and the class id of the first class token: ids start at 1."""
+    names = read_class_names(path, num_classes)
+    if not names or min(names) < 0 or max(names) >= num_classes:
+        have = f"{min(names)} to {max(names)}" if names else "none"
+        raise UserError(f"class numbers must be 0 to {num_classes - 1}, {path} has {have}")
+    first_label = 1 if 0 in names else 0
+    names = {number + first_label: name for number, name in names.items()}
+    try:
+        return Categories(names, {i: i for i in names}), first_label
+    except ValueError as error:
+        raise UserError(f"--num-classes: {error}") from error
+
+
+def check_sizes(args: argparse.Namespace, sizes: dict[str, int]) -> None:
+    """What was said on the command line must be what the tensors say."""
+    found = {"dim": sizes["dim"], "layers": sizes["num_layers"], "max_len": sizes["max_len"] + 1}
+    for name, value in found.items():
+        if getattr(args, name) not in (None, value):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {getattr(args, name)}, the tensors say {value}")
+    if sizes["max_len"] < TOKENS_PER_OBJECT:
+        raise UserError(f"a decoder of {sizes['max_len']} positions has no room for one object")
+
+
+def vocabulary(args: argparse.Namespace, size: int, first_label: int) -> Vocabulary:
+    """The port's token layout; `size` is the number of rows of its embedding."""
+    wanted = args.num_bins + args.num_classes + 3  # with BOS, EOS and PAD
+    if size < wanted or (args.port == "moein" and size != wanted):
+        raise UserError(
+            f"the embedding has {size} tokens, {args.port} with --num-bins {args.num_bins} and "
+            f"--num-classes {args.num_classes} has {wanted}" + (" or more" * (args.port != "moein"))
+        )
+    try:
+        return Vocabulary.simple(
+            args.num_bins,
+            args.num_classes,
+            first_label=first_label,
+            size=size,
+            multi_task=args.task == "multi",
+        )
+    except ValueError as error:
+        raise UserError(f"no layout for these sizes: {error}") from error
+
+
+def convert(args: argparse.Namespace) -> Vocabulary:
+    """Writes the weight file."""
+    state = read_weights(args.weights)
+    sizes = decoder_sizes(state)
+    check_sizes(args, sizes)
+    categories, first_label = read_categories(args.class_names, args.num_classes)
+    vocab = vocabulary(args, sizes["vocab_size"], first_label)
+    try:
+        config = ModelConfig(
+            encoder=timm_name(args.encoder),
+            image_size=tuple(args.image_size * 2)[:2],
+            image_mean=IMAGENET_DEFAULT_MEAN,
+            image_std=IMAGENET_DEFAULT_STD,
+            projection="average",
+            num_heads=args.heads,
+            tie_embeddings=False,
+            decoder_norm="post",
+            drop_path=0.0,
+            drop_attention=0.1,
+            **sizes,
+        )
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"no model of these sizes: {error}") from error
+    model = build_model(config)
+    prefix = getattr(model.encoder.backbone, "num_prefix_tokens", 0)
+    if prefix != 1:
+        raise UserError(
+            f"encoder {config.encoder} puts {prefix} tokens in front of the image's, the ports "
+            "drop exactly one; name the encoder that the weights were trained with"
+        )
+    model.load_state_dict(to_state_dict(state, model.state_dict(), config.num_layers))
+    tokenizer = DetectionTokenizer(vocab, config.max_len // TOKENS_PER_OBJECT, noise=False)
+    resizing = Resizing(
+        antialias=False,
+        pad_value=args.pad_value[0] if len(args.pad_value) == 1 else args.pad_value,
+        centered=True,
+    )
+    meta = {
+        "vocabulary": vocab.to_json(),
+        "categories": categories.to_json(),
+        "resize_mode": args.resize_mode,
+        "resizing": vars(resizing),
+        "tasks": {tokenizer.task: tokenizer.settings()},
+    }
+    save_model(model, args.out, meta=meta)
+    return vocab
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    vocab = convert(args)
+    print(f"{args.out}: detection starts at token {vocab.prompts['detection']}, {args.resize_mode}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,132 @@
+"""ResNet and transformer encoder of the official implementation (its `architectures/resnet.py`)."""
+
+import math
+
+import torch.nn.functional as F
+from timm.layers import create_pool2d
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+from models.layers import init_weights, trunc_normal_
+from models.official_vit import EncoderTransformer
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+BATCH_NORM_EPS = 1e-5
+BATCH_NORM_MOMENTUM = 0.1  # weight of the new batch: Keras' momentum 0.9
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose running variance follows the biased batch variance, as Keras' does.
+
+    `nn.SyncBatchNorm.convert_sync_batchnorm` takes it like any other; what it makes of it follows
+    the unbiased variance, n / (n - 1) times as large with n the values per channel of all
+    processes (8e-5 more for 32 images of 640 px at stride 32).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        # Autograd keeps the tensor that it updates, so that one must not be written to afterwards.
+        updated, kept = self.running_var.clone(), (1 - self.momentum) * self.running_var
+        out = F.batch_norm(
+            x, self.running_mean, updated, self.weight, self.bias, True, self.momentum, self.eps
+        )
+        count = x.numel() // x.shape[1]
+        self.running_var.copy_(kept + (updated - kept) * ((count - 1) / count))
+        self.num_batches_tracked.add_(1)
+        return out
+
+
+class ResNet(nn.Module):
+    """Bottleneck ResNet (v1.5) without its head; every group starts with a projection shortcut.
+
+    Args:
+        depth: a key of `BLOCKS`.
+        width: multiplies the channels.
+        num_groups: 4 ends at stride 32 ("standard"), 3 at stride 16 ("c4").
+    """
+
+    def __init__(self, depth: int, width: float, num_groups: int):
+        super().__init__()
+        channels = round(64 * width)
+        # 7x7 and 3x3 convolutions pad alike on both sides, the pool as TensorFlow's "SAME": even
+        # sides get their padding at the end only.
+        self.stem_conv = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
+        self.stem_bn = BatchNorm(channels)
+        self.stem_relu = nn.ReLU(inplace=True)
+        self.stem_pool = create_pool2d("max", 3, 2, padding="same")
+        self.dim, groups = channels, []
+        for group, num_blocks in enumerate(BLOCKS[depth][:num_groups]):
+            stride, planes = 1 if group == 0 else 2, channels * 2**group
+            groups.append(self._group(planes, num_blocks, stride))
+        self.groups = nn.ModuleList(groups)
+        self._init()
+
+    def _group(self, planes: int, num_blocks: int, stride: int) -> nn.Sequential:
+        dim_in, self.dim = self.dim, planes * Bottleneck.expansion
+        shortcut = nn.Sequential(
+            nn.Conv2d(dim_in, self.dim, 1, stride, bias=False), BatchNorm(self.dim)
+        )
+        first = Bottleneck(dim_in, planes, stride, shortcut, norm_layer=BatchNorm)
+        more = (Bottleneck(self.dim, planes, norm_layer=BatchNorm) for _ in range(num_blocks - 1))
+        return nn.Sequential(first, *more)
+
+    def _init(self) -> None:
+        """Variance scaling (fan in, truncated normal); blocks start as their shortcuts."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                # 0.8796 is the deviation of a unit normal that is cut at two deviations
+                trunc_normal_(module.weight, std=fan_in**-0.5 / 0.87962566103423978)
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the feature map of every group, (B, C, h, w), strides 4, 8, 16 (, 32)."""
+        x = self.stem_pool(self.stem_relu(self.stem_bn(self.stem_conv(images))))
+        features = []
+        for group in self.groups:
+            x = group(x)
+            features.append(x)
+        return features
+
+
+class OfficialResNet(nn.Module):
+    """The last feature map of a ResNet, projected, through the transformer.
+
+    Args:
+        image_size: (H, W) of the input, pixels.
+        dim: width of the transformer.
+        depth, width, num_groups: see `ResNet`.
+        drop_units: dropout on the feature map, and in the MLPs.
+        transformer: the other arguments of `EncoderTransformer`.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        dim: int,
+        *,
+        depth: int = 50,
+        width: float = 1.0,
+        num_groups: int = 4,
+        drop_units: float = 0.0,
+        **transformer,
+    ):
+        super().__init__()
+        stride = 2 ** (num_groups + 1)
+        self.dim, self.grid = dim, tuple(math.ceil(side / stride) for side in image_size)
+        self.num_prefix_tokens = int(transformer.get("cls_token", False))
+        self.resnet = ResNet(depth, width, num_groups)
+        self.drop = nn.Dropout(drop_units)
+        self.stem_projection = nn.Linear(self.resnet.dim, dim)
+        self.transformer = EncoderTransformer(self.grid, dim, drop_units=drop_units, **transformer)
+        init_weights(self.stem_projection)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
+        features = self.resnet(images)[-1].flatten(2).transpose(1, 2)  # (B, S, C)
+        return self.transformer(self.stem_projection(self.drop(features)))
