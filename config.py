@@ -16,6 +16,10 @@ class CFG:
     runs_dir: Path = ROOT / "runs"  # every run gets a new folder in here
     coco_detection_weights: Path = ROOT / "weights" / "coco_detection.safetensors"
     voc_detection_weights: Path = ROOT / "weights" / "voc_detection.safetensors"
+    coco_segmentation_weights: Path = ROOT / "weights" / "coco_segmentation.safetensors"
+    coco_captioning_weights: Path = ROOT / "weights" / "coco_captioning.safetensors"
+    coco_keypoint_weights: Path = ROOT / "weights" / "coco_keypoints.safetensors"
+    coco_multi_task_weights: Path = ROOT / "weights" / "coco_multi_task.safetensors"
     demo_weights: Path = ROOT / "weights" / "demo.safetensors"  # used when the above are missing
 
     # ---- data --------------------------------------------------------------------------------
@@ -37,16 +41,34 @@ class CFG:
     pixel_transform: str = ""  # your own albumentations pipeline, saved with A.save (JSON / YAML)
 
     # ---- model -------------------------------------------------------------------------------
-    encoder: str = "deit3_small_patch16_384.fb_in22k_ft_in1k"  # any timm model
+    # any timm model, or "official_vit" | "official_resnet" | "official_resnet_c" (stride 16)
+    encoder: str = "deit3_small_patch16_384.fb_in22k_ft_in1k"
     encoder_stride: int | None = None  # stride of the feature map to use; None = the last one
     pretrained: bool = True  # start the encoder from timm's weights
     init_weights: Path | None = None  # start the whole model from this weight file
     img_size: int = 384  # side of the square model input, pixels
     resize_mode: str = "letterbox"  # "letterbox" keeps the aspect ratio, "stretch" does not
+    encoder_dim: int = 768  # this and the next eight: the official_* encoders only
+    encoder_layers: int = 12
+    encoder_heads: int = 12
+    encoder_mlp_dim: int = 3072
+    encoder_patch: int = 16  # official_vit: side of a patch, pixels
+    encoder_positions: str = "sin_cos"  # | "learned"
+    encoder_cls_token: bool = False  # a token of no place in front of the image tokens
+    resnet_depth: int = 50  # official_resnet*: 50 | 101 | 152 | 200
+    resnet_width: float = 1.0  # multiplies the channels of the ResNet
+    projection: str = "mlp"  # encoder -> decoder: "linear" | "linear_p" (+ positions) | "mlp"
+    projection_mlp_ratio: int = 4  # hidden width of the projection's MLP block / dim
+    projection_positions: str = "sin_cos"  # of image tokens; "learned" trains faster from scratch
+    smooth_init: bool = False  # start coordinates as sin-cos codes: learns faster from scratch
     dim: int = 512  # decoder width
     num_layers: int = 6
     num_heads: int = 16
     mlp_dim: int = 2048
+    max_len: int = 0  # positions of the decoder; 0 = as many as the tasks need
+    decoder_positions: str = "learned"  # | "sin_cos"
+    tie_embeddings: bool = True  # one matrix for input tokens and output logits
+    output_bias: bool = True
     drop_path: float = 0.1
     drop_units: float = 0.1  # dropout inside MLPs
     drop_attention: float = 0.0
@@ -59,6 +81,51 @@ class CFG:
     noise_weight: float = 1.0  # loss weight of a noise object's class
     eos_weight: float = 0.1  # loss weight of padding
 
+    # ---- segmentation ------------------------------------------------------------------------
+    max_points: int = 128  # of one object's outline, 2 tokens each; longer ones are simplified
+    seg_max_objects: int = 10  # per image and step; of more a random choice
+    seg_random_start: bool = True  # outlines start at a random point (official: off)
+    seg_eos_weight: float = 1.0  # loss weight of padding after an outline
+    seg_first_end_only: bool = False  # weigh the first padding token alone (official: off)
+    seg_weigh_absent: bool = False  # also those of absent objects, as officially
+    seg_min_scale: float = 0.3  # as min_scale and max_scale, for this task
+    seg_max_scale: float = 1.0
+    seg_crop: bool = False  # show the model the box's surroundings, not the whole image
+    seg_crop_pad: float = 0.5  # what a crop adds on each side, in sides of the box
+    seg_samples: int = 8  # outlines per object, averaged
+    seg_top_p: float = 0.8
+    seg_threshold: float = 0.5  # share of the samples that makes a pixel part of the mask
+    seg_grammar: bool = True  # only well-formed outlines (official: off)
+
+    # ---- keypoints ---------------------------------------------------------------------------
+    keypoint_crop: float = 0.5  # what a crop adds on each side, in sides of the box
+    keypoint_min_scale: float = 0.3  # as min_scale and max_scale, for this task
+    keypoint_max_scale: float = 1.0
+    keypoint_mask_inputs: bool = True  # hide a random share of the points before
+    keypoint_invisible_weight: float = 0.1  # loss weight of points that are not labelled
+    keypoint_top_p: float = 0.1
+    keypoint_suppress_invisible: bool = True  # every point gets a place
+    # share of the points' probability in the score, the rest is the box's; none = 1, but 0.1 for
+    # detected boxes (the authors' notebook)
+    keypoint_score_weight: float | None = None
+    keypoint_sigmas: tuple[float, ...] = ()  # of the OKS: one a point, or one; empty = COCO's 17
+
+    # ---- captioning --------------------------------------------------------------------------
+    # made by dataset/build_captioning_vocab.py, or a SentencePiece .model file
+    caption_vocab: Path = ROOT / "data" / "caption_vocab.json"
+    max_caption_tokens: int = 128  # of an answer, </s> included; COCO's longest need about 60
+    captions_per_image: int = 5  # in one step, on one encoder pass
+    caption_drop: float = 0.5  # share of the input tokens (prompt and padding too) hidden
+    caption_end_weight: float = 0.1  # loss weight of </s>
+    caption_pad_weight: float = 1.0  # of the padding after it (official); 0 = </s> alone ends
+    caption_min_scale: float = 0.3  # as min_scale and max_scale, for this task; never a mirror
+    caption_max_scale: float = 2.0
+    caption_beams: int = 1  # more than 1 = beam search; 1 = greedy, or sampling by the next three
+    caption_top_k: int = 1  # 1 = greedy, 0 = no limit
+    caption_top_p: float = 1.0
+    caption_temperature: float = 1.0
+    caption_length_penalty: float = 1.0  # beams rank by log-prob / length ** this
+
     # ---- training ----------------------------------------------------------------------------
     device: str = "auto"  # "auto" = CUDA where there is one, else "cpu"; or "cuda:1", "cpu"
     seed: int = 0
@@ -66,18 +133,35 @@ class CFG:
     max_steps: int = 0  # stop after this many optimiser steps; 0 = epochs decide
     max_minutes: float = 0.0  # stop (and save) after this time, for a quick look; 0 = no limit
     batch_size: int = 32
+    whole_epochs: bool = True  # False = official: epochs * images // batch_size + 1 steps in all
+    loss: str = "xent"  # "xent" | "xent@SMOOTHING" | "focal@GAMMA" | "logistic@SMOOTHING"
     lr: float = 3e-5
-    lr_schedule: str = "linear"  # "linear" | "cosine" | "constant", after the warm-up
+    lr_scaling: str = "none"  # "linear" = lr * batch_size / 256 | "sqrt" = lr * sqrt(batch_size)
+    # after the warm-up: "linear" | "cosine" | "constant" | "cosine@SHARE" | "exp@FACTOR"
+    lr_schedule: str = "linear"
     warmup_epochs: float = 2.0
+    warmup_steps: int = 0  # replaces warmup_epochs; 0 = warmup_epochs decides
+    tail_steps: int = 0  # steps at the end for which the rate stays as it is
     end_lr_factor: float = 0.01  # lr at the end / lr
     weight_decay: float = 0.05
     decay_all: bool = True  # True = official: biases and norms decay too; False = matrices only
+    decay_exclude: tuple[str, ...] = ()  # regular expressions on names of parameters to spare
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float = 0.0  # largest gradient norm; 0 = off (official)
     amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
     save_minutes: float = 5.0  # time between checkpoints (at the end of an epoch); 0 = every epoch
     log_every: int = 20  # steps between points of the curves
+
+    # ---- several tasks in one model ------------------------------------------------------------
+    detection_weight: float = 1.0  # of the task's loss in the sum; one task alone has weight 1
+    segmentation_weight: float = 1.0
+    keypoint_weight: float = 1.0
+    captioning_weight: float = 1.0
+    detection_batch_size: int = 0  # images of the task in a step; 0 = batch_size
+    segmentation_batch_size: int = 0
+    keypoint_batch_size: int = 0
+    captioning_batch_size: int = 0
 
     # ---- decoding ----------------------------------------------------------------------------
     eval_batch_size: int = 16
@@ -94,7 +178,10 @@ class VocCFG(CFG):
 
 
 class DemoCFG(CFG):
-    """The synthetic demo set and the small model that `weights/demo.safetensors` holds."""
+    """The synthetic demo set and the small model that `weights/demo.safetensors` holds.
+
+    Small enough to learn from scratch on a CPU: few tokens of image and answer, few bins.
+    """
 
     coco_root = ROOT / "data" / "demo"
     voc_root = ROOT / "data" / "demo"
@@ -104,25 +191,31 @@ class DemoCFG(CFG):
     encoder = "resnet18"
     encoder_stride = 16
     pretrained = False
-    img_size = 192
+    img_size = 128
+    projection_positions = "learned"
+    smooth_init = True
     dim = 256
     num_layers = 3
     num_heads = 8
     mlp_dim = 1024
     drop_path = 0.0
     drop_units = 0.0
-    num_bins = 250
-    max_objects = 10
+    num_bins = 160
+    max_objects = 8
+    caption_vocab = ROOT / "data" / "demo_caption_vocab.json"
+    max_caption_tokens = 24
+    caption_min_scale = 0.7
+    caption_max_scale = 1.0
     min_scale = 0.7
     max_scale = 1.4
     color_jitter = 0.0
     batch_size = 16
-    epochs = 18
+    epochs = 26
     warmup_epochs = 0.5
-    lr = 5e-4
+    lr = 1e-3
     lr_schedule = "cosine"
     clip_grad = 1.0
-    eval_every = 3
+    eval_every = 4
 
 
 class DemoVocCFG(DemoCFG):
@@ -131,9 +224,78 @@ class DemoVocCFG(DemoCFG):
     dataset = "voc"
 
 
+# Sources: [D] google-research/pix2seq configs/config_det_finetune.py, [M] config_multi_task.py,
+# [B] config_base.py, [1] Pix2Seq (arXiv 2109.10852), [I] the authors in issue 3 of that repository.
+
+
+class DetFinetuneCFG(CFG):
+    """COCO detection from Objects365 weights, as the authors do it: ViT-B, 640 px, 44.2 AP.
+
+    Needs `download/download_official_weights.sh obj365_vit_b_640`. Values that are those of `CFG`
+    stand here too, so that the recipe is whole.
+    """
+
+    init_weights = ROOT / "weights" / "obj365_vit_b_640.safetensors"  # [D] pretrained_ckpt
+    encoder = "official_vit"  # [D] encoder_variant vit-b
+    pretrained = False
+    img_size = 640  # [D]
+    max_len = 512  # [D] max_seq_len
+    encoder_layers, encoder_dim, encoder_mlp_dim, encoder_heads = 12, 768, 3072, 12  # [B]
+    num_layers, dim, mlp_dim, num_heads = 6, 512, 2048, 16  # [B]
+    drop_path, drop_units, drop_attention = 0.1, 0.1, 0.0  # [D]
+    num_bins, max_objects = 1000, 100  # [D]
+    noise_weight, eos_weight = 1.0, 0.1  # [D]
+    class_corruption = "rand_n_fake_cls"  # [D]
+    min_scale, max_scale, color_jitter = 0.3, 2.0, 0.0  # [D]
+    loss = "xent"  # [D]
+    lr, lr_schedule, lr_scaling = 3e-5, "linear", "none"  # [D]
+    end_lr_factor, warmup_epochs = 0.01, 2.0  # [D]
+    weight_decay, decay_all, betas = 0.05, True, (0.9, 0.95)  # [D]; all decay: their optimiser
+    clip_grad = 0.0  # [D] global_clipnorm -1
+    batch_size, epochs, whole_epochs = 32, 40, False  # [D]; steps as run.py counts them
+    top_k, top_p, temperature = 0, 0.4, 1.0  # [D]
+
+
+class MultiTaskCFG(DetFinetuneCFG):
+    """All four tasks at once, as the authors do it: ViT-B, 640 px; [M] is [D] but for these."""
+
+    lr, warmup_epochs = 1e-4, 10.0  # [M]
+    batch_size, epochs = 128, 100  # [M]; images of each task in a step
+    detection_weight = segmentation_weight = keypoint_weight = captioning_weight = 1.0  # [M]
+
+
+class MultiTaskWeightedCFG(MultiTaskCFG):
+    """Loss weights ascribed to Pix2SeqV2 (arXiv 2206.07669): unverified, the code has 1 for all."""
+
+    detection_weight, segmentation_weight = 0.1782, 0.7128
+    captioning_weight, keypoint_weight = 0.099, 0.01
+
+
+class FromScratchCFG(DetFinetuneCFG):
+    """COCO detection without other data: ResNet-50, 1333 px, 300 epochs.
+
+    [1] reports 43.0 AP; with the published code the authors expect about 42 [I].
+    """
+
+    init_weights = None
+    encoder = "official_resnet"  # [1] section 4.1: ResNet-50, six layers each
+    resnet_depth = 50
+    encoder_layers, encoder_dim, encoder_mlp_dim, encoder_heads = 6, 256, 1024, 8  # [B] resnet
+    num_layers, dim, mlp_dim, num_heads = 6, 256, 1024, 8  # [B] resnet
+    img_size = 1333  # [1], [I]
+    num_bins = 2000  # [1] section 4.1
+    batch_size, epochs = 128, 300  # [1] section 4.1
+    # Not in the published code: what AiT (SwinTransformer/AiT), a relative, takes for this batch.
+    lr, warmup_epochs = 1e-3, 10.0
+
+
 PRESETS: dict[str, type[CFG]] = {
     "default": CFG,
     "voc": VocCFG,
     "demo": DemoCFG,
     "demo_voc": DemoVocCFG,
+    "det_finetune": DetFinetuneCFG,
+    "multi_task": MultiTaskCFG,
+    "multi_task_weighted": MultiTaskWeightedCFG,
+    "from_scratch": FromScratchCFG,
 }

@@ -9,22 +9,55 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.coco_captions import CocoCaptions
 from dataset.coco_detection import CocoDetection
+from dataset.coco_keypoints import CocoKeypoints
+from dataset.coco_segmentation import CocoSegmentation
 from dataset.loader import TrainSet
-from dataset.presets import detection_train, evaluation
+from dataset.presets import (
+    captioning_train,
+    detection_train,
+    evaluation,
+    keypoint_train,
+    segmentation_train,
+)
 from dataset.sample import Sample
 from dataset.voc_detection import VocDetection
 from dataset.voc_files import parse_voc_sets
-from tokenizer import DetectionTokenizer, TaskTokenizer, TokenSequence, Vocabulary
+from tokenizer import (
+    CaptionTokenizer,
+    DetectionTokenizer,
+    KeypointTokenizer,
+    SegmentationTokenizer,
+    TaskTokenizer,
+    TokenSequence,
+    Vocabulary,
+)
 from utils.errors import UserError
 
 Encode = Callable[[Sample, np.random.Generator], TokenSequence]
 
 
 def _coco_detection(root: Path, split: str, **options) -> CocoDetection:
+    return CocoDetection(root, _coco_split(split), **options)
+
+
+def _coco_segmentation(root: Path, split: str, **options) -> CocoSegmentation:
+    return CocoSegmentation(root, _coco_split(split), **options)
+
+
+def _coco_keypoints(root: Path, split: str, **options) -> CocoKeypoints:
+    return CocoKeypoints(root, _coco_split(split), **options)
+
+
+def _coco_captions(root: Path, split: str, classes=None, **options) -> CocoCaptions:
+    return CocoCaptions(root, _coco_split(split), **options)  # captions know no classes
+
+
+def _coco_split(split: str) -> str:
     if split not in ("train", "val"):
         raise UserError(f"split of COCO must be train or val, got {split!r}")
-    return CocoDetection(root, split, **options)
+    return split
 
 
 def _voc_detection(root: Path, split: str, **options) -> VocDetection:
@@ -37,6 +70,33 @@ def _encode_detection(tokenizer: DetectionTokenizer) -> Encode:
         return tokenizer.sequence(
             sample.boxes, sample.labels, geometry.size, rng, extent=geometry.unpadded
         )
+
+    return encode
+
+
+def _encode_segmentation(tokenizer: SegmentationTokenizer) -> Encode:
+    def encode(sample: Sample, rng: np.random.Generator) -> TokenSequence:
+        size = sample.geometry.size
+        return tokenizer.sequence(sample.boxes, sample.labels, sample.polygons, size, rng)
+
+    return encode
+
+
+def _encode_keypoints(tokenizer: KeypointTokenizer) -> Encode:
+    nothing = np.zeros(4), 0, np.zeros((len(tokenizer.skeleton), 3))  # the window left no person
+
+    def encode(sample: Sample, rng: np.random.Generator) -> TokenSequence:
+        rows = list(zip(sample.boxes, sample.labels, sample.keypoints, strict=True))
+        if len(rows) > 1:
+            raise ValueError(f"keypoints need samples of one object, got {len(rows)}")
+        return tokenizer.sequence(*(rows[0] if rows else nothing), sample.geometry.size, rng)
+
+    return encode
+
+
+def _encode_captioning(tokenizer: CaptionTokenizer) -> Encode:
+    def encode(sample: Sample, rng: np.random.Generator) -> TokenSequence:
+        return tokenizer.sequence(sample.captions, rng)
 
     return encode
 
@@ -57,6 +117,24 @@ TASKS: dict[str, Task] = {
         sources={"coco": _coco_detection, "voc": _voc_detection},
         encode=_encode_detection,
         train_transforms=detection_train,
+    ),
+    "segmentation": Task(
+        tokenizer=SegmentationTokenizer,
+        sources={"coco": _coco_segmentation},
+        encode=_encode_segmentation,
+        train_transforms=segmentation_train,
+    ),
+    "keypoint": Task(
+        tokenizer=KeypointTokenizer,
+        sources={"coco": _coco_keypoints},
+        encode=_encode_keypoints,
+        train_transforms=keypoint_train,
+    ),
+    "captioning": Task(
+        tokenizer=CaptionTokenizer,
+        sources={"coco": _coco_captions},
+        encode=_encode_captioning,
+        train_transforms=captioning_train,
     ),
 }
 
@@ -82,7 +160,7 @@ def build_source(task: str, dataset: str, root: Path, split: str, **options):
 
     Args:
         split: "train" or "val" of COCO, or sets of VOC such as "2007:trainval,2012:trainval".
-        options: `classes`, `limit`, see the source classes.
+        options: `classes`, `limit` and those of the task, see the source classes.
 
     Raises:
         UserError: unknown task or dataset, or files that are missing or wrong.
@@ -102,6 +180,7 @@ def build_train_set(
     seed: int,
     augment: bool = True,
     resize_mode: str = "letterbox",
+    crop: float | None = None,
     **augmentation,
 ) -> TrainSet:
     """Source, transforms and tokenizer of one task.
@@ -109,10 +188,13 @@ def build_train_set(
     Args:
         size: (H, W) of the model input.
         augment: False = only `resize_mode`; then `augmentation` does not count.
+        crop: for samples of one object, see `box_region`.
         augmentation: options of the task's training preset (`dataset/presets.py`).
     """
     spec = find_task(task)
-    transforms = (
-        spec.train_transforms(size, **augmentation) if augment else evaluation(size, resize_mode)
-    )
+    if augment:
+        region = {} if crop is None else {"crop": crop}  # not every task knows it
+        transforms = spec.train_transforms(size, **region, **augmentation)
+    else:
+        transforms = evaluation(size, resize_mode, crop=crop)
     return TrainSet(source, transforms, spec.encode(tokenizer), seed)

@@ -23,6 +23,8 @@ class CocoDetection:
     The index is a handful of arrays, so that worker processes share it.
     """
 
+    kind = "instances"  # of annotation file, see `coco_paths`
+
     def __init__(
         self,
         root: str | Path | None,
@@ -45,9 +47,13 @@ class CocoDetection:
             limit: only the first images, in the order of their ids.
         """
         self.annotation_file, self.image_folder = coco_paths(
-            root, split, annotation_file=annotation_file, image_folder=image_folder
+            root,
+            split,
+            kind=self.kind,
+            annotation_file=annotation_file,
+            image_folder=image_folder,
         )
-        content = read_annotations(self.annotation_file)
+        content = read_annotations(self.annotation_file, self.kind)
         everything = self._read_categories(content["categories"])
         self.categories = self._choose(everything, classes)
         self._index_images(content["images"], image_ids)
@@ -63,6 +69,10 @@ class CocoDetection:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, only: int | None = None) -> Sample:
+        """Image number `index` with its objects, or with just one of those `objects` lists."""
         image_id, stated = int(self.image_ids[index]), self._sizes[index].tolist()
         image = read_annotated_image(
             self.image_path(index),
@@ -73,7 +83,10 @@ class CocoDetection:
         boxes, labels = self.objects(index)
         boxes = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        return Sample(image, image_id, size, boxes=boxes[keep], labels=labels[keep])
+        if only is not None:
+            keep &= np.arange(len(keep)) == only
+        fields = self._fields(index, keep)
+        return Sample(image, image_id, size, boxes=boxes[keep], labels=labels[keep], **fields)
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """boxes (N, 4) float32 xyxy as annotated, labels (N,); the image is not read."""
@@ -109,6 +122,16 @@ class CocoDetection:
         with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
             truth.createIndex()
         return truth
+
+    def _fields(self, index: int, keep: np.ndarray) -> dict:
+        """Further fields of a `Sample`, for the (N,) objects of an image to `keep` (subclasses)."""
+        return {}
+
+    def _index_rows(self, rows: list[dict]) -> None:
+        """Takes what else a task needs from the annotations of the objects (subclasses).
+
+        Row i belongs to object i of the index; images may still be left out after this.
+        """
 
     def _read_categories(self, rows: list[dict]) -> Categories:
         try:
@@ -167,6 +190,7 @@ class CocoDetection:
         keep = np.flatnonzero(usable & (labels > 0) & np.isin(image, self.image_ids))
         keep = keep[np.argsort(image[keep], kind="stable")]
         self._boxes, self._labels = boxes[keep].astype(np.float32), labels[keep]
+        self._index_rows([rows[i] for i in keep])
         self._first = np.searchsorted(image[keep], self.image_ids, "left")
         self._counts = np.searchsorted(image[keep], self.image_ids, "right") - self._first
 

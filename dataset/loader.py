@@ -1,5 +1,6 @@
 """Samples to batches: what worker processes do, and in which order samples come."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dataset.sample import Sample
+from dataset.trim import trim
 from utils.errors import UserError
 
 REMAINDERS = ("keep", "drop", "pad")
@@ -21,9 +23,9 @@ class Batch:
 
     images: Tensor  # (B, 3, H, W) uint8, the picture at the top left
     unpadded: Tensor  # (B, 2) int64, (h, w) of the picture
-    input_tokens: Tensor  # (B, T) int64
-    target_tokens: Tensor  # (B, T) int64
-    token_weights: Tensor  # (B, T) float32
+    input_tokens: Tensor  # (B, T) int64, or (B, N, T) of N sequences per image
+    target_tokens: Tensor  # as input_tokens
+    token_weights: Tensor  # as input_tokens, float32
     image_ids: list[int | str]
 
     def __len__(self) -> int:
@@ -214,7 +216,7 @@ class _GuardedCollate:
 
 def collate(rows: list[dict]) -> Batch:
     ids = [row.pop("image_ids") for row in rows]
-    return Batch(**default_collate(rows), image_ids=ids)
+    return Batch(**trim(default_collate(rows)), image_ids=ids)
 
 
 def collate_originals(rows: list[tuple[Tensor, int | str]]) -> EvalBatch:
@@ -280,12 +282,17 @@ def _worker_arguments(num_workers: int) -> dict:
         arguments |= {
             "persistent_workers": True,
             "prefetch_factor": 2,
-            "worker_init_fn": _limit_threads,
+            "worker_init_fn": _init_worker,
         }
     return arguments
 
 
-def _limit_threads(_worker_id: int) -> None:
-    """One thread per worker: OpenCV and torch would each take all cores in every one."""
+def _init_worker(_worker_id: int) -> None:
+    """One thread per worker: OpenCV and torch would each take all cores in every one.
+
+    A session of its own keeps Ctrl-C and a signal to the process group away from the worker, so
+    that the training process alone decides when to save and stop.
+    """
+    os.setsid()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

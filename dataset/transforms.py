@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dataset.geometry import Geometry
+from dataset.geometry import Geometry, crop_to_box
 from dataset.sample import Sample
 from utils.errors import UserError
 
@@ -20,13 +20,15 @@ class ScaleJitterCropFlip:
         min_scale: float = 0.3,
         max_scale: float = 2.0,
         flip_prob: float = 0.5,
+        crop: float | None = None,
     ):
         """
         Args:
             size: (H, W) of the model input.
             min_scale, max_scale: of the largest picture that fits; 1 to 1 keeps that size.
+            crop: see `box_region`.
         """
-        self.size, self.flip_prob = size, flip_prob
+        self.size, self.flip_prob, self.crop = size, flip_prob, crop
         self.min_scale, self.max_scale = min_scale, max_scale
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -37,6 +39,7 @@ class ScaleJitterCropFlip:
             self.min_scale + (self.max_scale - self.min_scale) * scale,
             (offset_y, offset_x),
             flip=coin < self.flip_prob,
+            crop=box_region(sample, self.crop),
         )
         return geometry.apply(sample)
 
@@ -44,19 +47,38 @@ class ScaleJitterCropFlip:
 class Letterbox:
     """The picture as evaluation sees it: nothing random."""
 
-    def __init__(self, size: tuple[int, int], mode: str = "letterbox"):
-        self.size, self.mode = size, mode
+    def __init__(self, size: tuple[int, int], mode: str = "letterbox", crop: float | None = None):
+        self.size, self.mode, self.crop = size, mode, crop
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        geometry = Geometry.letterbox(sample.orig_size, self.size, self.mode)
+        region = box_region(sample, self.crop)
+        geometry = Geometry.letterbox(sample.orig_size, self.size, self.mode, region)
         return geometry.apply(sample, antialias=True)
 
 
+def box_region(sample: Sample, pad_scale: float | None) -> tuple[int, int, int, int] | None:
+    """The surroundings of the box of a sample with one object, the `crop` of a `Geometry`.
+
+    Args:
+        pad_scale: what is added on each side, in sides of the box; None = the whole image.
+    """
+    if pad_scale is None or len(sample.boxes) == 0:
+        return None
+    if len(sample.boxes) > 1:
+        raise ValueError(f"a crop to the box needs samples of one object, got {len(sample.boxes)}")
+    return crop_to_box(sample.boxes[0], sample.orig_size, pad_scale)
+
+
 class FilterObjects:
-    """Removes objects of which the window left no area (the only filter of the official code)."""
+    """Removes objects of which the window left no area (the only filter of the official code).
+
+    With outlines those of which it left no outline, too.
+    """
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         keep = (sample.boxes[:, 2:] > sample.boxes[:, :2]).all(1)
+        if sample.polygons is not None:
+            keep &= np.array([len(parts) > 0 for parts in sample.polygons], dtype=bool)
         if keep.all():
             return sample
         keypoints, polygons = sample.keypoints, sample.polygons

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from dataset.geometry import Geometry
-from dataset.preprocess import letterbox_batch
+from infer.encode import Encoded, encode_images
 from infer.results import Detections
 from models import Pix2Seq
 from tokenizer import DetectionTokenizer
 from utils.categories import Categories
+from utils.pixels import OFFICIAL_RESIZING, Resizing
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def detect(
     options: DecodingOptions = PAPER,
     *,
     resize_mode: str = "letterbox",
+    resizing: Resizing = OFFICIAL_RESIZING,
+    encoded: Encoded | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Detections]:
     """Detects objects in a batch of images.
@@ -46,6 +49,7 @@ def detect(
 
     Args:
         images: B uint8 (3, h, w) originals of any sizes.
+        encoded: the images if they are encoded already.
         generator: source of the draws; default: a new one from `options.seed`.
 
     Returns:
@@ -54,17 +58,18 @@ def detect(
     device = model.device
     if generator is None:
         generator = torch.Generator(device).manual_seed(options.seed)
-    size = model.config.image_size
-    geometries = [Geometry.letterbox(tuple(image.shape[1:]), size, resize_mode) for image in images]
-    with torch.no_grad():
-        memory = model.encode(letterbox_batch(images, geometries, device))  # (B, S, D)
+    if encoded is None:
+        encoded = encode_images(model, images, resize_mode=resize_mode, resizing=resizing)
     prompt = torch.from_numpy(tokenizer.prompt).to(device).expand(len(images), -1)  # (B, 1)
     tokens, _, classes, log_probs = (
         out.cpu().numpy()
         for out in model.generate(
-            memory,
+            encoded.memory,
             prompt,
             max_new_tokens=tokenizer.max_new_tokens,
+            eos_id=tokenizer.eos_id,
+            # Without an end token nothing is ruled out, as officially.
+            allowed=None if tokenizer.eos_id is None else tokenizer.allowed,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
@@ -74,9 +79,11 @@ def detect(
     )
     return [
         _to_original(
-            tokenizer.decode(tokens[i], size, classes[i], log_probs[i]), geometry, categories
+            tokenizer.decode(tokens[i], geometry.size, classes[i], log_probs[i]),
+            geometry,
+            categories,
         )
-        for i, geometry in enumerate(geometries)
+        for i, geometry in enumerate(encoded.geometries)
     ]
 
 

@@ -2,9 +2,12 @@
 
 python infer/evaluate.py --task detection --dataset coco --split val --weights W
 python infer/evaluate.py --task detection --dataset voc --split 2007:test --weights W
+python infer/evaluate.py --task segmentation --boxes detected --weights W
+python infer/evaluate.py --task keypoint --boxes gt --weights W
+python infer/evaluate.py --task captioning --dataset coco --split val --weights W
 
 Prints the table of average precision and writes into --out-dir: results.json (rows of the COCO
-results format), metrics.json and per_class.csv.
+results format), metrics.json and per_class.csv (of captioning: one row per image).
 """
 
 import argparse
@@ -16,9 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 from config import PRESETS
 from dataset.build import TASKS, build_source
 from infer.detection import DecodingOptions
+from infer.evaluate_captioning import evaluate_captioning
 from infer.evaluate_detection import evaluate_detection
+from infer.evaluate_keypoints import evaluate_keypoints
+from infer.evaluate_segmentation import evaluate_segmentation
+from infer.keypoint_script import keypoint_options
 from infer.predictor import Predictor
 from infer.report import Report
+from infer.script import caption_options
+from infer.segmentation_script import segmentation_options
 from utils.cli import find_preset, log, parser, run, snapshot
 from utils.device import pick_device
 
@@ -35,7 +44,50 @@ def _detection(cfg, args: argparse.Namespace, predictor: Predictor, source) -> R
     )
 
 
-EVALUATORS = {"detection": _detection}
+def _captioning(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
+    return evaluate_captioning(
+        predictor,
+        source,
+        caption_options(cfg),
+        batch_size=cfg.eval_batch_size,
+        num_workers=cfg.num_workers,
+        progress=True,
+    )
+
+
+def _segmentation(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
+    return evaluate_segmentation(
+        predictor,
+        source,
+        segmentation_options(cfg),
+        boxes=args.boxes,
+        detection_options=DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
+        batch_size=cfg.eval_batch_size,
+        num_workers=cfg.num_workers,
+        progress=True,
+    )
+
+
+def _keypoint(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
+    return evaluate_keypoints(
+        predictor,
+        source,
+        keypoint_options(cfg),
+        boxes=args.boxes,
+        detection_options=DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
+        sigmas=cfg.keypoint_sigmas,
+        batch_size=cfg.eval_batch_size,
+        num_workers=cfg.num_workers,
+        progress=True,
+    )
+
+
+EVALUATORS = {
+    "keypoint": _keypoint,
+    "segmentation": _segmentation,
+    "detection": _detection,
+    "captioning": _captioning,
+}
 
 
 def main(argv=None):
@@ -46,6 +98,12 @@ def main(argv=None):
     args.add_argument("--weights", type=Path, required=True)
     args.add_argument("--out-dir", type=Path, help="default: results/<task>_<dataset>_<split>")
     args.add_argument("--max-objects", type=int, help="ask for fewer objects than trained for")
+    args.add_argument(
+        "--boxes",
+        default="gt",
+        help="of segmentation and keypoints: gt, detected (by the same weights) or a COCO results "
+        "file of boxes; default: gt",
+    )
     args.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
     args.add_argument("--device", help="default: the setting")
     args = args.parse_args(argv)

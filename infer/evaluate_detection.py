@@ -45,6 +45,7 @@ def evaluate_detection(
                 batch.images,
                 options,
                 resize_mode=predictor.resize_mode,
+                resizing=predictor.resizing,
                 generator=generator,
             )
             found |= dict(zip(batch.image_ids, detections, strict=True))

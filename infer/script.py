@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infer.captioning import CaptionOptions
 from infer.predictor import Predictor
 from utils.cli import log, parser
 from utils.device import pick_device
@@ -16,14 +17,20 @@ from utils.files import write_json_atomic
 from utils.images import list_images, load_image
 
 
-def infer_parser(doc: str) -> argparse.ArgumentParser:
-    """Options of every inference script."""
+def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
+    """Options of every inference script.
+
+    Args:
+        pictures: the script draws scored objects; otherwise it prints text alone.
+    """
     args = parser(doc)
     args.add_argument("--image", required=True, help="a file, a folder or a quoted glob")
     args.add_argument("--weights", type=Path, help="default: the task's path in config.py")
-    args.add_argument(
-        "--out-dir", type=Path, default=Path(), help="for the pictures; default: this folder"
-    )
+    if pictures:
+        args.add_argument(
+            "--out-dir", type=Path, default=Path(), help="for the pictures; default: this folder"
+        )
+        args.add_argument("--score-threshold", type=float, help="default: the setting")
     args.add_argument(
         "--json",
         nargs="?",
@@ -31,9 +38,28 @@ def infer_parser(doc: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="print JSON instead of the table, or also write it to FILE",
     )
-    args.add_argument("--score-threshold", type=float, help="default: the setting")
     args.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: the setting")
     return args
+
+
+def caption_options(cfg, num_captions: int = 1) -> CaptionOptions:
+    """Decoding of captions as the settings say.
+
+    Raises:
+        UserError: they make no sense.
+    """
+    try:
+        return CaptionOptions(
+            num_captions,
+            cfg.caption_beams,
+            cfg.caption_top_k,
+            cfg.caption_top_p,
+            cfg.caption_temperature,
+            cfg.caption_length_penalty,
+            cfg.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"settings of captions: {error}") from error
 
 
 def load_predictor(args: argparse.Namespace, cfg, weights: Path) -> Predictor:

@@ -49,11 +49,12 @@ def demo_set(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory, demo_set) -> Path:
-    """A weight file of a barely trained detection model on `demo_set`."""
+    """A weight file of a detection model that has learned the class names of `demo_set`."""
     from config import CFG
     from train.engine import train
     from utils.cli import snapshot
 
     runs = tmp_path_factory.mktemp("runs")
-    overrides = [*TINY, f"coco_root={demo_set}", f"runs_dir={runs}", "max_steps=2"]
+    overrides = [*TINY, f"coco_root={demo_set}", f"runs_dir={runs}", "augment=false"]
+    overrides += ["epochs=30", "eval_every=30", "lr=3e-3"]
     return train(snapshot(CFG, overrides), ["detection"]) / "last.safetensors"

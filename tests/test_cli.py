@@ -74,6 +74,9 @@ SCRIPTS = [
     "infer/infer_single_image_object_detection.py",
     "infer/infer_single_image_voc.py",
     "infer/evaluate.py",
+    "train/train_coco_img_captioning.py",
+    "infer/infer_single_image_caption.py",
+    "dataset/build_captioning_vocab.py",
 ]
 
 

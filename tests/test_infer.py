@@ -205,7 +205,7 @@ def test_a_folder_gives_one_picture_each_and_reports_the_unreadable(
     ("options", "message"),
     [
         (["--image", "none.jpg"], "none.jpg"),
-        (["--image", "text.jpg"], "text.jpg"),
+        (["--image", "text.jpg", "--weights", "TINY"], "text.jpg"),
         (["--image", "ok.png", "--weights", "none.safetensors"], "no weight file at none"),
         (["--image", "ok.png", "--weights", "text.jpg"], "is no safetensors file"),
         (["--image", "ok.png", "--device", "cuda:77"], "is not here"),
@@ -213,7 +213,10 @@ def test_a_folder_gives_one_picture_each_and_reports_the_unreadable(
         (["--image", "ok.png", "--set", "demo_weights=none"], "no weights at"),
     ],
 )
-def test_what_a_user_can_get_wrong_is_one_line(tmp_path, monkeypatch, options, message):
+def test_what_a_user_can_get_wrong_is_one_line(
+    tmp_path, monkeypatch, tiny_weights, options, message
+):
+    options = [str(tiny_weights) if option == "TINY" else option for option in options]
     monkeypatch.chdir(tmp_path)
     Path("text.jpg").write_text("hello")
     Image.new("RGB", (8, 8)).save("ok.png")

@@ -1,6 +1,7 @@
 """Encoder contract, decoder, weight files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from models import ModelConfig, build_model, load_model, save_model
 from models.encoder import TimmEncoder
 from models.layers import sin_cos_2d
+from models.pix2seq import smooth_coordinates
+from models.weights import lay_out_for_decoding
 from utils.errors import UserError
 
 TINY = ModelConfig(
@@ -109,6 +112,35 @@ def test_logits_at_chosen_positions_equal_the_full_ones(model):
     with torch.no_grad():
         some, full = model(images, tokens, chosen), model(images, tokens)
     torch.testing.assert_close(some, full[chosen.flatten(0, 1)])
+
+
+def test_a_smooth_start_makes_neighbouring_bins_neighbours():
+    torch.manual_seed(0)
+    model = build_model(replace(TINY, projection_positions="learned"))
+    others = model.decoder.token_embedding[:100].clone()
+    smooth_coordinates(model, (1000, 1200))
+    table = model.decoder.token_embedding[1000:1200].detach()
+    distance = torch.cdist(table, table)
+    near, far = distance.diagonal(1).max(), distance[0, 20:].min()
+    assert near < far and table.std().item() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(others, model.decoder.token_embedding[:100])
+    places = model.projection.positions.detach().view(6, 8, 2, 16)  # y code, x code
+    torch.testing.assert_close(places[:, 0, 0], places[:, 5, 0])  # one row, one y
+    torch.testing.assert_close(places[0, :, 1], places[4, :, 1])  # one column, one x
+
+
+def test_the_layout_for_decoding_changes_no_number(tmp_path):
+    torch.manual_seed(0)
+    model = build_model(TINY).eval()
+    images, tokens = torch.rand(1, 3, 96, 128), torch.randint(0, 3000, (1, 7))
+    with torch.no_grad():
+        before = model(images, tokens)
+        after = lay_out_for_decoding(model)(images, tokens)
+    torch.testing.assert_close(before, after)
+    assert model.decoder.token_embedding.stride() == (1, 3000)
+    save_model(model, tmp_path / "w.safetensors")
+    again = load_model(tmp_path / "w.safetensors")
+    assert torch.equal(again.decoder.token_embedding, model.decoder.token_embedding)
 
 
 def test_too_long_a_sequence_is_refused(model):

@@ -130,20 +130,24 @@ def test_voc_and_coco_layout_of_one_set_train_alike(demo_set, tmp_path):
     assert set(metrics) == {"mAP50", "mAP50_11point"}
 
 
-def test_sigterm_saves_and_leaves_with_its_status(demo_set, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_saves_and_leaves_with_its_status(demo_set, tmp_path, number):
+    """As Ctrl-C and job schedulers send it: to the loader's workers too."""
     command = [sys.executable, ROOT / "train" / "train_coco_object_detection.py", "--set"]
-    command += settings(demo_set, tmp_path, "epochs=10000", "eval_every=10000")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        deadline = time.monotonic() + 120
+    command += settings(demo_set, tmp_path, "epochs=10000", "eval_every=10000", "num_workers=1")
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+    ) as process:
+        deadline, lines = time.monotonic() + 120, []
         while time.monotonic() < deadline and process.poll() is None:
             lines = list((tmp_path / "runs").glob("detection/*/metrics.jsonl"))
             if lines and len(lines[0].read_text().splitlines()) > 2:
                 break
             time.sleep(0.1)
-        os.kill(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "SIGTERM: saved step" in stderr and "--resume" in stderr
+    assert process.returncode == 128 + number, stderr
+    assert f"{number.name}: saved step" in stderr and "--resume" in stderr
     assert (lines[0].parent / "last.ckpt").is_file()
 
 
@@ -171,7 +175,7 @@ def test_starting_from_weights_of_the_same_model(demo_set, tmp_path, tiny_weight
         ("device=cuda:99", "is not here"),
         ("pixel_transform=none.json", "no pixel_transform file"),
         ("init_weights=none.safetensors", "no weight file at none.safetensors"),
-        ("lr=nan", "the detection loss is nan"),
+        ("lr=1e30", "the detection loss is nan"),
     ],
 )
 def test_what_cannot_work_is_one_line(demo_set, tmp_path, override, message):

@@ -1,7 +1,20 @@
 """Annotations as token sequences and back: one vocabulary, one tokenizer per task."""
 
+from tokenizer.captioning import CaptionTokenizer
 from tokenizer.detection import DetectionTokenizer
+from tokenizer.keypoint import KeypointTokenizer
+from tokenizer.segmentation import SegmentationTokenizer
 from tokenizer.task import TaskTokenizer, TokenSequence
+from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 
-__all__ = ["DetectionTokenizer", "TaskTokenizer", "TokenSequence", "Vocabulary"]
+__all__ = [
+    "CaptionTokenizer",
+    "DetectionTokenizer",
+    "KeypointTokenizer",
+    "SegmentationTokenizer",
+    "TaskTokenizer",
+    "TextTokenizer",
+    "TokenSequence",
+    "Vocabulary",
+]

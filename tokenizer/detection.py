@@ -38,6 +38,9 @@ class DetectionTokenizer(TaskTokenizer):
     class, their coordinates carry no loss), so the model can always be asked for `max_objects`
     boxes and the probability of the class tells real ones from noise.
 
+    In the simple layout, which is read but not trained, an object is `xmin ymin xmax ymax class`,
+    there is no noise and an end token stops.
+
     Args:
         max_objects: object budget, 100 in the papers (500 tokens).
         noise: fill the budget with noise objects in training; otherwise it is padded.
@@ -48,6 +51,7 @@ class DetectionTokenizer(TaskTokenizer):
     """
 
     task = "detection"
+    layouts = ("official", "simple")
 
     def __init__(
         self,
@@ -74,6 +78,11 @@ class DetectionTokenizer(TaskTokenizer):
         return TOKENS_PER_OBJECT * self.max_objects
 
     @property
+    def eos_id(self) -> int | None:
+        """The token that ends an answer early; None = there is none."""
+        return self.vocab.eos
+
+    @property
     def max_len(self) -> int:
         """Positions a decoder needs: the prompt and the answer but its last token."""
         return len(self.prompt) + self.max_new_tokens - 1
@@ -92,8 +101,9 @@ class DetectionTokenizer(TaskTokenizer):
         v, (h, w) = self.vocab, size
         labels = np.asarray(labels, dtype=np.int64)
         boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-        yxyx = boxes[:, [1, 0, 3, 2]] / np.array([h, w, h, w], np.float32)
-        tokens = np.column_stack([v.coord0 + quantize(yxyx, v.num_bins), v.class0 + labels])
+        coords = (boxes / np.array([w, h, w, h], np.float32))[:, self._order]
+        bins = quantize(coords, v.num_bins, floor=v.floors)
+        tokens = np.column_stack([v.coord0 + bins, v.class0 + labels - v.first_label])
         tokens[labels == 0] = v.pad
         return tokens.reshape(-1)
 
@@ -130,6 +140,8 @@ class DetectionTokenizer(TaskTokenizer):
         self, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], draws: ClassDraws
     ) -> TokenSequence:
         """The deterministic part of `sequence`: objects as given and the recorded draws."""
+        if self.vocab.layout != "official":
+            raise ValueError(f"layout must be 'official' in training, got {self.vocab.layout!r}")
         response = self.encode(boxes, labels, size)
         return self.shift(
             self.prompt,
@@ -171,7 +183,7 @@ class DetectionTokenizer(TaskTokenizer):
         class_tokens: np.ndarray | None = None,
         class_log_probs: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Any token sequence as objects; an unfinished last object is dropped.
+        """Any token sequence as objects, up to the end token; an unfinished object is dropped.
 
         Args:
             tokens: (T,) generated ids, prompt not included.
@@ -185,29 +197,40 @@ class DetectionTokenizer(TaskTokenizer):
             "no class": the token stands outside the class range, or its probability underflows.
         """
         v, (h, w) = self.vocab, size
-        n = len(tokens) // TOKENS_PER_OBJECT
-        objects = np.asarray(tokens, np.int64)[: n * TOKENS_PER_OBJECT].reshape(
-            n, TOKENS_PER_OBJECT
-        )
-        yxyx = np.clip(dequantize(objects[:, :4] - v.coord0, v.num_bins), 0, 1)
-        boxes = yxyx[:, [1, 0, 3, 2]] * np.array([w, h, w, h], np.float32)
+        tokens = np.asarray(tokens, np.int64)
+        ends = np.flatnonzero(tokens == v.eos)  # none in the official layout, whose `eos` is None
+        n = (ends[0] if len(ends) else len(tokens)) // TOKENS_PER_OBJECT
+        objects = tokens[: n * TOKENS_PER_OBJECT].reshape(n, TOKENS_PER_OBJECT)
+        bins = objects[:, :4] - v.coord0
+        coords = np.clip(dequantize(bins, v.num_bins, floor=v.floors), 0, 1)[:, self._order]
+        boxes = coords * np.array([w, h, w, h], np.float32)
         classes, scores = objects[:, 4], np.ones(n, np.float32)
         if class_tokens is not None:
             classes = np.asarray(class_tokens, np.int64)[4::TOKENS_PER_OBJECT][:n]
             scores = np.exp(np.asarray(class_log_probs, np.float32)[4::TOKENS_PER_OBJECT][:n])
         lo, hi = v.class_range
-        known = (classes > lo) & (classes < hi) & (scores > 0)
-        return boxes, np.where(known, classes - lo, 0), scores
+        labels = classes - lo + v.first_label
+        known = (classes >= lo) & (classes < hi) & (labels > 0) & (scores > 0)
+        return boxes, np.where(known, labels, 0), scores
 
     def allowed(self, tokens: Tensor) -> Tensor:
         """The grammar: (B, t) generated so far -> (V,) bool, what may come next.
 
         Classes include the fake one, as in training.
         """
-        mask = torch.zeros(self.vocab.size, dtype=torch.bool, device=tokens.device)
-        if tokens.shape[1] % TOKENS_PER_OBJECT == 4:
-            mask[slice(*self.vocab.class_range)] = True
-            mask[self.vocab.fake] = True
+        v, step = self.vocab, tokens.shape[1] % TOKENS_PER_OBJECT
+        mask = torch.zeros(v.size, dtype=torch.bool, device=tokens.device)
+        if step == 4:
+            mask[slice(*v.class_range)] = True
         else:
-            mask[slice(*self.vocab.coord_range)] = True
+            mask[slice(*v.coord_range)] = True
+        if step == 4 and v.fake is not None:
+            mask[v.fake] = True
+        if step == 0 and v.eos is not None:
+            mask[v.eos] = True
         return mask
+
+    @property
+    def _order(self) -> list[int]:
+        """Columns of xyxy as the layout writes them; its own inverse."""
+        return [0, 1, 2, 3] if self.vocab.x_first else [1, 0, 3, 2]

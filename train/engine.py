@@ -15,6 +15,7 @@ from models import save_model
 from train import build
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.loss import autocast, batch_loss
+from train.multi_task import join_categories
 from train.records import RunRecords, find_run_dir, new_run_dir, read_settings, write_settings
 from train.state import TrainState
 from train.validate import validate
@@ -30,6 +31,7 @@ class Stopped(Exception):
 def train(cfg, tasks: list[str]) -> Path:
     """Trains one task or many and returns the run folder.
 
+    An epoch is one pass over the data of the task that has most batches; the others go round.
     The folder holds settings.json, last.ckpt (complete state), last.safetensors and
     best.safetensors (weights alone), metrics.jsonl and the TensorBoard files.
     """
@@ -46,20 +48,22 @@ def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Pat
 def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed)
-    vocab = build.vocabulary(cfg)
-    tokenizers = build.tokenizers(cfg, tasks, vocab)
+    vocab = build.vocabulary(cfg, tasks)
     sources = {task: build.source(cfg, task, train=True) for task in tasks}
+    categories = join_categories(sources)
+    tokenizers = build.tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build.source(cfg, task, train=False) for task in tasks}
     streams = build.streams(cfg, sources, tokenizers)
     epoch_steps = max(len(stream) for stream in streams.values())
-    total_steps = min(cfg.epochs * epoch_steps, cfg.max_steps or cfg.epochs * epoch_steps)
-    model = build.model(cfg, vocab, tokenizers, sources[tasks[0]].categories, device)
+    total_steps, _ = build.step_counts(cfg, streams)
+    total_steps = min(total_steps, cfg.max_steps or total_steps)
+    model = build.model(cfg, vocab, tokenizers, categories, device)
     state = build.state(cfg, model, streams, total_steps)
     if run_dir is None:  # only now: settings or data that are wrong leave no folder behind
         run_dir = new_run_dir(cfg.runs_dir, tasks)
     else:
         load_checkpoint(run_dir, state)
-    write_settings(run_dir, settings_dict(cfg))
+    write_settings(run_dir, settings_dict(cfg) | {"tasks": tasks})
     _announce(cfg, run_dir, state, sources, epoch_steps, total_steps)
     records = RunRecords(run_dir, step=state.step)
     stop = StopSignal(cfg.max_minutes)
@@ -107,7 +111,8 @@ def train_epoch(
         bar.update()
         if state.step % cfg.log_every == 0 or state.step == end:
             seconds = time.perf_counter() - since
-            values = _mean_losses(losses)  # the only place that waits for the device
+            # the only place that waits for the device
+            values = _mean_losses(losses, state.task_weights)
             values["train/lr"] = state.scheduler.get_last_lr()[0]
             values["train/grad_norm"] = float(grad_norm)
             values["train/images_per_s"] = images / seconds
@@ -122,18 +127,18 @@ def train_epoch(
 def train_step(
     state: TrainState, batches: dict[str, Batch], dtype: torch.dtype | None, clip_grad: float
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One batch of each task, one optimiser step.
+    """One batch of each task, one optimiser step on the weighted sum of their losses.
 
     Returns:
-        the loss of each task and the norm of the summed gradient, still on the device.
+        the loss of each task, not weighted, and the norm of the gradient, still on the device.
     """
     device = state.model.device
     state.optimizer.zero_grad(set_to_none=True)
     losses = {}
     for task, batch in batches.items():
         with autocast(device, dtype):
-            loss = batch_loss(state.model, batch)
-        state.scaler.scale(loss).backward()
+            loss = batch_loss(state.model, batch, state.loss_type)
+        state.scaler.scale(state.task_weights.get(task, 1.0) * loss).backward()
         losses[task] = loss.detach()
     state.scaler.unscale_(state.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad or torch.inf)
@@ -144,7 +149,7 @@ def train_step(
     return losses, grad_norm
 
 
-def _mean_losses(losses: list[dict[str, Tensor]]) -> dict[str, float]:
+def _mean_losses(losses: list[dict[str, Tensor]], weights: dict[str, float]) -> dict[str, float]:
     """Means over the logged steps; a loss that is no number stops the run."""
     tasks = list(losses[0])
     means = {task: float(torch.stack([row[task] for row in losses]).mean()) for task in tasks}
@@ -154,7 +159,7 @@ def _mean_losses(losses: list[dict[str, Tensor]]) -> dict[str, float]:
                 f"the {task} loss is {value}; lower the learning rate (--set lr=...), clip the "
                 "gradient (--set clip_grad=1) or use --set amp=off"
             )
-    values = {"train/loss": sum(means.values())}
+    values = {"train/loss": sum(weights.get(task, 1.0) * v for task, v in means.items())}
     if len(tasks) > 1:
         values |= {f"train/loss/{task}": mean for task, mean in means.items()}
     return values
@@ -170,13 +175,19 @@ def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_di
         records.image(state.step, f"val/{task}", picture)
         numbers = ", ".join(f"{k} {v:.3f}" for k, v in list(report.metrics.items())[:3])
         tqdm.write(f"step {state.step}: {task} {numbers}", sys.stderr)
-    leading = [next(iter(report.metrics.values())) for report in reports.values()]
-    value = sum(leading) / len(leading)
+    values = [_leading(report, alone=len(reports) == 1) for report in reports.values()]
+    value = sum(values) / len(values)
     if value > state.best:
         state.best = value
         save_model(state.model, run_dir / "best.safetensors")
-        for report in reports.values():
-            report.save(run_dir / "best")
+        for task, report in reports.items():
+            report.save(run_dir / "best" / ("" if len(reports) == 1 else task))
+
+
+def _leading(report: Report, *, alone: bool) -> float:
+    """The metric to compare models by; among others, captions' CIDEr (up to 10) would drown them."""
+    first = next(iter(report.metrics.values()))
+    return first if alone else report.metrics.get("BLEU-4", first)
 
 
 def _save(run_dir: Path, state: TrainState) -> None:

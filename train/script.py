@@ -1,20 +1,24 @@
 """What all train scripts do: parse, then start or resume a run."""
 
+import argparse
 from pathlib import Path
 
 from config import PRESETS
+from dataset.build import TASKS
 from train import engine
+from train.multi_task import find_tasks, tasks_of_run
 from utils.cli import find_preset, parser, snapshot
 from utils.errors import UserError
 
 
 def train_script(
-    doc: str, base: type, *, tasks: list[str], dataset: str, argv: list[str] | None = None
+    doc: str, base: type, *, tasks: list[str] | None, dataset: str, argv: list[str] | None = None
 ) -> Path:
     """Parses the command line of a train script and trains.
 
     Args:
         base: the CFG class of the script; `--preset` names another.
+        tasks: what it trains; None: `--task` chooses.
         dataset: the only dataset this script trains on.
 
     Returns:
@@ -25,12 +29,25 @@ def train_script(
     args.add_argument(
         "--resume", metavar="RUN", help="continue this run folder, or auto: the newest"
     )
+    if tasks is None:
+        args.add_argument("--task", help=f"with commas, of {', '.join(TASKS)}; default: all")
     args = args.parse_args(argv)
     if args.preset:
         base = find_preset(PRESETS, args.preset)
+    if tasks is None:
+        tasks = _tasks(args, base)
     if args.resume:
         return engine.resume(base, args.set, tasks, args.resume)
     cfg = snapshot(base, args.set)
     if cfg.dataset != dataset:
         raise UserError(f"this script trains on {dataset}, the settings say dataset={cfg.dataset}")
     return engine.train(cfg, tasks)
+
+
+def _tasks(args: argparse.Namespace, base: type) -> list[str]:
+    """Those of `--task`; without it those of the run to resume, or all."""
+    if args.task is not None:
+        return find_tasks(args.task)
+    if args.resume:
+        return tasks_of_run(base, args.set, args.resume)
+    return list(TASKS)

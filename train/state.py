@@ -1,12 +1,13 @@
 """Everything that changes while training: what a checkpoint has to hold."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from dataset.loader import Batch, Loader
 from models import Pix2Seq
+from train.loss import XENT, LossType
 
 
 class TaskStream:
@@ -49,6 +50,8 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     streams: dict[str, TaskStream]
+    loss_type: LossType = XENT
+    task_weights: dict[str, float] = field(default_factory=dict)  # of the losses; 1 if not there
     step: int = 0  # optimiser steps done
     best: float = -1.0  # best value of the validation metric so far
     seconds: float = 0.0  # time spent training, over all sittings
@@ -63,6 +66,10 @@ class TrainState:
         return values
 
     def load_state_dict(self, values: dict) -> None:
+        if set(values["streams"]) != set(self.streams):
+            raise ValueError(
+                f"it trains {'+'.join(values['streams'])}, not {'+'.join(self.streams)}"
+            )
         for name in ("model", "optimizer", "scheduler", "scaler"):
             getattr(self, name).load_state_dict(values[name])
         for task, stream in self.streams.items():

@@ -146,6 +146,34 @@ def draw_keypoints(
     return result
 
 
+def draw_caption(image: np.ndarray, text: str) -> np.ndarray:
+    """Adds a white strip with `text` below the picture, in as many lines as it takes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is not changed.
+
+    Returns:
+        (H + strip, W, 3) uint8 RGB.
+    """
+    height, width = image.shape[:2]
+    font = _font(max(11, round(0.05 * width)))
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - font.size:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    step = round(1.25 * sum(font.getmetrics()))
+    picture = Image.new("RGB", (width, height + step * len(lines) + font.size // 2), "white")
+    picture.paste(Image.fromarray(image))
+    draw = ImageDraw.Draw(picture)
+    for i, line in enumerate(lines):
+        place = (font.size // 2, height + font.size // 4 + i * step)
+        draw.text(place, line, fill=(0, 0, 0), font=font)
+    return np.asarray(picture).copy()
+
+
 def contact_sheet(
     images: Sequence[np.ndarray],
     columns: int = 4,

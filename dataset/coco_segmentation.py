@@ -1,0 +1,113 @@
+"""Outlines of the objects of a COCO `instances_*.json`."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from dataset.coco_detection import CocoDetection
+from dataset.sample import Sample
+from utils.errors import UserError
+from utils.masks import MIN_POINTS, fit_polygons, rle_to_polygons
+
+
+class CocoSegmentation(CocoDetection):
+    """`CocoDetection` with polygons: all categories, objects of several parts included.
+
+    Run lengths become outlines; what is longer than `max_points` is simplified. Both happen once,
+    here: the index holds the result as flat arrays, so that worker processes share it. Objects
+    without an outline keep their place with an empty list; training drops them (`FilterObjects`).
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        split: str = "train",
+        *,
+        max_points: int = 128,
+        keep_empty: bool = True,
+        per_object: bool = False,
+        **options,
+    ):
+        """
+        Args:
+            max_points: per object, see `SegmentationTokenizer`.
+            keep_empty: whether images without an outline count; always in evaluation.
+            per_object: every outlined object is a sample of its own: its image, and it alone.
+            options: of `CocoDetection`.
+        """
+        super().__init__(root, split, keep_empty=keep_empty, **options)
+        outlined = self._index_outlines(max_points)
+        if not keep_empty:
+            self._keep_images(np.array([outlined[self._rows(i)].any() for i in self._images()]))
+        self._items = None  # (K, 2) image index and number of the object in the image
+        if per_object:
+            counted = [(i, np.flatnonzero(outlined[self._rows(i)])) for i in self._images()]
+            self._items = np.array([(i, n) for i, found in counted for n in found]).reshape(-1, 2)
+        if len(self) == 0:
+            raise UserError(f"{self.annotation_file} holds no outline to learn; check the settings")
+
+    def __len__(self) -> int:
+        # the base class counts images while it builds the index
+        items = getattr(self, "_items", None)
+        return super().__len__() if items is None else len(items)
+
+    def __getitem__(self, index: int) -> Sample:
+        if self._items is None:
+            return self.sample(index)
+        image, only = self._items[index].tolist()
+        return self.sample(image, only)
+
+    def polygons(self, index: int) -> list[list[np.ndarray]]:
+        """Per object of image number `index` its parts, each (M, 2) float32 pixels (x, y)."""
+        rows = self._rows(index)
+        ends = self._object_ends[rows.start : rows.stop + 1]
+        return [self._parts(first, end) for first, end in pairwise(ends)]
+
+    def _parts(self, first: int, end: int) -> list[np.ndarray]:
+        return [self._points[a:b] for a, b in pairwise(self._part_ends[first : end + 1])]
+
+    def _fields(self, index: int, keep: np.ndarray) -> dict:
+        polygons = self.polygons(index)
+        return {"polygons": [polygons[i] for i in np.flatnonzero(keep)]}
+
+    def _index_rows(self, rows: list[dict]) -> None:
+        self._segmentations = [(row.get("id"), row.get("segmentation")) for row in rows]
+
+    def _index_outlines(self, max_points: int) -> np.ndarray:
+        """Reads the outlines of the images in use; (objects,) bool, which ones have some."""
+        objects: list[list[np.ndarray]] = [[] for _ in self._segmentations]
+        for image in self._images():
+            rows = self._rows(image)
+            for row in range(rows.start, rows.stop):
+                objects[row] = fit_polygons(self._outlines(*self._segmentations[row]), max_points)
+        del self._segmentations  # lists of numbers: many times the size of the arrays
+        counts = np.array([len(parts) for parts in objects], np.int64)
+        lengths = [len(part) for parts in objects for part in parts]
+        points = [part for parts in objects for part in parts]
+        self._object_ends = np.concatenate([[0], np.cumsum(counts)])  # (N + 1,) into the parts
+        self._part_ends = np.cumsum([0, *lengths])  # (parts + 1,) into the points
+        self._points = np.concatenate([np.zeros((0, 2), np.float32), *points])  # (all, 2)
+        return counts > 0
+
+    def _outlines(self, annotation_id, segmentation) -> list[np.ndarray]:
+        """Polygons or run lengths of an annotation as parts, each (M, 2) float32."""
+        try:
+            if isinstance(segmentation, dict):
+                return rle_to_polygons(segmentation)
+            parts = [np.array(part, np.float32).reshape(-1, 2) for part in segmentation or []]
+            if not all(np.isfinite(part).all() for part in parts):
+                raise ValueError("coordinates must be finite")
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{self.annotation_file}: annotation {annotation_id}: segmentation must be "
+                f"polygons or run lengths ({error})"
+            ) from error
+        return [part for part in parts if len(part) >= MIN_POINTS]
+
+    def _images(self) -> range:
+        return range(super().__len__())
+
+    def _rows(self, index: int) -> slice:
+        """Where the objects of image number `index` stand in the index of objects."""
+        return slice(self._first[index], self._first[index] + self._counts[index])

@@ -1,0 +1,165 @@
+"""Everything a model of several tasks has to say about images, from one encoder pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from infer.captioning import GREEDY, CaptionOptions, caption
+from infer.detection import PAPER as PAPER_DETECTION
+from infer.detection import DecodingOptions, detect
+from infer.encode import Encoded
+from infer.keypoints import PAPER as PAPER_KEYPOINTS
+from infer.keypoints import KeypointOptions, find_keypoints, with_keypoints
+from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints
+from infer.segmentation import PAPER as PAPER_SEGMENTATION
+from infer.segmentation import SegmentationOptions, segment
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from infer.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class AllTasksOptions:
+    """How each task is decoded. The defaults are those of the tasks."""
+
+    detection: DecodingOptions = PAPER_DETECTION
+    segmentation: SegmentationOptions = PAPER_SEGMENTATION
+    keypoints: KeypointOptions = PAPER_KEYPOINTS
+    captions: CaptionOptions = GREEDY
+    max_objects: int | None = None  # to ask for; None = as many as the weights were trained for
+    score_threshold: float = 0.3  # of detections: what scores less is no object
+
+
+DEFAULTS = AllTasksOptions()
+
+
+class AllTasksRun:
+    """Decodes batches of images one after another; each task has its own source of draws.
+
+    So every task says what it says when it is asked alone, with the same boxes.
+
+    Args:
+        seconds: where the time of each stage is added up, for those who want to know.
+
+    Raises:
+        UserError: the weights know neither captions nor detection, which the others need.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        options: AllTasksOptions = DEFAULTS,
+        *,
+        seconds: dict[str, float] | None = None,
+    ):
+        known = predictor.tasks
+        if not {"captioning", "detection"} & set(known):
+            raise UserError(
+                f"{predictor.source} was trained for {', '.join(known)} alone, which needs boxes; "
+                "use the script of that task, or name weights of several tasks with --weights"
+            )
+        self.predictor, self.options = predictor, options
+        self.seconds = {} if seconds is None else seconds
+        seeds = {
+            "detection": options.detection.seed,
+            "segmentation": options.segmentation.seed,
+            "keypoint": options.keypoints.seed,
+            "captioning": options.captions.seed,
+        }
+        device = predictor.model.device
+        self._draws = {t: torch.Generator(device).manual_seed(s) for t, s in seeds.items()}
+
+    def __call__(self, images: Sequence[Tensor]) -> list[AllTasks]:
+        """B uint8 (3, h, w) originals -> B results; the images are encoded once."""
+        known = self.predictor.tasks
+        with self._stage("encoder"):
+            encoded = self.predictor.encode(images)
+            if encoded.memory.is_cuda:
+                torch.cuda.synchronize(encoded.memory.device)
+        captions = objects = masks = keypoints = [None] * len(images)
+        if "captioning" in known:
+            captions = self._caption(images, encoded)
+        if "detection" in known:
+            objects = self._detect(images, encoded)
+            if "segmentation" in known:
+                masks = self._segment(images, encoded, objects)
+            if "keypoint" in known:
+                keypoints = self._keypoints(images, objects)
+        rows = zip(captions, objects, masks, keypoints, strict=True)
+        return [AllTasks(*row) for row in rows]
+
+    def _caption(self, images: Sequence[Tensor], encoded: Encoded) -> list[Captions]:
+        with self._stage("captioning"):
+            return caption(
+                self.predictor.model,
+                self.predictor.caption_tokenizer(),
+                images,
+                self.options.captions,
+                encoded=encoded,
+                generator=self._draws["captioning"],
+            )
+
+    def _detect(self, images: Sequence[Tensor], encoded: Encoded) -> list[Detections]:
+        with self._stage("detection"):
+            found = detect(
+                self.predictor.model,
+                self.predictor.detection_tokenizer(self.options.max_objects),
+                self.predictor.categories,
+                images,
+                self.options.detection,
+                encoded=encoded,
+                generator=self._draws["detection"],
+            )
+        return [objects.above(self.options.score_threshold) for objects in found]
+
+    def _segment(
+        self, images: Sequence[Tensor], encoded: Encoded, objects: list[Detections]
+    ) -> list[InstanceMasks]:
+        with self._stage("segmentation"):
+            return segment(
+                self.predictor.model,
+                self.predictor.segmentation_tokenizer(),
+                self.predictor.categories,
+                images,
+                *_asked(objects),
+                self.options.segmentation,
+                encoded=encoded,
+                generator=self._draws["segmentation"],
+                **self._resizing(),  # weights that want crops to the box encode those
+            )
+
+    def _keypoints(self, images: Sequence[Tensor], objects: list[Detections]) -> list[Keypoints]:
+        tokenizer = self.predictor.keypoint_tokenizer()
+        with self._stage("keypoint"):
+            return find_keypoints(
+                self.predictor.model,
+                tokenizer,
+                self.predictor.categories,
+                images,
+                *with_keypoints(tokenizer, *_asked(objects)),
+                self.options.keypoints,
+                generator=self._draws["keypoint"],
+                **self._resizing(),
+            )
+
+    def _resizing(self) -> dict:
+        return {"resize_mode": self.predictor.resize_mode, "resizing": self.predictor.resizing}
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _asked(objects: list[Detections]) -> tuple[list, list, list]:
+    """Boxes, labels and scores per image."""
+    return tuple([getattr(one, k) for one in objects] for k in ("boxes", "labels", "scores"))

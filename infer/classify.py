@@ -1,0 +1,78 @@
+"""What is in a given box: what the user says, or the detection task asked for the class."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.classes import check_class_names
+from infer.encode import Encoded
+from models import Pix2Seq
+from tokenizer import DetectionTokenizer
+from utils.categories import Categories
+from utils.errors import UserError
+
+Labels = Sequence[int | str] | int | str | None  # class ids or names, or one for all boxes
+
+
+def classify_boxes(
+    model: Pix2Seq,
+    tokenizer: DetectionTokenizer,
+    categories: Categories,
+    encoded: Encoded,
+    boxes: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """The likeliest named class of each box, as if it were the first object of the answer.
+
+    Args:
+        boxes: B of (N, 4) xyxy original pixels.
+
+    Returns:
+        B of (N,) int64 class ids.
+    """
+    vocab = tokenizer.vocab
+    named = torch.zeros(vocab.size, dtype=torch.bool, device=model.device)
+    named[[vocab.class0 + class_id - vocab.first_label for class_id in categories.names]] = True
+
+    def allowed(_: Tensor) -> Tensor:
+        return named
+
+    labels = []
+    for i, (geometry, of_image) in enumerate(zip(encoded.geometries, boxes, strict=True)):
+        if len(of_image) == 0:
+            labels.append(np.zeros(0, np.int64))
+            continue
+        any_class = np.full(len(of_image), vocab.first_label + 1)
+        objects = tokenizer.encode(geometry.boxes(of_image), any_class, geometry.size)
+        coords = objects.reshape(-1, 5)[:, :4]
+        prompt = np.column_stack([np.tile(tokenizer.prompt, (len(coords), 1)), coords])  # (N, 5)
+        tokens, _ = model.generate(
+            encoded.memory[i : i + 1],
+            torch.from_numpy(prompt)[None].to(model.device),
+            max_new_tokens=1,
+            allowed=allowed,
+        )
+        labels.append(tokens[:, 0].cpu().numpy() - vocab.class0 + vocab.first_label)
+    return labels
+
+
+def class_ids(labels: Labels, num: int, categories: Categories, source: str) -> np.ndarray:
+    """(num,) class ids from ids or names, or from one for all.
+
+    Args:
+        source: what knows these categories, for the message.
+
+    Raises:
+        UserError: a name or an id it does not know, or not as many labels as boxes.
+    """
+    if isinstance(labels, (int, str, np.integer)):
+        labels = [labels] * num
+    if len(labels) != num:
+        raise UserError(f"give one label for all boxes or one each: {len(labels)} for {num}")
+    check_class_names([k for k in labels if isinstance(k, str)], categories.names.values(), source)
+    ids = [categories.ids_of_names[k] if isinstance(k, str) else int(k) for k in labels]
+    unknown = [i for i in ids if i not in categories.names]
+    if unknown:
+        raise UserError(f"{source} knows no class id {unknown[0]}; try a name")
+    return np.array(ids, np.int64)

@@ -1,0 +1,76 @@
+"""What segmentation and keypoints share: the prompt of one object, and points as tokens."""
+
+import numpy as np
+
+from tokenizer.quantize import dequantize, quantize
+from tokenizer.vocabulary import Vocabulary
+
+PROMPT_LEN = 6
+
+
+def instance_prompt(
+    vocab: Vocabulary, task: str, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """`task ymin xmin ymax xmax class` per object (official `build_instance_prompt_seq`).
+
+    Args:
+        boxes, labels: (N, 4) xyxy pixels of the model input; (N,) class ids (>= 1), or 0 for a
+            padding object, whose prompt is all padding.
+        size: (H, W) of the model input.
+
+    Returns:
+        (N, 6) token ids.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    corners = np.asarray(boxes, np.float32).reshape(-1, 2, 2)  # (N, 2, 2) of (x, y)
+    tokens = np.column_stack(
+        [
+            np.full(len(labels), vocab.prompts[task]),
+            points_to_tokens(vocab, corners, size).reshape(-1, 4),
+            vocab.class0 + labels,
+        ]
+    )
+    tokens[labels == 0] = vocab.pad
+    return tokens
+
+
+def points_to_tokens(
+    vocab: Vocabulary,
+    points: np.ndarray,
+    size: tuple[int, int],
+    invisible: np.ndarray | None = None,
+) -> np.ndarray:
+    """Points as `y x` coordinate tokens; what lies outside the input is moved to its edge.
+
+    Args:
+        points: (..., 2) of (x, y), pixels of the model input.
+        size: (H, W) of the model input.
+        invisible: (...) bool; both tokens of such a point are the invisible one.
+
+    Returns:
+        (..., 2) token ids, y first.
+    """
+    yx = np.asarray(points, np.float32)[..., ::-1] / np.array(size, np.float32)
+    tokens = vocab.coord0 + quantize(yx, vocab.num_bins)
+    if invisible is not None:
+        tokens[np.asarray(invisible, bool)] = vocab.invisible
+    return tokens
+
+
+def tokens_to_points(vocab: Vocabulary, tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Inverse of `points_to_tokens` for any tokens; half a point at the end is dropped.
+
+    Args:
+        tokens: (..., T) ids, `y x y x …`.
+        size: (H, W) of the model input.
+
+    Returns:
+        (..., T // 2, 2) float32 (x, y) in pixels of the model input, NaN where the token is
+        padding, separator or invisible. Not clipped: an id that is no coordinate gives a value
+        far outside, as officially.
+    """
+    tokens = np.asarray(tokens, np.int64)
+    pairs = tokens[..., : tokens.shape[-1] // 2 * 2].reshape(*tokens.shape[:-1], -1, 2)
+    points = dequantize(pairs - vocab.coord0, vocab.num_bins) * np.array(size, np.float32)
+    points[np.isin(pairs, (vocab.pad, vocab.separator, vocab.invisible))] = np.nan
+    return points[..., ::-1]

@@ -1,0 +1,119 @@
+"""Object outlines and masks: simplifying polygons, and the way to and from COCO's run lengths."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+MIN_POINTS = 3  # fewer enclose nothing
+RLE_TOLERANCE = 0.5  # pixels; how far the outline of a mask may leave the edges of its pixels
+
+
+def fit_polygons(polygons: Sequence[np.ndarray], max_points: int) -> list[np.ndarray]:
+    """Simplifies the parts of one object along their outlines, never cuts them.
+
+    Douglas and Peucker (`cv2.approxPolyDP`) with the smallest tolerance that fits; the parts
+    share the budget by the lengths of their outlines. Only where there are more parts than the
+    budget has triangles for, the smallest are left out.
+
+    Args:
+        polygons: parts, each (M, 2) of (x, y).
+        max_points: for all of them together, the separator between two parts counted as a point.
+
+    Returns:
+        parts, each (M', 2) float32, in the given order; those given if they fit.
+    """
+    if sum(map(len, polygons)) + len(polygons) - 1 <= max_points:
+        return list(polygons)
+    most_parts = max((max_points + 1) // (MIN_POINTS + 1), 1)
+    areas = [polygon_area(part) for part in polygons]
+    kept = np.sort(np.argsort(areas, kind="stable")[-most_parts:])
+    parts = [np.asarray(polygons[i], np.float32) for i in kept]
+    lengths = np.array([cv2.arcLength(part[:, None], True) for part in parts])
+    budget, order = max_points - len(parts) + 1, np.argsort(lengths, kind="stable")
+    for done, i in enumerate(order):  # what a short part does not need goes to the longer ones
+        rest = order[done:]
+        share = int(budget * lengths[i] / max(lengths[rest].sum(), 1e-9))
+        share = max(min(share, budget - MIN_POINTS * (len(rest) - 1)), MIN_POINTS)
+        parts[i] = simplify_polygon(parts[i], share)
+        budget -= len(parts[i])
+    return parts
+
+
+def simplify_polygon(polygon: np.ndarray, max_points: int) -> np.ndarray:
+    """(M, 2) -> (at most `max_points` >= 3, 2): the finest approximation that has so few."""
+    if len(polygon) <= max_points:
+        return polygon
+    outline = np.ascontiguousarray(polygon, np.float32)[:, None]  # (M, 1, 2) as OpenCV wants it
+    best = outline[np.linspace(0, len(outline), MIN_POINTS, endpoint=False).astype(int)]
+    low, high = 0.0, cv2.arcLength(outline, True)
+    for _ in range(20):  # to a millionth of the length
+        middle = (low + high) / 2
+        found = cv2.approxPolyDP(outline, middle, True)
+        if len(found) > max_points:
+            low = middle
+            continue
+        high = middle
+        if len(found) >= max(len(best), MIN_POINTS):
+            best = found
+    return best[:, 0]
+
+
+def polygon_area(polygon: np.ndarray) -> float:
+    return cv2.contourArea(np.ascontiguousarray(polygon, np.float32)) if len(polygon) else 0.0
+
+
+def rle_to_polygons(rle: dict) -> list[np.ndarray]:
+    """The outlines of a mask along the edges of its pixels; holes are filled.
+
+    Args:
+        rle: COCO run lengths, compressed or not.
+
+    Returns:
+        parts, each (M, 2) float32 pixels (x, y), without those too small to have an area.
+    """
+    if isinstance(rle["counts"], list):
+        rle = coco_mask.frPyObjects(rle, *rle["size"])
+    mask = coco_mask.decode(rle)
+    # Twice the size and one pixel more to the right and the bottom: the centres of the border
+    # pixels, which OpenCV connects, then are the corners of the original pixels.
+    fine = np.pad(mask.repeat(2, 0).repeat(2, 1), 1)
+    fine = cv2.dilate(fine, np.ones((2, 2), np.uint8), anchor=(1, 1))
+    outlines, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    polygons = [
+        cv2.approxPolyDP((outline.astype(np.float32) - 1) / 2, RLE_TOLERANCE, True)[:, 0]
+        for outline in outlines
+    ]
+    return [part for part in polygons if len(part) >= MIN_POINTS]
+
+
+def polygons_to_rle(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> dict:
+    """The union of polygons as COCO's own rasteriser fills them; what has no area gives nothing.
+
+    Args:
+        polygons: parts, each (M, 2) pixels (x, y); they may leave the picture.
+        size: (H, W) of the picture.
+
+    Returns:
+        compressed COCO run lengths, `counts` as text.
+    """
+    # pycocotools takes four numbers for a box
+    rows = [np.asarray(p, np.float64).ravel().tolist() for p in polygons if len(p) >= MIN_POINTS]
+    if not rows:
+        return mask_to_rle(np.zeros(size, bool))
+    return _as_text(coco_mask.merge(coco_mask.frPyObjects(rows, *size)))
+
+
+def mask_to_rle(mask: np.ndarray) -> dict:
+    """(H, W) bool -> compressed COCO run lengths, `counts` as text."""
+    return _as_text(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
+
+
+def rle_to_mask(rle: dict) -> np.ndarray:
+    """Compressed COCO run lengths -> (H, W) bool."""
+    return coco_mask.decode(rle).astype(bool)
+
+
+def _as_text(rle: dict) -> dict:
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
