@@ -283,10 +283,7 @@ class Predictor:
         *,
         batch_size: int = 16,
     ) -> AllTasks | list[AllTasks]:
-        """Captions, objects, their masks and persons' keypoints, as far as the weights know them.
-
-        Whole images are encoded once for all tasks, the surroundings of persons in batches.
-        """
+        """Captions, objects, masks and persons' keypoints, as far as the weights know them."""
         if not isinstance(images, list):
             return self.all_tasks([images], options)[0]
         run, found = AllTasksRun(self, options), []

@@ -10,7 +10,8 @@ class ModelConfig:
     Defaults are the papers' decoder (Pix2SeqV2 configs) on a timm encoder.
     """
 
-    encoder: str = "deit3_small_patch16_384.fb_in22k_ft_in1k"  # a timm model name
+    # a timm model name, or "official_vit" | "official_resnet" | "official_resnet_c" (stride 16)
+    encoder: str = "deit3_small_patch16_384.fb_in22k_ft_in1k"
     encoder_stride: int | None = None  # take the feature map of this stride; None = the last one
     encoder_dim: int = 768  # this and the next eight: the official_* encoders only
     encoder_layers: int = 12

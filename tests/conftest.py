@@ -58,3 +58,33 @@ def tiny_weights(tmp_path_factory, demo_set) -> Path:
     overrides = [*TINY, f"coco_root={demo_set}", f"runs_dir={runs}", "augment=false"]
     overrides += ["epochs=30", "eval_every=30", "lr=3e-3"]
     return train(snapshot(CFG, overrides), ["detection"]) / "last.safetensors"
+
+
+@pytest.fixture(scope="session")
+def caption_vocab(tmp_path_factory, demo_set) -> Path:
+    """Sub-word pieces of the captions of `demo_set`."""
+    from dataset import build_captioning_vocab
+
+    out = tmp_path_factory.mktemp("vocab") / "captions.json"
+    build_captioning_vocab.main(["--set", f"coco_root={demo_set}", "--out", str(out)])
+    return out
+
+
+@pytest.fixture(scope="session")
+def multi_settings(demo_set, caption_vocab) -> list[str]:
+    """Settings of a tiny model of all tasks on `demo_set`."""
+    short = ["max_points=8", "seg_max_objects=3", "max_caption_tokens=12", "captions_per_image=2"]
+    return [*TINY, *short, f"coco_root={demo_set}", f"caption_vocab={caption_vocab}"]
+
+
+@pytest.fixture(scope="session")
+def multi_weights(tmp_path_factory, multi_settings) -> Path:
+    """A weight file of a barely trained model of all tasks on `demo_set`."""
+    from config import CFG
+    from dataset.build import TASKS
+    from train.engine import train
+    from utils.cli import snapshot
+
+    runs = tmp_path_factory.mktemp("runs")
+    overrides = [*multi_settings, f"runs_dir={runs}", "max_steps=2", "eval_limit=2"]
+    return train(snapshot(CFG, overrides), list(TASKS)) / "last.safetensors"

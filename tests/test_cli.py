@@ -73,6 +73,8 @@ SCRIPTS = [
     "train/train_voc_object_detection.py",
     "infer/infer_single_image_object_detection.py",
     "infer/infer_single_image_voc.py",
+    "train/train_multi_task.py",
+    "infer/infer_single_image_multi_task.py",
     "infer/evaluate.py",
     "train/train_coco_img_captioning.py",
     "infer/infer_single_image_caption.py",

@@ -57,7 +57,7 @@ def test_case_is_kept_unless_told_otherwise():
 def test_decode_stops_at_the_end_and_leaves_out_what_is_no_text(text):
     ball = text.encode("red ball")
     assert text.decode([*ball, END, *ball]) == "red ball"
-    assert text.decode([0, *ball, 2, -7, text.size, 10**9]) == "red ball"
+    assert text.decode([0, *ball, 2, -7, text.size, 2**40]) == "red ball"
     assert text.decode([]) == text.decode([END]) == ""
 
 
@@ -139,7 +139,7 @@ def test_a_sentencepiece_model_does_as_well(spm_file):
         pieces = text.encode(caption)
         assert pieces == again.encode(caption) == processor.encode(caption)
         assert text.decode([*pieces, END, 5, 6]) == caption
-    assert text.decode([0, 2, -1, 10**9]) == ""
+    assert text.decode([0, 2, -1, 2**40]) == ""
 
 
 def test_a_broken_sentencepiece_model_is_one_line(tmp_path):

@@ -185,7 +185,7 @@ def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_di
 
 
 def _leading(report: Report, *, alone: bool) -> float:
-    """The metric to compare models by; among others, captions' CIDEr (up to 10) would drown them."""
+    """What models are compared by; beside other tasks not CIDEr, which goes up to 10."""
     first = next(iter(report.metrics.values()))
     return first if alone else report.metrics.get("BLEU-4", first)
 

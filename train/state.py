@@ -53,7 +53,7 @@ class TrainState:
     loss_type: LossType = XENT
     task_weights: dict[str, float] = field(default_factory=dict)  # of the losses; 1 if not there
     step: int = 0  # optimiser steps done
-    best: float = -1.0  # best value of the validation metric so far
+    best: float = float("-inf")  # best value of the validation metric so far
     seconds: float = 0.0  # time spent training, over all sittings
 
     def state_dict(self) -> dict:

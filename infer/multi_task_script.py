@@ -1,0 +1,117 @@
+"""What the script of all tasks does."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from infer.all_tasks import AllTasksOptions, AllTasksRun
+from infer.detection import DecodingOptions
+from infer.detection_script import table as table_of_objects
+from infer.encode import as_tensor
+from infer.keypoint_script import draw as draw_keypoints
+from infer.keypoint_script import keypoint_options
+from infer.keypoint_script import table as table_of_keypoints
+from infer.results import AllTasks, Detections
+from infer.script import (
+    caption_options,
+    infer_parser,
+    load_predictor,
+    picture_names,
+    print_results,
+    read_images,
+)
+from infer.segmentation_script import draw as draw_masks
+from infer.segmentation_script import segmentation_options
+from infer.segmentation_script import table as table_of_masks
+from utils.cli import log, snapshot
+from utils.images import list_images
+from utils.visualize import draw_detections, save_image
+
+PICTURES = ("object_detection", "instance_segmentation", "keypoint_detection")
+
+
+def multi_task_script(doc: str, base: type, argv: list[str] | None) -> None:
+    """Everything the weights know about images, printed and drawn, a picture per kind of result.
+
+    Args:
+        base: the CFG class.
+    """
+    args = infer_parser(doc)
+    args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
+    args.add_argument("--num-samples", type=int, help="outlines per object; default: the setting")
+    args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    args = args.parse_args(argv)
+    cfg = snapshot(base, args.set)
+    paths = list_images(args.image)
+    predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
+    options, seconds = all_tasks_options(cfg, args), {}
+    run = AllTasksRun(predictor, options, seconds=seconds)
+    names = {name: dict(zip(paths, picture_names(paths, name), strict=True)) for name in PICTURES}
+    rows, texts = [], []
+    try:
+        for path, image in read_images(args.image):
+            (found,) = run([as_tensor(image)])
+            for name, picture in draw(image, found).items():
+                target = args.out_dir / names[name][path]
+                save_image(target, picture)
+                log(f"drew {target}")
+            size = [image.shape[1], image.shape[0]]
+            rows.append({"image": str(path), "size": size, **found.to_json()})
+            texts.append(describe(path, image, found, options.score_threshold))
+    finally:
+        if rows:
+            print_results(args, rows, texts)
+            log("seconds: " + ", ".join(f"{name} {time:.2f}" for name, time in seconds.items()))
+
+
+def all_tasks_options(cfg, args: argparse.Namespace) -> AllTasksOptions:
+    """From the settings and the command line.
+
+    Raises:
+        UserError: a value that cannot work.
+    """
+    threshold = cfg.score_threshold if args.score_threshold is None else args.score_threshold
+    return AllTasksOptions(
+        DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
+        segmentation_options(cfg, args.num_samples),
+        keypoint_options(cfg),
+        caption_options(cfg, args.num_captions),
+        args.max_objects,
+        threshold,
+    )
+
+
+def draw(image: np.ndarray, found: AllTasks) -> dict[str, np.ndarray]:
+    """A picture per kind of result that the weights know; without a finding the bare image."""
+    draws = (_draw_objects, draw_masks, draw_keypoints)
+    results = (found.objects, found.masks, found.keypoints)
+    rows = zip(PICTURES, draws, results, strict=True)
+    return {name: draw_one(image, result) for name, draw_one, result in rows if result is not None}
+
+
+def _draw_objects(image: np.ndarray, found: Detections) -> np.ndarray:
+    return draw_detections(image, found.boxes, found.names, found.scores)
+
+
+def describe(path: Path, image: np.ndarray, found: AllTasks, threshold: float) -> str:
+    """Captions, a line per object, a block per person; pixels of the original image."""
+    blocks = [f"{path} ({image.shape[1]} x {image.shape[0]})"]
+    if found.captions is not None:
+        blocks.append("\n".join(found.captions.texts))
+    if found.objects is not None:
+        no_masks = found.masks is None or not len(found.objects)
+        table = (
+            table_of_objects(path, image, found.objects, threshold)
+            if no_masks
+            else table_of_masks(path, image, found.masks)
+        )
+        blocks.append(_body(table))
+    if found.keypoints is not None and len(found.keypoints):
+        blocks.append(_body(table_of_keypoints(path, image, found.keypoints)))
+    return "\n".join(blocks)
+
+
+def _body(table: str) -> str:
+    """A table without its first line, which names the image."""
+    return table.partition("\n")[2]
