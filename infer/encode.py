@@ -64,4 +64,5 @@ def encode_images(
 
 def as_tensor(image: ImageLike) -> Tensor:
     """(3, H, W) uint8"""
-    return torch.from_numpy(as_image(image)).permute(2, 0, 1)
+    pixels = np.require(as_image(image), requirements=["C", "W"])  # copied only if it must be
+    return torch.from_numpy(pixels).permute(2, 0, 1)

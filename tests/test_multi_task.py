@@ -157,6 +157,9 @@ class StopAt:
         self.steps += 1
         return "stop" if self.steps == self.step else ""
 
+    def restore(self):
+        pass
+
 
 @pytest.mark.parametrize("stop", [1, 4])  # inside both epochs; captioning in its second round
 def test_resume_continues_every_task_bit_for_bit(settings, no_validation, monkeypatch, stop):

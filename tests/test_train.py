@@ -92,6 +92,15 @@ class StopAt:
         self.steps += 1
         return "stop" if self.steps == self.step else ""
 
+    def restore(self):
+        pass
+
+
+def test_signals_are_given_back_after_a_run(demo_set, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    train(snapshot(CFG, settings(demo_set, tmp_path, "max_steps=1")), ["detection"])
+    assert signal.getsignal(signal.SIGTERM) == before
+
 
 @pytest.mark.parametrize("stop", [1, 3, 4])  # within an epoch of three steps, and between two
 def test_resume_continues_bit_for_bit(demo_set, tmp_path, monkeypatch, stop):

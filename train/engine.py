@@ -88,6 +88,7 @@ def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
         if stop.signal:
             raise SystemExit(128 + stop.signal) from None
     finally:
+        stop.restore()
         bar.close()
         records.close()
     log(f"run folder: {run_dir}")
@@ -213,8 +214,13 @@ class StopSignal:
     def __init__(self, max_minutes: float):
         self.signal = 0
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._remember) for number in numbers}
+
+    def restore(self) -> None:
+        """Gives the signals back to whoever had them before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _remember(self, number, _frame) -> None:
         if self.signal:  # the second Ctrl-C does not wait
