@@ -59,8 +59,8 @@ class CFG:
     resnet_width: float = 1.0  # multiplies the channels of the ResNet
     projection: str = "mlp"  # encoder -> decoder: "linear" | "linear_p" (+ positions) | "mlp"
     projection_mlp_ratio: int = 4  # hidden width of the projection's MLP block / dim
-    projection_positions: str = "sin_cos"  # of image tokens; "learned" trains faster from scratch
-    smooth_init: bool = False  # start coordinates as sin-cos codes: learns faster from scratch
+    projection_positions: str = "sin_cos"  # of image tokens | "learned"
+    smooth_init: bool = False  # start coordinate tokens as sin-cos codes (not in the papers)
     dim: int = 512  # decoder width
     num_layers: int = 6
     num_heads: int = 16

@@ -147,7 +147,7 @@ def smooth_coordinates(model: Pix2Seq, coord_range: tuple[int, int]) -> None:
     """Starts coordinate tokens and learned image positions as sin-cos codes of where they lie.
 
     Neighbouring bins then begin as near neighbours, and tokens and image speak of places in one
-    code: localisation is learned several times faster from scratch. An initialisation only.
+    code. An initialisation only, for training from scratch; not in the papers.
 
     Args:
         coord_range: [first, last + 1) token id of the coordinates.
