@@ -23,7 +23,7 @@ from models import save_model
 from tests.conftest import TINY
 from tokenizer import KeypointTokenizer, Vocabulary
 from tokenizer.instance import tokens_to_points
-from train import build, train_coco_keypoints
+from train import build, build_model, train_coco_keypoints
 from utils.cli import snapshot
 from utils.errors import UserError
 from utils.skeleton import COCO_PERSON
@@ -79,7 +79,7 @@ def weights(tmp_path_factory, demo_set):
     tasks, vocab = ["detection", "keypoint"], build.vocabulary(cfg)
     sources = {task: build.source(cfg, task, train=True) for task in tasks}
     tokenizers = build.tokenizers(cfg, tasks, vocab, sources)
-    model = build.model(cfg, vocab, tokenizers, sources["detection"].categories, "cpu")
+    model = build_model.model(cfg, vocab, tokenizers, sources["detection"].categories, "cpu")
     path = tmp_path_factory.mktemp("weights") / "both.safetensors"
     save_model(model, path)
     return path

@@ -15,7 +15,7 @@ from infer.keypoints import KeypointOptions
 from infer.predictor import Predictor
 from infer.results import Detections
 from models import load_model, save_model
-from train import build, train_multi_task
+from train import build, build_model, build_state, train_multi_task
 from train.engine import resume, train, train_step
 from train.multi_task import find_tasks, join_categories, task_weights
 from utils.categories import Categories
@@ -58,7 +58,7 @@ def supervised(batch):
     return [*map(tuple, where.tolist())], targets[rows, columns], weights[rows, columns]
 
 
-def build_state(overrides, tasks):
+def state_of(overrides, tasks):
     """As the engine builds it."""
     cfg = snapshot(CFG, overrides)
     torch.manual_seed(0)
@@ -66,8 +66,8 @@ def build_state(overrides, tasks):
     vocab = build.vocabulary(cfg, tasks)
     tokenizers = build.tokenizers(cfg, tasks, vocab, sources)
     streams = build.streams(cfg, sources, tokenizers)
-    model = build.model(cfg, vocab, tokenizers, join_categories(sources), torch.device("cpu"))
-    return build.state(cfg, model, streams, total_steps=10)
+    model = build_model.model(cfg, vocab, tokenizers, join_categories(sources), torch.device("cpu"))
+    return build_state.state(cfg, model, streams, total_steps=10)
 
 
 def curves(run_dir):
@@ -122,12 +122,12 @@ def test_the_gradient_is_the_weighted_sum_of_the_tasks(settings):
     weights = {"detection": 0.5, "segmentation": 2.0, "keypoint": 1.0, "captioning": 0.25}
     overrides = [f"{task}_weight={weight}" for task, weight in weights.items()]
     overrides = [*settings, *overrides, "drop_units=0", "drop_path=0"]
-    state = build_state(overrides, ALL)
+    state = state_of(overrides, ALL)
     assert state.task_weights == weights
     batches = {task: stream.next() for task, stream in state.streams.items()}
     expected = 0.0
     for task, batch in batches.items():
-        alone = build_state(overrides, ALL)
+        alone = state_of(overrides, ALL)
         alone.task_weights = {}
         train_step(alone, {task: batch}, None, 0.0)
         gradient = torch.cat([p.grad.flatten() for p in alone.model.parameters()])

@@ -16,6 +16,7 @@ from models import build_model
 from models.official_resnet import BatchNorm
 from tests.conftest import TINY
 from train import build
+from train import build_model as model_builder
 from train.engine import train
 from train.loss import LossType, batch_loss, token_losses, weighted_mean
 from train.schedule import NO_KERNELS, base_lr, build_optimizer, count_steps, lr_factor
@@ -381,7 +382,7 @@ def test_three_training_steps_equal_the_official_ones(case):
 def test_presets_build_the_published_models(preset, millions):
     cfg = snapshot(PRESETS[preset], [])
     vocab = build.vocabulary(cfg)
-    config = build.model_config(cfg, vocab, build.tokenizers(cfg, ["detection"], vocab))
+    config = model_builder.model_config(cfg, vocab, build.tokenizers(cfg, ["detection"], vocab))
     with torch.device("meta"):
         model = build_model(config)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=1e-3)

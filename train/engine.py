@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dataset.loader import Batch
 from infer.report import Report
 from models import save_model
-from train import build
+from train import build, build_model, build_state
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.loss import autocast, batch_loss
 from train.multi_task import join_categories
@@ -55,10 +55,10 @@ def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
     eval_sources = {task: build.source(cfg, task, train=False) for task in tasks}
     streams = build.streams(cfg, sources, tokenizers)
     epoch_steps = max(len(stream) for stream in streams.values())
-    total_steps, _ = build.step_counts(cfg, streams)
+    total_steps, _ = build_state.step_counts(cfg, streams)
     total_steps = min(total_steps, cfg.max_steps or total_steps)
-    model = build.model(cfg, vocab, tokenizers, categories, device)
-    state = build.state(cfg, model, streams, total_steps)
+    model = build_model.model(cfg, vocab, tokenizers, categories, device)
+    state = build_state.state(cfg, model, streams, total_steps)
     if run_dir is None:  # only now: settings or data that are wrong leave no folder behind
         run_dir = new_run_dir(cfg.runs_dir, tasks)
     else:
@@ -100,7 +100,7 @@ def train_epoch(
 ) -> None:
     """Steps until step number `end`; a line of the records every few steps."""
     device = state.model.device
-    dtype = build.amp_dtype(cfg, device)
+    dtype = build_state.amp_dtype(cfg, device)
     state.model.train()
     losses, since, images = [], time.perf_counter(), 0
     while state.step < end:

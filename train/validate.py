@@ -15,7 +15,7 @@ from infer.script import caption_options
 from infer.segmentation_script import draw as draw_segmentation
 from infer.segmentation_script import segmentation_options
 from models import Pix2Seq
-from train.build import decoding_options
+from train.build_state import decoding_options
 from utils.visualize import contact_sheet, draw_caption, draw_detections
 
 NUM_PICTURES = 8

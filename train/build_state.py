@@ -1,0 +1,75 @@
+"""Settings to optimiser, schedule and the state that training changes."""
+
+import re
+
+import torch
+
+from infer.detection import DecodingOptions
+from models import Pix2Seq
+from train.loss import LossType
+from train.multi_task import task_weights
+from train.schedule import base_lr, build_optimizer, count_steps, lr_factor, parse_schedule
+from train.state import TaskStream, TrainState
+from utils.errors import UserError
+
+
+def step_counts(cfg, task_streams: dict[str, TaskStream]) -> tuple[int, int]:
+    """All steps and those of the warm-up, going by epochs of the task that has most batches."""
+    if cfg.whole_epochs:
+        per_epoch = max(len(stream) for stream in task_streams.values())
+        return cfg.epochs * per_epoch, round(cfg.warmup_epochs * per_epoch)
+    lengths = {"epochs": cfg.epochs, "warmup_epochs": cfg.warmup_epochs}
+    streams = task_streams.values()
+    return max(count_steps(len(s.loader.dataset), s.batch_size, **lengths) for s in streams)
+
+
+def state(cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], total_steps: int) -> TrainState:
+    """Optimiser, schedule and streams at step 0."""
+    try:
+        batch_size = max(stream.batch_size for stream in task_streams.values())
+        lr = base_lr(cfg.lr, batch_size, cfg.lr_scaling)
+        loss_type = LossType.parse(cfg.loss)
+        parse_schedule(cfg.lr_schedule)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    try:
+        re.compile("|".join(cfg.decay_exclude))
+    except re.error as error:
+        raise UserError(f"decay_exclude must be regular expressions: {error}") from error
+    optimizer = build_optimizer(
+        model,
+        lr=lr,
+        weight_decay=cfg.weight_decay,
+        betas=cfg.betas,
+        decay_all=cfg.decay_all,
+        decay_exclude=cfg.decay_exclude,
+    )
+    warmup = min(cfg.warmup_steps or step_counts(cfg, task_streams)[1], total_steps // 2)
+
+    def factor(step: int) -> float:
+        return lr_factor(
+            step,
+            total_steps=total_steps,
+            warmup_steps=warmup,
+            end_factor=cfg.end_lr_factor,
+            schedule=cfg.lr_schedule,
+            tail_steps=cfg.tail_steps,
+        )
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
+    weights = task_weights(cfg, list(task_streams))
+    return TrainState(model, optimizer, scheduler, scaler, task_streams, loss_type, weights)
+
+
+def amp_dtype(cfg, device: torch.device) -> torch.dtype | None:
+    """The type of mixed precision; None = float32."""
+    types = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    types["auto"] = torch.bfloat16 if device.type == "cuda" else None
+    if cfg.amp not in types:
+        raise UserError(f"amp must be one of {', '.join(types)}, got {cfg.amp!r}")
+    return types[cfg.amp]
+
+
+def decoding_options(cfg) -> DecodingOptions:
+    return DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed)

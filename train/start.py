@@ -1,0 +1,147 @@
+"""Starting a model from the weights of another: other classes, tasks, input size or bins."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from models import Pix2Seq
+from tokenizer import Vocabulary
+from utils.categories import Categories
+from utils.errors import UserError
+
+TOKEN_TABLES = ("decoder.token_embedding", "decoder.output_embedding", "decoder.output_bias")
+IMAGE_POSITIONS = (
+    *("encoder.backbone.pos_embed", "encoder.transformer.positions"),
+    *("projection.positions", "decoder.memory_positions"),
+)
+ENOUGH = 0.5  # share of the model's parameters that must fit
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """What became of the tensors of a weight file."""
+
+    taken: list[str]  # as they are
+    adapted: dict[str, str]  # name -> how they were made to fit
+    missing: list[str]  # the model has them, the file has not: they start anew
+    unexpected: list[str]  # the file has them, the model has not
+    mismatched: list[str]  # of another shape: they start anew
+    share: float  # of the model's parameters that were taken or adapted
+
+    def text(self, path: str | Path) -> str:
+        """Lines for the person at the terminal."""
+        lines = [f"start from {path}: {len(self.taken)} tensors taken, {self.share:.0%} of all"]
+        lines += [f"  {name}: {how}" for name, how in self.adapted.items()]
+        for kind in ("missing", "unexpected", "mismatched"):
+            names = getattr(self, kind)
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                lines.append(f"  {kind}: {', '.join(names[:5])}{more}")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def start_from(model: Pix2Seq, given: Pix2Seq) -> StartReport:
+    """Copies into `model` all that `given` knows and that has a place there.
+
+    Token tables go by meaning: a class takes the row of the class of that name, or else of its
+    id (as the official fine-tuning does), a bin that of the nearest bin, text pieces theirs if the
+    text tokenizer is the same. Positions of image tokens are interpolated, those of a sequence
+    shared as far as both go.
+
+    Args:
+        model, given: with their `meta` (vocabulary, categories, tasks).
+
+    Raises:
+        UserError: less than half of the parameters fit.
+    """
+    old, new = given.state_dict(), model.state_dict()
+    taken, adapted, mismatched = [], {}, []
+    rows = _token_rows(model.meta, given.meta)
+    for name in (name for name in new if name in old):
+        if name in TOKEN_TABLES and old[name].shape[1:] == new[name].shape[1:]:
+            changed = _copy_rows(new[name], old[name], rows)
+            how = f"{changed} of {len(rows)} rows are new or moved" if changed else ""
+        elif old[name].shape == new[name].shape:
+            new[name].copy_(old[name])
+            how = ""
+        elif name in IMAGE_POSITIONS and old[name].shape[-1] == new[name].shape[-1]:
+            new[name].copy_(_resample(old[name], given.encoder.grid, model.encoder.grid))
+            how = f"interpolated from {given.encoder.grid} to {model.encoder.grid} tokens"
+        elif name == "decoder.positions" and old[name].shape[1] == new[name].shape[1]:
+            shared = min(len(old[name]), len(new[name]))
+            new[name][:shared] = old[name][:shared]
+            how = f"the first {shared} of {len(new[name])}"
+        else:
+            mismatched.append(name)
+            continue
+        if how:
+            adapted[name] = how
+        else:
+            taken.append(name)
+    fitting = sum(new[name].numel() for name in (*taken, *adapted))
+    share = fitting / sum(value.numel() for value in new.values())
+    report = StartReport(
+        taken,
+        adapted,
+        missing=[name for name in new if name not in old],
+        unexpected=[name for name in old if name not in new],
+        mismatched=mismatched,
+        share=share,
+    )
+    if share < ENOUGH:
+        first = next(iter(mismatched + report.missing + report.unexpected))
+        raise UserError(
+            f"init_weights is another model: only {share:.0%} of this one's weights fit, {first!r} "
+            "does not; use the settings (preset) it was trained with"
+        )
+    return report
+
+
+def _token_rows(new_meta: dict, old_meta: dict) -> Tensor:
+    """(V,) row of the old token tables for each row of the new ones; -1 where there is none."""
+    new, old = (Vocabulary.from_json(meta["vocabulary"]) for meta in (new_meta, old_meta))
+    rows = torch.arange(new.size)  # ids that mean nothing keep their row
+    rows[min(new.text0, old.text0) :] = -1
+    for special in ("pad", "fake", "separator", "invisible", "bos", "eos"):
+        if None not in (getattr(new, special), getattr(old, special)):
+            rows[getattr(new, special)] = getattr(old, special)
+    for task, prompt in new.prompts.items():
+        rows[prompt] = old.prompts.get(task, -1)
+    (first, end), (old_first, old_end) = new.class_range, old.class_range
+    shared = min(end - first, old_end - old_first)
+    rows[first : first + shared] = torch.arange(old_first, old_first + shared)
+    names, old_names = (Categories.from_json(m["categories"]).names for m in (new_meta, old_meta))
+    old_ids = {name: class_id for class_id, name in old_names.items()}
+    for class_id, name in names.items():
+        if name in old_ids:
+            rows[first + class_id - new.first_label] = old_first + old_ids[name] - old.first_label
+    bins = torch.arange(new.num_bins) * ((old.num_bins - 1) / (new.num_bins - 1))
+    rows[slice(*new.coord_range)] = old.coord0 + bins.round().long()
+    if _text_of(new_meta) is not None and _text_of(new_meta) == _text_of(old_meta):
+        rows[new.text0 :] = torch.arange(old.text0, old.text0 + new.num_text)
+    return rows
+
+
+def _text_of(meta: dict) -> object:
+    """The text tokenizer among the settings of captioning; None without one."""
+    return meta["tasks"].get("captioning", {}).get("text")
+
+
+def _copy_rows(new: Tensor, old: Tensor, rows: Tensor) -> int:
+    """Fills the rows of `new` that have a counterpart; counts those that are no plain copy."""
+    known = rows >= 0
+    new[known] = old[rows[known]]
+    return int((rows != torch.arange(len(rows))).sum())
+
+
+def _resample(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """(S, D) or (1, P + S, D) positions of image tokens, P prefix tokens, for another grid."""
+    batched = table if table.ndim == 3 else table[None]
+    prefix = batched.shape[1] - math.prod(old)
+    out = resample_abs_pos_embed(batched, list(new), list(old), prefix)
+    return out if table.ndim == 3 else out[0]
