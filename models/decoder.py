@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.layers import (
     LAYER_NORM_EPS,
     Mlp,
+    attend,
     init_attention,
     init_weights,
     layer_norm,
@@ -69,7 +70,7 @@ class SelfAttention(nn.Module):
         if q.shape[2] > 1 and start > 0:
             mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(start)
         drop = self.drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal)
+        x = attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop)
         return self.out(merge_heads(x))
 
 
@@ -93,7 +94,7 @@ class CrossAttention(nn.Module):
         per_image = self.q(x).reshape(k.shape[0], -1, x.shape[2])  # (B, R / B * T, D)
         drop = self.drop if self.training else 0.0
         q = split_heads(per_image, self.num_heads)
-        out = merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=drop))
+        out = merge_heads(attend(q, k, v, drop=drop))
         return self.out(out).reshape(x.shape)
 
 

@@ -66,6 +66,28 @@ class Mlp(nn.Module):
         return self.dense2(self.drop(self.activation(self.dense1(x))))
 
 
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    drop: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention, (B, nh, T, hd) and twice (B, nh, S, hd) -> (B, nh, T, hd).
+
+    Under mixed precision a CPU computes it in float32: its kernel for half types is 4 to 9 times
+    as slow backward.
+    """
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return attend(
+                q.float(), k.float(), v.float(), mask=mask, is_causal=is_causal, drop=drop
+            )
+    return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal)
+
+
 class Attention(nn.Module):
     """Attention of every token to every token."""
 
@@ -78,8 +100,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)"""
         q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=2))
-        drop = self.drop if self.training else 0.0
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, dropout_p=drop)))
+        return self.out(merge_heads(attend(q, k, v, drop=self.drop if self.training else 0.0)))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

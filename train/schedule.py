@@ -107,14 +107,13 @@ def build_optimizer(
     decayed = [p for name, p in named if decays(name, p)]
     spared = [p for name, p in named if not decays(name, p)]
     groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
-    fused = named[0][1].device.type == "cuda"
     optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]],
         lr=lr,
         betas=betas,
         eps=EPS,
         weight_decay=weight_decay,
-        fused=fused,
+        fused=True,
     )
     optimizer.register_step_pre_hook(_keep_eps_uncorrected)
     return optimizer
