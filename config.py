@@ -37,6 +37,7 @@ class CFG:
     min_scale: float = 0.3  # scale jitter: longer side / img_size, uniform between the two
     max_scale: float = 2.0
     flip_prob: float = 0.5  # horizontal flip
+    diagonal_crops: bool = False  # one draw for both offsets of the window (official: on)
     color_jitter: float = 0.5  # strength of brightness, contrast, saturation, hue; 0 = off
     pixel_transform: str = ""  # your own albumentations pipeline, saved with A.save (JSON / YAML)
 
@@ -84,6 +85,7 @@ class CFG:
     # ---- segmentation ------------------------------------------------------------------------
     max_points: int = 128  # of one object's outline, 2 tokens each; longer ones are simplified
     seg_max_objects: int = 10  # per image and step; of more a random choice
+    seg_cut_outlines: bool = False  # cut them at max_points instead (official: on)
     seg_random_start: bool = True  # outlines start at a random point (official: off)
     seg_eos_weight: float = 1.0  # loss weight of padding after an outline
     seg_first_end_only: bool = False  # weigh the first padding token alone (official: off)
@@ -105,6 +107,7 @@ class CFG:
     keypoint_invisible_weight: float = 0.1  # loss weight of points that are not labelled
     keypoint_top_p: float = 0.1
     keypoint_suppress_invisible: bool = True  # every point gets a place
+    keypoint_official_resampling: bool = False  # give it one afterwards, by the official rule
     # share of the points' probability in the score, the rest is the box's; none = 1, but 0.1 for
     # detected boxes (the authors' notebook)
     keypoint_score_weight: float | None = None
@@ -243,7 +246,9 @@ class DemoVocCFG(DemoCFG):
 
 
 # Sources: [D] google-research/pix2seq configs/config_det_finetune.py, [M] config_multi_task.py,
-# [B] config_base.py, [1] Pix2Seq (arXiv 2109.10852), [I] the authors in issue 3 of that repository.
+# [B] config_base.py, [I] the authors in issue 3 of that repository; of Pix2Seq (arXiv 2109.10852)
+# as quoted by others: [Q] README of Sharpiless/Pix2seq-mmdetection, [S] gaopengcuhk/Stable-Pix2Seq,
+# issue 4, [N] paper_notes/pix2seq.md of patrick-llgc/Learning-Deep-Learning.
 
 
 class DetFinetuneCFG(CFG):
@@ -280,6 +285,7 @@ class MultiTaskCFG(DetFinetuneCFG):
     lr, warmup_epochs = 1e-4, 10.0  # [M]
     batch_size, epochs = 128, 100  # [M]; images of each task in a step
     detection_weight = segmentation_weight = keypoint_weight = captioning_weight = 1.0  # [M]
+    seg_random_start, seg_weigh_absent = False, True  # [M]
 
 
 class MultiTaskWeightedCFG(MultiTaskCFG):
@@ -292,19 +298,20 @@ class MultiTaskWeightedCFG(MultiTaskCFG):
 class FromScratchCFG(DetFinetuneCFG):
     """COCO detection without other data: ResNet-50, 1333 px, 300 epochs.
 
-    [1] reports 43.0 AP; with the published code the authors expect about 42 [I].
+    43.0 AP in the paper [Q]; with the published code the authors expect about 42 [I]. Not published
+    as a config: what has no mark is that of fine-tuning. [S] found no lr above 1e-3 to be stable.
     """
 
     init_weights = None
-    encoder = "official_resnet"  # [1] section 4.1: ResNet-50, six layers each
+    encoder = "official_resnet"  # [Q]
     resnet_depth = 50
     encoder_layers, encoder_dim, encoder_mlp_dim, encoder_heads = 6, 256, 1024, 8  # [B] resnet
     num_layers, dim, mlp_dim, num_heads = 6, 256, 1024, 8  # [B] resnet
-    img_size = 1333  # [1], [I]
-    num_bins = 2000  # [1] section 4.1
-    batch_size, epochs = 128, 300  # [1] section 4.1
-    # Not in the published code: what AiT (SwinTransformer/AiT), a relative, takes for this batch.
-    lr, warmup_epochs = 1e-3, 10.0
+    img_size = 1333  # [I]
+    num_bins = 2000  # [N]
+    batch_size, epochs = 128, 300  # [Q]
+    lr, drop_path = 3e-3, 0.1  # [S]
+    warmup_epochs = 10.0  # as [M]
 
 
 PRESETS: dict[str, type[CFG]] = {

@@ -8,7 +8,7 @@ import numpy as np
 from dataset.coco_detection import CocoDetection
 from dataset.sample import Sample
 from utils.errors import UserError
-from utils.masks import MIN_POINTS, fit_polygons, rle_to_polygons
+from utils.masks import MIN_POINTS, cut_polygons, fit_polygons, rle_to_polygons
 
 
 class CocoSegmentation(CocoDetection):
@@ -27,16 +27,18 @@ class CocoSegmentation(CocoDetection):
         max_points: int = 128,
         keep_empty: bool = True,
         per_object: bool = False,
+        cut_outlines: bool = False,
         **options,
     ):
         """
         Args:
-            max_points: per object, see `SegmentationTokenizer`.
+            max_points, cut_outlines: per object, see `SegmentationTokenizer`.
             keep_empty: whether images without an outline count; always in evaluation.
             per_object: every outlined object is a sample of its own: its image, and it alone.
             options: of `CocoDetection`.
         """
         super().__init__(root, split, keep_empty=keep_empty, **options)
+        self._shorten = cut_polygons if cut_outlines else fit_polygons
         outlined = self._index_outlines(max_points)
         if not keep_empty:
             self._keep_images(np.array([outlined[self._rows(i)].any() for i in self._images()]))
@@ -80,7 +82,7 @@ class CocoSegmentation(CocoDetection):
         for image in self._images():
             rows = self._rows(image)
             for row in range(rows.start, rows.stop):
-                objects[row] = fit_polygons(self._outlines(*self._segmentations[row]), max_points)
+                objects[row] = self._shorten(self._outlines(*self._segmentations[row]), max_points)
         del self._segmentations  # lists of numbers: many times the size of the arrays
         counts = np.array([len(parts) for parts in objects], np.int64)
         lengths = [len(part) for parts in objects for part in parts]

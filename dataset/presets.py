@@ -19,6 +19,7 @@ def detection_train(
     flip_prob: float = 0.5,
     color_strength: float = 0.0,
     pixel_transforms: Sequence = (),
+    diagonal: bool = False,
 ) -> list:
     """The official augmentation of detection; colours and further pixel transforms by choice.
 
@@ -26,8 +27,12 @@ def detection_train(
         size: (H, W) of the model input.
         color_strength: 0 is off, as officially.
         pixel_transforms: albumentations transforms that move no pixels, applied in order.
+        diagonal: see `ScaleJitterCropFlip`.
     """
-    transforms = [ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob), FilterObjects()]
+    transforms = [
+        ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob, diagonal=diagonal),
+        FilterObjects(),
+    ]
     if color_strength > 0:
         transforms.append(color_jitter(color_strength))
     return transforms + [PixelTransform(transform) for transform in pixel_transforms]
@@ -41,6 +46,7 @@ def segmentation_train(
     flip_prob: float = 0.5,
     color_strength: float = 0.0,
     pixel_transforms: Sequence = (),
+    diagonal: bool = False,
     crop: float | None = None,
 ) -> list:
     """The official augmentation of segmentation: the picture is never cut, only made smaller.
@@ -49,7 +55,7 @@ def segmentation_train(
         crop: see `box_region`; the samples then hold one object each.
     """
     transforms = [
-        ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob, crop),
+        ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob, crop, diagonal),
         FilterObjects(),
     ]
     if color_strength > 0:
@@ -65,6 +71,7 @@ def keypoint_train(
     flip_prob: float = 0.5,
     color_strength: float = 0.0,
     pixel_transforms: Sequence = (),
+    diagonal: bool = False,
     crop: float | None = 0.5,
 ) -> list:
     """The official augmentation of keypoints, and a mirror, which the official one has not.
@@ -79,6 +86,7 @@ def keypoint_train(
         flip_prob=flip_prob,
         color_strength=color_strength,
         pixel_transforms=pixel_transforms,
+        diagonal=diagonal,
         crop=crop,
     )
 
@@ -90,6 +98,7 @@ def captioning_train(
     max_scale: float = 2.0,
     color_strength: float = 0.0,
     pixel_transforms: Sequence = (),
+    diagonal: bool = False,
 ) -> list:
     """The official augmentation of captioning: never a mirror, since captions say left and right.
 
@@ -102,6 +111,7 @@ def captioning_train(
         flip_prob=0.0,
         color_strength=color_strength,
         pixel_transforms=pixel_transforms,
+        diagonal=diagonal,
     )
 
 

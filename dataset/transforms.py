@@ -21,14 +21,17 @@ class ScaleJitterCropFlip:
         max_scale: float = 2.0,
         flip_prob: float = 0.5,
         crop: float | None = None,
+        diagonal: bool = False,
     ):
         """
         Args:
             size: (H, W) of the model input.
             min_scale, max_scale: of the largest picture that fits; 1 to 1 keeps that size.
             crop: see `box_region`.
+            diagonal: one draw places the window in both directions, as officially, so that it
+                never shows the corners beside the main diagonal.
         """
-        self.size, self.flip_prob, self.crop = size, flip_prob, crop
+        self.size, self.flip_prob, self.crop, self.diagonal = size, flip_prob, crop, diagonal
         self.min_scale, self.max_scale = min_scale, max_scale
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -37,7 +40,7 @@ class ScaleJitterCropFlip:
             sample.orig_size,
             self.size,
             self.min_scale + (self.max_scale - self.min_scale) * scale,
-            (offset_y, offset_x),
+            (offset_y, offset_y if self.diagonal else offset_x),
             flip=coin < self.flip_prob,
             crop=box_region(sample, self.crop),
         )

@@ -60,6 +60,7 @@ def keypoint_options(cfg) -> KeypointOptions:
             top_p=cfg.keypoint_top_p,
             temperature=cfg.temperature,
             suppress_invisible=cfg.keypoint_suppress_invisible,
+            official_resampling=cfg.keypoint_official_resampling,
             points_score_weight=cfg.keypoint_score_weight,
             seed=cfg.seed,
         )

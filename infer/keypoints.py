@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataset.geometry import Geometry, crop_to_box
 from infer.encode import Encoded, encode_images
+from infer.keypoint_resampling import generate_resampled
 from infer.results import Keypoints
 from models import Pix2Seq
 from tokenizer import KeypointTokenizer
@@ -27,6 +28,7 @@ class KeypointOptions:
     top_p: float = 0.1
     temperature: float = 1.0
     suppress_invisible: bool = True  # every point gets a place; False = the model may pass
+    official_resampling: bool = False  # suppress it as the official code does, afterwards
     points_score_weight: float | None = None  # None = 1, but 0.1 where boxes come with scores
     max_crops: int = 32  # that are encoded and decoded together: a limit of memory
     seed: int = 0  # of the draws; the same objects in the same batches give the same result
@@ -34,6 +36,11 @@ class KeypointOptions:
     def __post_init__(self):
         if self.max_crops < 1:
             raise ValueError(f"max_crops must be at least 1, got {self.max_crops}")
+        if self.official_resampling and (self.top_k > 1 or not self.suppress_invisible):
+            raise ValueError(
+                "official_resampling needs suppress_invisible and top_k 0 or 1, got "
+                f"suppress_invisible={self.suppress_invisible}, top_k={self.top_k}"
+            )
         if not 0 <= (self.points_score_weight or 0) <= 1:
             raise ValueError(
                 f"points_score_weight must be in [0, 1], got {self.points_score_weight}"
@@ -146,17 +153,21 @@ def _decode(
     """Of R crops: points (R, K, 3) original pixels, point_scores (R, K), scores (R,)."""
     vocab, geometries = tokenizer.vocab, encoded.geometries
     seen = np.stack([g.boxes(box) for g, box in zip(geometries, boxes, strict=True)])
-    tokens, log_probs = model.generate(
-        encoded.memory,
-        torch.from_numpy(tokenizer.prompts(seen, labels, geometries[0].size)).to(model.device),
-        max_new_tokens=tokenizer.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        allowed=tokenizer.allowed,
-        suppress=(vocab.invisible,) if options.suppress_invisible else (),
-        generator=generator,
-    )
+    prompts = torch.from_numpy(tokenizer.prompts(seen, labels, geometries[0].size))
+    how = {
+        "max_new_tokens": tokenizer.max_new_tokens,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "generator": generator,
+    }
+    memory, prompts = encoded.memory, prompts.to(model.device)
+    if options.official_resampling:
+        tokens, log_probs = generate_resampled(model, memory, prompts, vocab.invisible, **how)
+    else:
+        suppress = (vocab.invisible,) if options.suppress_invisible else ()
+        how |= {"allowed": tokenizer.allowed, "suppress": suppress}
+        tokens, log_probs = model.generate(memory, prompts, **how)
     tokens, log_probs = tokens.cpu().numpy(), log_probs.cpu().numpy()
     rows = zip(tokens, boxes, geometries, strict=True)
     points = np.stack([to_original(tokenizer, *row) for row in rows])

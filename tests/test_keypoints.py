@@ -16,6 +16,7 @@ from dataset.sample import Sample
 from infer import evaluate, infer_single_image_keypoint, keypoints
 from infer.evaluate_keypoints import check_sigmas, evaluate_keypoints, score_keypoints
 from infer.evaluate_segmentation import true_boxes
+from infer.keypoint_resampling import SUPPRESSION, generate_resampled, official_truncation
 from infer.keypoint_script import draw
 from infer.keypoints import KeypointOptions, find_keypoints
 from infer.predictor import Predictor, as_tensor
@@ -339,6 +340,56 @@ def test_suppressed_invisible_points_all_get_a_place(weights):
     passed = predictor.keypoints(image, box, options=KeypointOptions(suppress_invisible=False))
     assert (passed.points[..., 2] == 0).all() and passed.scores[0] > 0.99
     np.testing.assert_allclose(passed.points[0, :, :2], [[30, 30]] * 17, atol=1e-4)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("case", ["default", "colab", "top_k1", "nocrop_weight0"])
+def test_resampling_keeps_what_the_official_one_keeps(reference, case):
+    data = np.load(reference / "decoding" / "keypoint_detection.npz")
+    settings = json.loads((reference / "decoding" / "config.json").read_text())
+    settings = settings["keypoint_cases"][case]
+    logits = torch.from_numpy(data["logits"])
+    logits[..., Vocabulary().invisible] -= SUPPRESSION
+    kept = official_truncation(logits, settings["top_k"], settings["top_p"]) > -1e9
+    np.testing.assert_array_equal(kept.numpy(), data[f"{case}/resample_kept_mask"])
+
+
+def test_resampling_replaces_invisible_tokens_and_no_others(weights):
+    predictor = Predictor(weights)
+    model, invisible = predictor.model, predictor.vocab.invisible
+    with torch.no_grad():  # a model that often says invisible
+        model.decoder.output_bias[invisible] = 4.0
+    size, box = model.config.image_size, np.float32([[3, 4, 30, 40]])
+    prompt = predictor.keypoint_tokenizer().prompts(box, np.array([1]), size)
+    prompt = torch.from_numpy(prompt).repeat(3, 1)
+    with torch.no_grad():
+        memory = model.encode(torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0)))
+    how = {"max_new_tokens": 34, "top_k": 0, "top_p": 0.9, "temperature": 1.0}
+    said, _ = model.generate(memory, prompt, **how, generator=torch.Generator().manual_seed(1))
+    tokens, log_probs = generate_resampled(
+        model, memory, prompt, invisible, **how, generator=torch.Generator().manual_seed(1)
+    )
+    passed = said == invisible
+    assert passed.any() and not passed.all() and not (tokens == invisible).any()
+    assert torch.equal(tokens[~passed], said[~passed])
+    with torch.no_grad():  # the context keeps what was said
+        hidden = model.decoder(torch.cat([prompt, said], 1)[:, :-1], memory)
+        logits = model.decoder.logits(hidden)[:, 5:]
+    logits[..., invisible] = -torch.inf
+    wanted = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+    torch.testing.assert_close(log_probs, wanted)
+
+
+def test_official_resampling_is_a_choice(weights):
+    predictor, image = Predictor(weights), np.zeros((60, 80, 3), np.uint8)
+    assert not KeypointOptions().official_resampling and not CFG.keypoint_official_resampling
+    box = np.float32([[10, 20, 50, 40]])
+    options = KeypointOptions(official_resampling=True, seed=3)
+    first, again = (predictor.keypoints(image, box, options=options) for _ in range(2))
+    np.testing.assert_array_equal(first.points, again.points)
+    for wrong in ({"top_k": 2}, {"suppress_invisible": False}):
+        with pytest.raises(ValueError, match="official_resampling needs"):
+            KeypointOptions(official_resampling=True, **wrong)
 
 
 def test_points_the_model_passed_on_are_at_the_boxes_centre_and_not_drawn(weights):

@@ -9,17 +9,21 @@ from torch import nn
 
 from config import CFG, PRESETS
 from dataset.loader import Batch
+from download.coco_categories import coco_categories
 from download.official_config import model_config
 from download.official_mapping import ROOT, SUFFIX, sources, to_state_dict
 from download.tf_checkpoint import read_checkpoint
-from models import build_model
+from models import ModelConfig, build_model
 from models.official_resnet import BatchNorm
 from tests.conftest import TINY
+from tokenizer import Vocabulary
 from train import build
 from train import build_model as model_builder
 from train.engine import train
 from train.loss import LossType, batch_loss, token_losses, weighted_mean
 from train.schedule import NO_KERNELS, base_lr, build_optimizer, count_steps, lr_factor
+from train.start import start_from
+from utils.categories import Categories
 from utils.cli import snapshot
 from utils.errors import UserError
 
@@ -387,6 +391,33 @@ def test_presets_build_the_published_models(preset, millions):
         model = build_model(config)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=1e-3)
     assert config.image_mean == (0.0, 0.0, 0.0) and config.image_std == (1.0, 1.0, 1.0)
+
+
+def test_multi_task_training_starts_from_weights_of_detection_with_fewer_ids():
+    """Objects365 weights: 365 numbered classes, ids below the text; rows keep their places."""
+    sizes = {"image_size": (32, 32), "dim": 8, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
+    encoder = {"encoder_dim": 8, "encoder_layers": 1, "encoder_heads": 2, "encoder_mlp_dim": 16}
+    pieces, models = 50, []
+    classes = [coco_categories(), Categories.from_names([f"class {i}" for i in range(1, 366)])]
+    for num_text, categories in zip((pieces, 0), classes, strict=True):
+        vocab = Vocabulary(num_text=num_text)
+        config = ModelConfig(encoder="official_vit", **sizes, **encoder, vocab_size=vocab.size)
+        models.append(build_model(config))
+        models[-1].meta = {
+            "vocabulary": vocab.to_json(),
+            "categories": categories.to_json(),
+            "tasks": {},
+        }
+    new, old = models
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    report = start_from(new, old)
+    size = old.config.vocab_size
+    assert set(report.adapted) == {"decoder.token_embedding", "decoder.output_bias"}
+    for name, value in new.state_dict().items():
+        table = name in report.adapted
+        known = value[:size] if table else value
+        assert torch.equal(known, old.state_dict()[name]), name
+        assert not table or torch.equal(value[size:], before[name][size:])
 
 
 @pytest.mark.parametrize("encoder", ["official_vit", "official_resnet_c"])

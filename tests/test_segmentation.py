@@ -34,6 +34,7 @@ from train.engine import train
 from utils.cli import snapshot
 from utils.errors import UserError
 from utils.masks import (
+    cut_polygons,
     fit_polygons,
     mask_to_rle,
     polygons_to_rle,
@@ -153,6 +154,16 @@ def test_degenerate_outlines_are_simplified_without_an_exception():
     assert len(fit_polygons([line, dot, dot], 12)) == 3
 
 
+def test_cut_polygons_are_the_first_points_and_the_separator_is_one():
+    parts = [blob(6, 9, (50, 20), 0), blob(6, 9, (20, 50), 1), blob(6, 9, (70, 70), 2)]
+    for max_points in range(3, 24):
+        cut = cut_polygons(parts, max_points)
+        joined = [(n, i) for n, part in enumerate(parts) for i in range(-(n > 0), len(part))]
+        shown = [[i for m, i in joined[:max_points] if m == n and i >= 0] for n in range(3)]
+        wanted = [part[:k] for part, k in zip(parts, map(len, shown), strict=True) if k >= 3]
+        assert len(cut) == len(wanted) and all(map(np.array_equal, cut, wanted))
+
+
 # ---- dataset ---------------------------------------------------------------------------------
 
 
@@ -201,6 +212,20 @@ def test_all_forms_of_annotation_are_read(tmp_path):
     assert 24 <= len(second.polygons[0][0]) <= 32
     assert len(source.coco.anns) == 7, "the ground truth is complete"
     assert source.polygons(0)[0][0].base is source._points, "simplified once, shared by workers"
+
+
+def test_long_outlines_may_be_cut_as_officially(tmp_path):
+    long = blob(40, 30, (60, 40), 0)
+    root = write_coco(tmp_path, [{"segmentation": [long.ravel().tolist()]}])
+    for cut in (True, False):
+        source = CocoSegmentation(root, max_points=16, cut_outlines=cut)
+        tokenizer = SegmentationTokenizer(Vocabulary(), 16, random_start=False, cut_outlines=cut)
+        ((kept,),) = source.polygons(0)
+        assert np.array_equal(kept, long[:16]) == cut
+        assert np.array_equal(
+            tokenizer.encode([long], (80, 120)), tokenizer.encode([kept], (80, 120))
+        )
+    assert not CFG.seg_cut_outlines and not CFG.diagonal_crops
 
 
 def test_all_categories_and_split_objects_are_learned(demo_set):

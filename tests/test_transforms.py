@@ -63,6 +63,18 @@ def test_draws_cover_their_ranges_and_the_offsets_are_independent():
     assert shares.min() < 0.02 and shares.max() > 0.95
 
 
+def test_diagonal_windows_take_one_draw_for_both_offsets_and_are_a_choice():
+    sample = make_sample(64, 64)
+    options = [{"diagonal": True}, {"diagonal": False}, {}]
+    offsets = []
+    for option in options:
+        rng, transform = np.random.default_rng(0), detection_train((64, 64), **option)[0]
+        offsets.append([transform(sample, rng).geometry.offset for _ in range(100)])
+    assert all(y == x for y, x in offsets[0]) and len(set(offsets[0])) > 20
+    assert any(y != x for y, x in offsets[1]) and offsets[1] == offsets[2]
+    assert [y for y, _ in offsets[0]] == [y for y, _ in offsets[1]]
+
+
 def test_filter_keeps_every_field_aligned():
     sample = make_sample()
     sample.boxes[1, 2] = sample.boxes[1, 0]  # no width left

@@ -21,8 +21,8 @@ class KeypointTokenizer(TaskTokenizer):
 
     The official code draws that share once for a batch, this one for every sequence. At inference
     it lets the model say `invisible`, goes on from there and draws another token for these places
-    afterwards, by a truncation that goes wrong on its rank-3 logits; here that token is suppressed
-    before sampling, so the model sees what it has said. With it not suppressed both are the same.
+    afterwards (`infer/keypoint_resampling.py`, a choice); here that token is suppressed before
+    sampling, so the model sees what it has said. With it not suppressed both are the same.
 
     Args:
         names, edges: see `Skeleton`; the default is COCO's person. Edges are for pictures alone.

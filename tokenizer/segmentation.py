@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenizer.instance import PROMPT_LEN, instance_prompt, points_to_tokens, tokens_to_points
 from tokenizer.task import TaskTokenizer, TokenSequence
 from tokenizer.vocabulary import Vocabulary
-from utils.masks import MIN_POINTS, fit_polygons
+from utils.masks import MIN_POINTS, cut_polygons, fit_polygons
 
 
 class SegmentationTokenizer(TaskTokenizer):
@@ -21,6 +21,7 @@ class SegmentationTokenizer(TaskTokenizer):
     Args:
         max_points: of all outlines of one object, a separator counted as a point; two tokens each.
             Longer outlines are simplified, so this is a setting of speed.
+        cut_outlines: cut longer ones at `max_points` instead, as officially.
         max_objects: per image in training; of more a random choice is kept.
         random_start: turn every outline so that it starts at a random point (paper section 3.2;
             officially off).
@@ -45,6 +46,7 @@ class SegmentationTokenizer(TaskTokenizer):
         first_end_only: bool = False,
         weigh_absent: bool = False,
         crop: float | None = None,
+        cut_outlines: bool = False,
     ):
         super().__init__(vocab)
         if max_points < MIN_POINTS or max_objects < 1:
@@ -57,6 +59,7 @@ class SegmentationTokenizer(TaskTokenizer):
         self.max_points, self.max_objects, self.random_start = max_points, max_objects, random_start
         self.eos_weight, self.first_end_only = eos_weight, first_end_only
         self.weigh_absent, self.crop = weigh_absent, crop
+        self._shorten = cut_polygons if cut_outlines else fit_polygons
 
     def settings(self) -> dict:
         return {"max_points": self.max_points, "crop": self.crop}
@@ -87,7 +90,7 @@ class SegmentationTokenizer(TaskTokenizer):
         """
         parts = [
             points_to_tokens(self.vocab, part, size).reshape(-1)
-            for part in fit_polygons(polygons, self.max_points)
+            for part in self._shorten(polygons, self.max_points)
         ]
         between = np.full(2, self.vocab.separator)
         joined = [piece for part in parts for piece in (between, part)][1:]
@@ -112,7 +115,7 @@ class SegmentationTokenizer(TaskTokenizer):
         """
         order = rng.permutation(len(labels))[: self.max_objects]
         chosen = [
-            fit_polygons([part for part in polygons[i] if len(part)], self.max_points)
+            self._shorten([part for part in polygons[i] if len(part)], self.max_points)
             for i in order
         ]
         if self.random_start:

@@ -40,6 +40,7 @@ def tokenizers(
             "first_end_only": cfg.seg_first_end_only,
             "weigh_absent": cfg.seg_weigh_absent,
             "crop": cfg.seg_crop_pad if cfg.seg_crop else None,
+            "cut_outlines": cfg.seg_cut_outlines,
         },
     }
     if "keypoint" in tasks:  # what the points are stands in the annotation file
@@ -72,6 +73,7 @@ def source(cfg, task: str, *, train: bool):
     if task == "segmentation":
         options |= {"max_points": cfg.max_points, "keep_empty": not train}
         options["per_object"] = train and cfg.seg_crop
+        options["cut_outlines"] = cfg.seg_cut_outlines
     if task == "keypoint":  # on the training images, judge those that are trained on
         options |= {"per_object": train, "keep_empty": cfg.eval_split != "train"}
     if cfg.dataset == "voc":
@@ -99,6 +101,7 @@ def streams(cfg, sources: dict, task_tokenizers: dict[str, TaskTokenizer]) -> di
             augment=cfg.augment,
             resize_mode=cfg.resize_mode,
             **geometric_options(cfg, task),
+            diagonal=cfg.diagonal_crops,
             color_strength=cfg.color_jitter,
             pixel_transforms=pixel_transforms(cfg.pixel_transform),
         )

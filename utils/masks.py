@@ -41,6 +41,22 @@ def fit_polygons(polygons: Sequence[np.ndarray], max_points: int) -> list[np.nda
     return parts
 
 
+def cut_polygons(polygons: Sequence[np.ndarray], max_points: int) -> list[np.ndarray]:
+    """The first `max_points` points of all parts, the rest is lost: what the official code does.
+
+    Args:
+        polygons, max_points: as those of `fit_polygons`.
+
+    Returns:
+        parts; one of which fewer than three points are left is dropped.
+    """
+    parts, left = [], max_points
+    for part in polygons:
+        parts.append(part[: max(left, 0)])
+        left -= len(part) + 1
+    return [part for part in parts if len(part) >= MIN_POINTS]
+
+
 def simplify_polygon(polygon: np.ndarray, max_points: int) -> np.ndarray:
     """(M, 2) -> (at most `max_points` >= 3, 2): the finest approximation that has so few."""
     if len(polygon) <= max_points:

@@ -1,0 +1,72 @@
+"""Keypoints without invisible points as the official code samples them, its slips included.
+
+The model says what it wants, `invisible` too, and goes on from there; these tokens are drawn anew
+afterwards, from logits truncated by a function for two dimensions that is given three. Published
+keypoint scores were made so; the tokenizer's own way is to suppress the token beforehand.
+"""
+
+import torch
+from torch import Tensor
+
+from models import Pix2Seq
+from models.generate import REMOVED
+
+SUPPRESSION = 1e9  # taken off the logit of the invisible token
+
+
+def generate_resampled(
+    model: Pix2Seq,
+    memory: Tensor,
+    prompt: Tensor,
+    invisible: int,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Answers of keypoints in which every `invisible` token is replaced.
+
+    Args:
+        memory: (R, S, D) encoded images, one for each prompt.
+        prompt: (R, P)
+        temperature, top_k, top_p, generator: see `Pix2Seq.generate`; top_k at most 1.
+
+    Returns:
+        tokens, log_probs: (R, max_new_tokens), log-probs without the invisible token.
+    """
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+    tokens, _ = model.generate(memory, prompt, max_new_tokens=max_new_tokens, **how)
+    with torch.no_grad():
+        hidden = model.decoder(torch.cat([prompt, tokens[:, :-1]], 1), memory)
+        logits = model.decoder.logits(hidden[:, prompt.shape[1] - 1 :]).float()  # (R, T, V)
+    logits[..., invisible] -= SUPPRESSION
+    kept = official_truncation(logits / temperature, top_k, top_p).softmax(-1)
+    drawn = torch.multinomial(kept.flatten(0, 1), 1, generator=generator).view(tokens.shape)
+    tokens = torch.where(tokens == invisible, drawn, tokens)
+    return tokens, logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+
+
+def official_truncation(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """`top_logits` as the official code runs it on logits of three dimensions.
+
+    What is meant to be the threshold of a row is taken along the wrong axis: top-k compares all
+    positions with the best of the last one, top-p entry v with the v-th best of the first one at
+    most, which lets most of the vocabulary through.
+
+    Args:
+        logits: (R, T, V)
+        top_k: 0 or 1; officially more than one cannot run.
+
+    Returns:
+        (R, T, V), `REMOVED` where a token is out.
+    """
+    if top_k > 0:
+        logits = logits.masked_fill(logits < logits[:, -1:].amax(2, keepdim=True), REMOVED)
+    if top_p < 1:
+        ordered = logits.sort(dim=2, descending=True).values
+        inside = ordered.softmax(2).cumsum(2) <= top_p
+        worst = ordered.masked_fill(~inside, -REMOVED).amin(2, keepdim=True)  # (R, T, 1)
+        logits = logits.masked_fill(logits < torch.minimum(worst, ordered[:, :1]), REMOVED)
+    return logits
