@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from models import ModelConfig, Pix2Seq, build_model
-from models.weights import lay_out_for_decoding
 from utils.cli import log, run
 from utils.device import pick_device
 
@@ -78,7 +77,6 @@ def measure(args: argparse.Namespace) -> dict:
         num_layers=args.layers, num_heads=args.heads, mlp_dim=args.mlp_dim,
         vocab_size=args.vocab, max_len=args.tokens + 1,
     )  # fmt: skip
-    model = lay_out_for_decoding(build_model(config).to(device).eval())
     images = torch.rand(args.batch, 3, args.img_size, args.img_size, device=device)
     prompt = torch.full((args.batch, 1), 10, device=device)
     slow_tokens = min(args.slow_tokens, args.tokens)
