@@ -1,15 +1,23 @@
-"""Decoding speed of the cached loop against re-running the whole model per token.
+"""Decoding speed, beside what else one could use and beside what the machine can do.
 
 python benchmarks/decode.py
-python benchmarks/decode.py --tokens 500 --img-size 640 --device cuda
+python benchmarks/decode.py --batch 1 8 64 --rows --flatness results/flatness.png
+python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --device cuda
 
-Same weights (random), same image, same greedy tokens; the two ways are measured in turns within
-one run and the medians are compared. The whole-model way is what the simple PyTorch ports do: for
-every token the image is encoded again and the decoder reads the whole sequence again.
+Ways, measured in turns within one run, medians, on the same random weights and the same memory:
+  ours    the cached loop
+  ports   image and whole sequence through the model again for every token, as the simple PyTorch
+          ports do; its greedy tokens must equal ours
+  hf      transformers' VisionEncoderDecoderModel.generate of the same dimensions (other random
+          weights), if transformers is installed
+The limit: the bytes that one step must read (weights, or weights and cross-attention's keys and
+values) at the rate at which this machine sums up a buffer of that size, measured in the same turns;
+or the products of the step at the measured rate of a large matrix product, whichever is slower.
 """
 
 import argparse
 import json
+import math
 import platform
 import resource
 import statistics
@@ -24,103 +32,210 @@ import torch
 from torch import Tensor
 
 from models import ModelConfig, Pix2Seq, build_model
-from models.weights import lay_out_for_decoding
 from utils.cli import log, run
 from utils.device import pick_device
+
+DIMS = {
+    "deit3_s_384": {
+        "encoder": "deit3_small_patch16_384.fb_in22k_ft_in1k", "image_size": (384, 384),
+        "dim": 256, "num_layers": 6, "num_heads": 8, "mlp_dim": 2048,
+    },
+    "vit_b_640": {
+        "encoder": "official_vit", "image_size": (640, 640),
+        "dim": 512, "num_layers": 6, "num_heads": 16, "mlp_dim": 2048,
+    },
+}  # fmt: skip
+MATRIX = 1536  # side of the product that measures the matmul rate
 
 
 def parse(argv=None) -> argparse.Namespace:
     args = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    args.add_argument("--encoder", default="deit3_small_patch16_384.fb_in22k_ft_in1k")
-    args.add_argument("--img-size", type=int, default=384)
-    args.add_argument("--dim", type=int, default=256)
-    args.add_argument("--layers", type=int, default=6)
-    args.add_argument("--heads", type=int, default=8)
-    args.add_argument("--mlp-dim", type=int, default=2048)
+    args.add_argument("--model", choices=DIMS, default="deit3_s_384")
     args.add_argument("--vocab", type=int, default=3000)
     args.add_argument("--tokens", type=int, default=100)
-    args.add_argument("--batch", type=int, default=1)
-    args.add_argument("--repeat", type=int, default=5, help="cached runs; the slow way runs less")
-    args.add_argument("--slow-tokens", type=int, default=100, help="tokens of the slow way")
-    args.add_argument("--slow-repeat", type=int, default=1, help="0 = the cached way alone")
+    args.add_argument("--batch", type=int, nargs="+", default=[1], help="images, e.g. 1 8 64")
+    args.add_argument("--repeat", type=int, default=5, help="turns")
+    args.add_argument("--slow-tokens", type=int, default=20, help="of the ports' way; 0 = skip it")
+    args.add_argument("--no-hf", action="store_true", help="leave transformers out")
+    args.add_argument(
+        "--rows", action="store_true", help="also 20 objects x 8 samples of one image"
+    )
+    args.add_argument("--flatness", type=Path, help="draw the time of each token there (PNG)")
     args.add_argument("--device", default="auto")
     args.add_argument("--json", type=Path, help="write the figures there")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return args.parse_args(argv)
 
 
-def whole_model_per_token(
-    model: Pix2Seq, images: Tensor, prompt: Tensor, num_tokens: int
-) -> Tensor:
-    """The ports' way: (B, num_tokens) greedy tokens, image and sequence anew for each."""
+def ports_way(model: Pix2Seq, images: Tensor, prompt: Tensor, num_tokens: int) -> Tensor:
+    """(B, num_tokens) greedy tokens, image and sequence anew for each."""
     tokens = prompt
     for _ in range(num_tokens):
         tokens = torch.cat([tokens, model(images, tokens)[:, -1:].argmax(2)], 1)
     return tokens[:, prompt.shape[1] :]
 
 
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-@torch.no_grad()
-def measure(args: argparse.Namespace) -> dict:
-    device = pick_device(args.device)
-    torch.manual_seed(0)
-    config = ModelConfig(
-        encoder=args.encoder, image_size=(args.img_size, args.img_size), dim=args.dim,
-        num_layers=args.layers, num_heads=args.heads, mlp_dim=args.mlp_dim,
-        vocab_size=args.vocab, max_len=args.tokens + 1,
+def hf_decode(args: argparse.Namespace, memory_len: int) -> Callable[[int], object] | None:
+    """The decode of a batch by transformers from an encoded image; None where it is missing."""
+    try:
+        from transformers import BartConfig, BartForCausalLM, ViTConfig, ViTModel
+        from transformers import VisionEncoderDecoderModel as HfModel
+        from transformers.modeling_outputs import BaseModelOutput
+    except ImportError:
+        log("transformers is not installed: its generate is left out")
+        return None
+    dims = DIMS[args.model]
+    decoder = BartConfig(
+        vocab_size=args.vocab, d_model=dims["dim"], decoder_layers=dims["num_layers"],
+        decoder_attention_heads=dims["num_heads"], decoder_ffn_dim=dims["mlp_dim"],
+        max_position_embeddings=args.tokens + 8, add_cross_attention=True, is_decoder=True,
+        bos_token_id=1, pad_token_id=0, eos_token_id=2, forced_eos_token_id=None,
     )  # fmt: skip
-    model = lay_out_for_decoding(build_model(config).to(device).eval())
-    images = torch.rand(args.batch, 3, args.img_size, args.img_size, device=device)
-    prompt = torch.full((args.batch, 1), 10, device=device)
-    slow_tokens = min(args.slow_tokens, args.tokens)
+    encoder = ViTConfig(
+        hidden_size=dims["dim"], num_hidden_layers=1, num_attention_heads=dims["num_heads"],
+        intermediate_size=dims["dim"],
+    )  # fmt: skip
+    model = HfModel(encoder=ViTModel(encoder), decoder=BartForCausalLM(decoder)).eval()
+    model.to(pick_device(args.device))
+    model.generation_config.decoder_start_token_id = 1
 
-    def decode() -> Tensor:
-        return model.generate(memory, prompt, max_new_tokens=args.tokens)[0]
+    def decode(batch: int) -> object:
+        memory = BaseModelOutput(torch.randn(batch, memory_len, dims["dim"], device=model.device))
+        return model.generate(
+            encoder_outputs=memory, max_new_tokens=args.tokens, min_new_tokens=args.tokens,
+            do_sample=False, num_beams=1, pad_token_id=0,
+        )  # fmt: skip
 
+    return decode
+
+
+def in_turns(ways: dict[str, Callable[[], object]], repeat: int, device: torch.device) -> dict:
+    """Median seconds of each way after a warm-up of each, the ways one after another."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeat + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def step_bytes(model: Pix2Seq, batch: int, memory_len: int) -> tuple[int, int]:
+    """Bytes of the weights that a step reads, and of cross-attention's keys and values."""
+    c, layers = model.config, model.decoder.layers
+    unread = sum(p.numel() for layer in layers for p in layer.cross_attention.kv.parameters())
+    weights = sum(p.numel() for p in layers.parameters()) - unread + c.vocab_size * c.dim
+    return 4 * weights, 4 * batch * len(layers) * 2 * memory_len * c.dim
+
+
+def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
+    """One line of the table: `batch` images, one sequence each."""
+    device, c = model.device, model.config
+    images = torch.rand(batch, 3, *c.image_size, device=device)
+    prompt = torch.full((batch, 1), 10, device=device)
     memory = model.encode(images)
-    fast = decode()  # also the warm-up
-    times = {"encode": [], "decode": [], "whole": []}
-    for turn in range(args.repeat):
-        times["encode"].append(seconds(lambda: model.encode(images), device))
-        times["decode"].append(seconds(decode, device))
-        if turn < args.slow_repeat:
-            slow = []
-            took = seconds(
-                lambda: slow.append(whole_model_per_token(model, images, prompt, slow_tokens)),  # noqa: B023
-                device,
-            )
-            times["whole"].append(took / slow_tokens)
-            assert torch.equal(slow[0], fast[:, :slow_tokens]), "the two ways differ"
-    encode, decode_s = (statistics.median(times[key]) for key in ("encode", "decode"))
-    cached = decode_s / args.tokens
+    weight_bytes, kv_bytes = step_bytes(model, batch, memory.shape[1])
+    weights = torch.ones(weight_bytes // 4, device=device)
+    with_kv = torch.ones((weight_bytes + kv_bytes) // 4, device=device)
+    square = torch.rand(MATRIX, MATRIX, device=device)
+    ours = model.generate(memory, prompt, max_new_tokens=args.tokens)[0]
+    ways = {
+        "encode": lambda: model.encode(images),
+        "ours": lambda: model.generate(memory, prompt, max_new_tokens=args.tokens),
+        "read_weights": lambda: [weights.sum() for _ in range(10)],
+        "read_weights_kv": lambda: [with_kv.sum() for _ in range(10)],
+        "matmul": lambda: square @ square,
+    }
+    slow_tokens = min(args.slow_tokens, args.tokens) if batch == args.batch[0] else 0
+    if slow_tokens:
+        slow = ports_way(model, images, prompt, slow_tokens)
+        assert torch.equal(slow, ours[:, :slow_tokens]), "the ports' way says other tokens"
+        ways["ports"] = lambda: ports_way(model, images, prompt, 3)
+    if hf:
+        ways["hf"] = lambda: hf(batch)
+    took = in_turns(ways, args.repeat, device)
+    per_token = took["ours"] / args.tokens
+    rate = 2 * MATRIX**3 / took["matmul"]
+    compute = 2 * batch * (weight_bytes + kv_bytes / batch) / 4 / rate
+    bound = max(took["read_weights"] / 10, compute)
     out = {
-        "machine": machine(device),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "parameters_m": sum(p.numel() for p in model.parameters()) / 1e6,
-        "encode_ms": 1e3 * encode,
-        "cached_ms_per_token": 1e3 * cached,
-        "cached_ms_per_image": 1e3 * (encode + decode_s),
+        "batch": batch,
+        "encode_ms": 1e3 * took["encode"],
+        "ours_ms_per_token": 1e3 * per_token,
+        "ours_ms_per_image": 1e3 * (took["encode"] + took["ours"]) / batch,
+        "limit_ms_per_token": 1e3 * bound,
+        "limit_kv_ms_per_token": 1e3 * max(took["read_weights_kv"] / 10, compute),
+        "times_the_limit": per_token / bound,
+        "matmul_gflops": rate / 1e9,
+    }
+    if slow_tokens:
+        # of the first tokens: the sequence that is read again is still short, so a lower bound
+        ports = took["ports"] / 3
+        out |= {
+            "ports_ms_per_token": 1e3 * ports,
+            "ratio_ports_per_token": ports / per_token,
+            "ratio_ports_end_to_end": ports * args.tokens / (took["encode"] + took["ours"]),
+            "identical_tokens": slow_tokens * batch,
+        }
+    if hf:
+        hf_token = took["hf"] / args.tokens
+        out |= {"hf_ms_per_token": 1e3 * hf_token, "ratio_hf_per_token": hf_token / per_token}
+    return out
+
+
+def measure_rows(model: Pix2Seq, repeat: int) -> dict:
+    """One image: 20 objects x 8 samples against 1 object x 8 samples, time of a step."""
+    device, tokens = model.device, 10
+    memory = model.encode(torch.rand(1, 3, *model.config.image_size, device=device))
+    square = torch.rand(MATRIX, MATRIX, device=device)
+
+    def decode(objects: int) -> None:
+        prompt = torch.full((1, objects, 6), 10, device=device)
+        model.generate(memory, prompt, max_new_tokens=tokens, num_samples=8)
+
+    ways = {"1x8": lambda: decode(1), "20x8": lambda: decode(20), "matmul": lambda: square @ square}
+    took = in_turns(ways, repeat, device)
+    weight_bytes, kv_bytes = step_bytes(model, 1, memory.shape[1])
+    rate, step = 2 * MATRIX**3 / took["matmul"], took["20x8"] / tokens
+    return {
+        "step_1x8_ms": 1e3 * took["1x8"] / tokens,
+        "step_20x8_ms": 1e3 * step,
+        "ratio_20x8": took["20x8"] / took["1x8"],
+        "share_of_matmul_rate": 2 * 160 * (weight_bytes + kv_bytes) / 4 / step / rate,
+        "cross_kv_mb": kv_bytes / 1e6,
+        "cross_kv_mb_if_copied": 160 * kv_bytes / 1e6,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    if times["whole"]:
-        whole = statistics.median(times["whole"])
-        out |= {
-            "whole_model_ms_per_token": 1e3 * whole,
-            "ratio_per_token": whole / cached,
-            "ratio_end_to_end": whole * args.tokens / (encode + decode_s),
-            "identical_tokens": slow_tokens * args.batch,
-        }
-    return out
+
+
+def draw_flatness(args: argparse.Namespace, model: Pix2Seq) -> None:
+    """Median time of each token by its position, as a picture."""
+    from matplotlib.figure import Figure
+
+    memory = model.encode(torch.rand(1, 3, *model.config.image_size, device=model.device))
+    prompt, marks = torch.full((1, 1), 10, device=model.device), []
+
+    def mark(_) -> Tensor:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        marks[-1].append(time.perf_counter())
+        return torch.ones(args.vocab, dtype=torch.bool, device=model.device)
+
+    for _ in range(2 * args.repeat + 1):
+        marks.append([])
+        model.generate(memory, prompt, max_new_tokens=args.tokens, allowed=mark)
+    steps = 1e3 * torch.tensor(marks[1:], dtype=torch.float64).diff(dim=1).median(0).values
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel="token", ylabel="ms", title=args.model)
+    axes.plot(range(1, args.tokens), steps.tolist())
+    axes.set_ylim(bottom=0)
+    args.flatness.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.flatness, dpi=80)
 
 
 def machine(device: torch.device) -> str:
@@ -133,17 +248,31 @@ def machine(device: torch.device) -> str:
     return f"{names[0] if names else platform.processor()} ({torch.get_num_threads()} threads)"
 
 
+@torch.no_grad()
 def main(argv=None):
     args = parse(argv)
-    out = measure(args)
-    log(
-        f"{args.encoder} at {args.img_size} px, decoder {args.layers} x {args.dim}, "
-        f"{args.tokens} tokens, batch {args.batch}"
-    )
-    for name, value in out.items():
-        print(f"{name:<26} {value:.2f}" if isinstance(value, float) else f"{name:<26} {value}")
+    device = pick_device(args.device)
+    torch.manual_seed(0)
+    config = ModelConfig(**DIMS[args.model], vocab_size=args.vocab, max_len=args.tokens + 16)
+    model = build_model(config).to(device).eval()
+    hf = None if args.no_hf else hf_decode(args, math.prod(model.encoder.grid))
+    out = {"machine": machine(device), "torch": torch.__version__, "batches": []}
+    print(f"{args.model}, {args.tokens} tokens, float32, {out['machine']}, torch {out['torch']}")
+    for batch in args.batch:
+        out["batches"].append(measure(args, model, batch, hf))
+        show(out["batches"][-1])
+    if args.rows:
+        out["rows"] = measure_rows(model, args.repeat)
+        show(out["rows"])
+    if args.flatness:
+        draw_flatness(args, model)
     if args.json:
         args.json.write_text(json.dumps(vars(args) | out, indent=2, default=str) + "\n")
+
+
+def show(figures: dict) -> None:
+    for name, value in figures.items():
+        print(f"  {name:<24} {value:.2f}" if isinstance(value, float) else f"  {name:<24} {value}")
 
 
 if __name__ == "__main__":

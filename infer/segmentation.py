@@ -167,6 +167,7 @@ def _decode(
             top_p=options.top_p,
             num_samples=num_samples,
             allowed=tokenizer.allowed if options.grammar else None,
+            unscored_range=tokenizer.answer_range if options.grammar else None,
             generator=generator,
         )
         tokens = tokens.cpu().numpy().reshape(len(pieces), most, num_samples, -1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.decoder import Cache, Decoder
+from models.step import next_logits
 
 
 @dataclass
@@ -32,9 +33,12 @@ def reorder(cache: Cache, rows: Tensor) -> None:
 
     Cross-attention is per image and stays: a row may only be replaced by one of its own image.
     """
+    moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+    if not len(moved):
+        return
     for layer in cache.layers:
         for values in (layer.k, layer.v):
-            values[:, :, : cache.length] = values[rows, :, : cache.length]
+            values[moved, :, : cache.length] = values[rows[moved], :, : cache.length]
 
 
 @torch.no_grad()
@@ -78,8 +82,9 @@ def beam_search(
     first_row = torch.arange(images, device=prompt.device)[:, None] * beams  # (B, 1)
     new = prompt.repeat_interleave(beams, dim=0)  # (B * beams, P), then one id per row
     cache = decoder.init_cache(memory, len(new), prompt.shape[1] + max_new_tokens - 1)
+    read = next_logits(decoder, cache)
     for step in range(max_new_tokens):
-        logits = decoder.logits(decoder(new, cache=cache)[:, -1]).float()  # (B * beams, V)
+        logits = read(new)  # (B * beams, V)
         mask = None if allowed is None else allowed(tokens.flatten(0, 1)[:, :step])
         total = live[:, :, None] + _log_probs(logits, mask, suppress).unflatten(0, (images, beams))
         scale = (step + 1) ** length_penalty

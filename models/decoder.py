@@ -49,6 +49,14 @@ class Cache:
     layers: list[LayerCache]
     length: int = 0
 
+    def select(self, rows: Tensor, images: Tensor) -> Cache:
+        """A smaller cache: some rows, and the images they belong to."""
+        layers = [
+            LayerCache(c.k[rows], c.v[rows], c.memory_k[images], c.memory_v[images])
+            for c in self.layers
+        ]
+        return Cache(layers, self.length)
+
 
 class SelfAttention(nn.Module):
     """Causal attention among the tokens of a sequence."""
@@ -250,5 +258,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
-        table = self.token_embedding if self.output_embedding is None else self.output_embedding
-        return F.linear(hidden, table, self.output_bias)
+        return F.linear(hidden, *self.output_table())
+
+    def output_table(self, part: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (V, D) and bias (V,) or None that make logits, or those of some ids."""
+        tied, bias = self.output_embedding is None, self.output_bias
+        table = self.token_embedding if tied else self.output_embedding
+        return table[part], None if bias is None else bias[part]

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from models.decoder import Decoder
+from models.step import next_logits
 
+LOOK_EVERY = 8  # tokens between two looks at what is finished, on a GPU
 REMOVED = -1e10  # logit of a token that truncation removed, as in the official code
 
 
@@ -76,6 +78,7 @@ def generate(
     allowed: Callable[[Tensor], Tensor] | None = None,
     suppress: Sequence[int] = (),
     score_range: tuple[int, int] | None = None,
+    unscored_range: tuple[int, int] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, ...]:
     """Continues prompts. Encode an image once, then call this per task and per instance.
@@ -88,6 +91,8 @@ def generate(
         allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar.
         suppress: ids removed before anything else, scores included.
         score_range: [lo, hi) ids, e.g. the classes.
+        unscored_range: [lo, hi) ids that hold all that may come, for callers who need no scores:
+            only their logits are computed, the log-probs that come back are nan.
         generator: source of the draws; None = torch's global one.
 
     Returns:
@@ -97,33 +102,77 @@ def generate(
         With `score_range` also, of the same shape: the best id of that range at every step and
         its log-prob under the full softmax.
     """
+    num_images, num_rows = len(memory), prompt[..., 0].numel() * num_samples
     prompt = prompt.flatten(0, -2).repeat_interleave(num_samples, dim=0)  # (R, P)
-    num_rows = len(prompt)
     tokens = prompt.new_full((num_rows, max_new_tokens), 0 if eos_id is None else eos_id)
     log_probs = memory.new_zeros((num_rows, max_new_tokens), dtype=torch.float32)
     best, best_log_probs = tokens.clone(), log_probs.clone()
-    done = torch.zeros_like(prompt[:, 0], dtype=torch.bool)
-    suppress = torch.as_tensor(list(suppress), dtype=torch.long, device=prompt.device)
+    rows = torch.arange(num_rows, device=prompt.device)  # of the results, those still decoded
+    done = torch.zeros_like(rows, dtype=torch.bool)
     cache = decoder.init_cache(memory, num_rows, prompt.shape[1] + max_new_tokens - 1)
+    read, part = next_logits(decoder, cache), slice(*(unscored_range or (None,)))
+    first_id = part.start or 0
+    suppress = [
+        i - first_id for i in suppress if unscored_range is None or i in range(*unscored_range)
+    ]
+    suppress = torch.as_tensor(list(suppress), dtype=torch.long, device=prompt.device)
     new = prompt  # the prompt first, then one id per row
     for step in range(max_new_tokens):
-        logits = decoder.logits(decoder(new, cache=cache)[:, -1]).float()  # (R, V)
+        logits = read(new, part)  # (R, V)
         if len(suppress):
             logits[:, suppress] = -torch.inf
-        scores = logits.log_softmax(1)  # (R, V)
         choices = logits
         if allowed is not None:
-            choices = logits.masked_fill(~allowed(tokens[:, :step]), -torch.inf)
+            mask = allowed(tokens[rows, :step])[..., part]
+            choices = logits.masked_fill(~mask, -torch.inf)
         token = sample(choices, options, generator)
-        log_prob = scores.gather(1, token[:, None])[:, 0]
+        if unscored_range is None:
+            scores = logits.log_softmax(1)  # (R, V)
+            log_prob = scores.gather(1, token[:, None])[:, 0]
+        else:
+            token, log_prob = token + first_id, log_probs.new_full(rows.shape, torch.nan)
         if score_range is not None:
-            best_log_probs[:, step], index = scores[:, slice(*score_range)].max(1)
-            best[:, step] = index + score_range[0]
+            best_log_probs[rows, step], index = scores[:, slice(*score_range)].max(1)
+            best[rows, step] = index + score_range[0]
         if eos_id is not None:
             token, log_prob = token.masked_fill(done, eos_id), log_prob.masked_fill(done, 0.0)
             done |= token == eos_id
-        tokens[:, step], log_probs[:, step] = token, log_prob
-        if eos_id is not None and done.all():  # one device sync per token
-            break
+        tokens[rows, step], log_probs[rows, step] = token, log_prob
         new = token[:, None]
+        if eos_id is None or not time_to_look(step, done.device):
+            continue
+        if done.all():
+            break
+        if (kept := rows_to_keep(done, num_images)) is not None:
+            chosen, images = kept
+            rows, done, new, num_images = rows[chosen], done[chosen], new[chosen], len(images)
+            cache = cache.select(chosen, images)
+            read = next_logits(decoder, cache)
     return (tokens, log_probs) if score_range is None else (tokens, log_probs, best, best_log_probs)
+
+
+def time_to_look(step: int, device: torch.device) -> bool:
+    """Whether to ask which rows are done: seldom on a GPU, where asking means waiting."""
+    return device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1
+
+
+def rows_to_keep(done: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None:
+    """The rows to go on with, when at most half of the present ones are worth decoding.
+
+    Every image that has unfinished rows keeps as many as the one with the most, finished ones
+    among them, for the rows of all images stay equally many.
+
+    Args:
+        done: (R,) bool, the rows of an image together.
+
+    Returns:
+        rows (R',), images (B',), in order; None while nothing is to be gained.
+    """
+    of_image = done.unflatten(0, (num_images, -1))  # (B, R / B)
+    unfinished = (~of_image).sum(1)  # (B,)
+    images = unfinished.nonzero()[:, 0]  # (B',)
+    most = int(unfinished.max())
+    if 2 * most * len(images) > len(done):
+        return None
+    first = of_image[images].int().argsort(dim=1, stable=True)[:, :most].sort(1).values
+    return (images[:, None] * of_image.shape[1] + first).flatten(), images

@@ -81,6 +81,7 @@ class Pix2Seq(nn.Module):
         allowed: Callable[[Tensor], Tensor] | None = None,
         suppress: Sequence[int] = (),
         score_range: tuple[int, int] | None = None,
+        unscored_range: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, ...]:
         """Cached decoding; see `models.generate.generate` for arguments and results."""
@@ -95,6 +96,7 @@ class Pix2Seq(nn.Module):
             allowed=allowed,
             suppress=suppress,
             score_range=score_range,
+            unscored_range=unscored_range,
             generator=generator,
         )
 

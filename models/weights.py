@@ -68,17 +68,4 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
         reason = " ".join(str(error).split())
         raise UserError(f"the weights in {path} do not fit its config: {reason[:300]}") from error
     model.meta = json.loads(texts["meta"])
-    return lay_out_for_decoding(model.to(device).eval())
-
-
-def lay_out_for_decoding(model: Pix2Seq) -> Pix2Seq:
-    """Stores the decoder's matrices column by column where that is faster: on a CPU.
-
-    One token times a matrix is bound by reading the matrix, and BLAS reads this order about 1.5
-    times as fast. Shapes and values stay; only strides change.
-    """
-    if model.device.type == "cpu":
-        for parameter in model.decoder.parameters():
-            if parameter.ndim == 2:
-                parameter.data = parameter.data.t().contiguous().t()
-    return model
+    return model.to(device).eval()

@@ -12,7 +12,6 @@ from models import ModelConfig, build_model, load_model, save_model
 from models.encoder import TimmEncoder
 from models.layers import sin_cos_2d
 from models.pix2seq import smooth_coordinates
-from models.weights import lay_out_for_decoding
 from utils.errors import UserError
 
 TINY = ModelConfig(
@@ -127,20 +126,6 @@ def test_a_smooth_start_makes_neighbouring_bins_neighbours():
     places = model.projection.positions.detach().view(6, 8, 2, 16)  # y code, x code
     torch.testing.assert_close(places[:, 0, 0], places[:, 5, 0])  # one row, one y
     torch.testing.assert_close(places[0, :, 1], places[4, :, 1])  # one column, one x
-
-
-def test_the_layout_for_decoding_changes_no_number(tmp_path):
-    torch.manual_seed(0)
-    model = build_model(TINY).eval()
-    images, tokens = torch.rand(1, 3, 96, 128), torch.randint(0, 3000, (1, 7))
-    with torch.no_grad():
-        before = model(images, tokens)
-        after = lay_out_for_decoding(model)(images, tokens)
-    torch.testing.assert_close(before, after)
-    assert model.decoder.token_embedding.stride() == (1, 3000)
-    save_model(model, tmp_path / "w.safetensors")
-    again = load_model(tmp_path / "w.safetensors")
-    assert torch.equal(again.decoder.token_embedding, model.decoder.token_embedding)
 
 
 def test_too_long_a_sequence_is_refused(model):

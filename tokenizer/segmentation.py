@@ -177,6 +177,13 @@ class SegmentationTokenizer(TaskTokenizer):
         parts = [part[~np.isnan(part).any(1)] for part in parts]
         return [part for part in parts if len(part) >= MIN_POINTS]
 
+    @property
+    def answer_range(self) -> tuple[int, int]:
+        """[first, last + 1) ids that hold all the grammar ever allows."""
+        v = self.vocab
+        ids = [*v.coord_range, v.pad + 1, v.separator + 1]
+        return min(v.coord0, v.pad, v.separator), max(ids)
+
     def allowed(self, tokens: Tensor) -> Tensor:
         """The grammar: (R, t) generated so far -> (R, V) bool, what may come next.
 

@@ -1,0 +1,95 @@
+"""Images per second of everything a weight file can say, split by stage.
+
+python benchmarks/tasks.py
+python benchmarks/tasks.py --weights weights/coco_multi_task.safetensors --sizes 480x640
+
+How the time grows with the number of objects asked for, the pixels of the image and the batch:
+each line changes one of them. Images are noise; what a model finds in noise decides how many masks
+and persons follow, so `objects` counts what it found.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+import numpy as np
+import torch
+
+from benchmarks.decode import machine
+from config import CFG
+from infer.all_tasks import AllTasksOptions, AllTasksRun
+from infer.encode import as_tensor
+from infer.predictor import Predictor
+from utils.cli import run
+from utils.device import pick_device
+
+
+def parse(argv=None) -> argparse.Namespace:
+    args = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    args.add_argument("--weights", type=Path, default=CFG.demo_weights)
+    args.add_argument("--objects", type=int, nargs="+", default=[1, 4, 8], help="to ask for")
+    args.add_argument("--sizes", nargs="+", default=["480x640", "960x1280"], help="HxW of images")
+    args.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    args.add_argument("--repeat", type=int, default=3)
+    args.add_argument("--device", default="auto")
+    args.add_argument("--json", type=Path, help="write the figures there")
+    args.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return args.parse_args(argv)
+
+
+def measure(predictor: Predictor, objects: int, size: str, batch: int, repeat: int) -> dict:
+    """One line: median time of a batch, and of its stages."""
+    height, width = (int(n) for n in size.split("x"))
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+    images = [as_tensor(image) for image in pixels]
+    times, stages, found = [], {}, []
+    for turn in range(repeat + 1):
+        seconds: dict[str, float] = {}
+        options = AllTasksOptions(max_objects=objects)
+        start = time.perf_counter()
+        found = AllTasksRun(predictor, options, seconds=seconds)(images)
+        if turn:  # the first one warms up
+            times.append(time.perf_counter() - start)
+            for name, value in seconds.items():
+                stages.setdefault(name, []).append(1e3 * value)
+    detected = sum(len(one.objects.boxes) for one in found if one.objects is not None)
+    return {
+        "asked": objects, "size": size, "batch": batch, "objects": detected,
+        "images_per_s": batch / statistics.median(times),
+        "ms": {name: statistics.median(values) for name, values in stages.items()},
+    }  # fmt: skip
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = pick_device(args.device)
+    predictor = Predictor(args.weights, device)
+    print(f"{args.weights.name} ({', '.join(predictor.tasks)}), {machine(device)}")
+    first = (args.objects[-1], args.sizes[0], args.batch[0])
+    cases = [first]
+    cases += [(n, *first[1:]) for n in args.objects[:-1]]
+    cases += [(first[0], size, first[2]) for size in args.sizes[1:]]
+    cases += [(*first[:2], batch) for batch in args.batch[1:]]
+    out = {"machine": machine(device), "torch": torch.__version__, "cases": []}
+    for case in cases:
+        line = measure(predictor, *case, args.repeat)
+        out["cases"].append(line)
+        stages = "  ".join(f"{name} {value:.0f} ms" for name, value in line["ms"].items())
+        print(
+            f"asked {line['asked']:>3}  {line['size']:>9}  batch {line['batch']:>3}  found "
+            f"{line['objects']:>3}  {line['images_per_s']:7.2f} images/s  {stages}"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(vars(args) | out, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
