@@ -10,7 +10,6 @@ Prints the table of average precision and writes into --out-dir: results.json (r
 results format), metrics.json and per_class.csv (of captioning: one row per image).
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,76 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 from config import PRESETS
 from dataset.build import TASKS, build_source
-from infer.detection import DecodingOptions
-from infer.evaluate_captioning import evaluate_captioning
-from infer.evaluate_detection import evaluate_detection
-from infer.evaluate_keypoints import evaluate_keypoints
-from infer.evaluate_segmentation import evaluate_segmentation
-from infer.keypoint_script import keypoint_options
 from infer.predictor import Predictor
-from infer.report import Report
-from infer.script import caption_options
-from infer.segmentation_script import segmentation_options
+from infer.tasks import Request, evaluate_task
 from utils.cli import find_preset, log, parser, run, snapshot
 from utils.device import pick_device
-
-
-def _detection(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
-    return evaluate_detection(
-        predictor,
-        source,
-        DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
-        batch_size=cfg.eval_batch_size,
-        num_workers=cfg.num_workers,
-        max_objects=args.max_objects,
-        progress=True,
-    )
-
-
-def _captioning(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
-    return evaluate_captioning(
-        predictor,
-        source,
-        caption_options(cfg),
-        batch_size=cfg.eval_batch_size,
-        num_workers=cfg.num_workers,
-        progress=True,
-    )
-
-
-def _segmentation(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
-    return evaluate_segmentation(
-        predictor,
-        source,
-        segmentation_options(cfg),
-        boxes=args.boxes,
-        detection_options=DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
-        batch_size=cfg.eval_batch_size,
-        num_workers=cfg.num_workers,
-        progress=True,
-    )
-
-
-def _keypoint(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
-    return evaluate_keypoints(
-        predictor,
-        source,
-        keypoint_options(cfg),
-        boxes=args.boxes,
-        detection_options=DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
-        sigmas=cfg.keypoint_sigmas,
-        batch_size=cfg.eval_batch_size,
-        num_workers=cfg.num_workers,
-        progress=True,
-    )
-
-
-EVALUATORS = {
-    "keypoint": _keypoint,
-    "segmentation": _segmentation,
-    "detection": _detection,
-    "captioning": _captioning,
-}
 
 
 def main(argv=None):
@@ -118,7 +51,8 @@ def main(argv=None):
         args.task, dataset, root, sets, classes=cfg.classes or None, limit=limit or None
     )
     predictor = Predictor(args.weights, pick_device(args.device or cfg.device))
-    report = EVALUATORS[args.task](cfg, args, predictor, source)
+    request = Request(args.boxes, args.max_objects)
+    report = evaluate_task(args.task, cfg, predictor, source, request)
     name = f"{args.task}_{dataset}_{split}".replace(":", "-").replace(",", "+")
     out_dir = args.out_dir or Path("results") / name
     report.save(out_dir)

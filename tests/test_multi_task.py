@@ -286,7 +286,7 @@ def persons(predictor, count):
 
 def test_an_image_is_encoded_once_and_persons_in_batches(predictor, encoded, pictures, monkeypatch):
     monkeypatch.setattr(
-        "infer.all_tasks.detect", lambda *a, **k: [persons(predictor, 5) for _ in a[3]]
+        "infer.predictor.detect", lambda *a, **k: [persons(predictor, 5) for _ in a[3]]
     )
     found = predictor.all_tasks(
         pictures[0], AllTasksOptions(keypoints=KeypointOptions(max_crops=3))
@@ -354,7 +354,7 @@ def test_the_script_prints_and_draws_everything(
 ):
     predictor = Predictor(multi_weights)
     monkeypatch.setattr(
-        "infer.all_tasks.detect", lambda *a, **k: [persons(predictor, 2) for _ in a[3]]
+        "infer.predictor.detect", lambda *a, **k: [persons(predictor, 2) for _ in a[3]]
     )
     image = sorted((demo_set / "val2017").iterdir())[0]
     argv = ["--image", str(image), "--weights", str(multi_weights), "--out-dir", str(tmp_path)]
