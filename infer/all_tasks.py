@@ -48,6 +48,8 @@ class AllTasksRun:
 
     Args:
         seconds: where the time of each stage is added up, for those who want to know.
+        encoded: where each stage lists how many images it sent through the encoder at a time: the
+            first one the whole images, the others crops to boxes if they need such.
 
     Raises:
         UserError: the weights know neither captions nor detection, which the others need.
@@ -59,6 +61,7 @@ class AllTasksRun:
         options: AllTasksOptions = DEFAULTS,
         *,
         seconds: dict[str, float] | None = None,
+        encoded: dict[str, list[int]] | None = None,
     ):
         known = predictor.tasks
         if not {"captioning", "detection"} & set(known):
@@ -68,6 +71,7 @@ class AllTasksRun:
             )
         self.predictor, self.options = predictor, options
         self.seconds = {} if seconds is None else seconds
+        self.encoded = {} if encoded is None else encoded
         self._seeds = {
             "detection": options.detection.seed,
             "segmentation": options.segmentation.seed,
@@ -83,8 +87,6 @@ class AllTasksRun:
         self._number += 1
         with self._stage("encoder"):
             encoded = self.predictor.encode(images)
-            if encoded.memory.is_cuda:
-                torch.cuda.synchronize(encoded.memory.device)
         captions = objects = masks = keypoints = [None] * len(images)
         if "captioning" in known:
             captions = self._caption(images, encoded)
@@ -129,8 +131,17 @@ class AllTasksRun:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
+        model, passes = self.predictor.model, self.encoded.setdefault(name, [])
+        counter = model.encoder.register_forward_hook(
+            lambda _, args, __: passes.append(len(args[0]))
+        )
         start = time.perf_counter()
-        yield
+        try:
+            yield
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+        finally:
+            counter.remove()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 

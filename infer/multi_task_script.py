@@ -35,12 +35,13 @@ def multi_task_script(doc: str, base: type, argv: list[str] | None) -> None:
     args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
     args.add_argument("--num-samples", type=int, help="outlines per object; default: the setting")
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    args.add_argument("--timing", action="store_true", help="print the seconds of each stage")
     args = args.parse_args(argv)
     cfg = snapshot(base, args.set)
     list_images(args.image)  # complains before the weights are loaded
     predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
-    options, seconds = all_tasks_options(cfg, args), {}
-    run = AllTasksRun(predictor, options, seconds=seconds)
+    options, seconds, encoded = all_tasks_options(cfg, args), {}, {}
+    run = AllTasksRun(predictor, options, seconds=seconds, encoded=encoded)
 
     def answer(items: list[Item]) -> list[Answer]:
         found = run([as_tensor(image) for _, image in items])
@@ -54,7 +55,8 @@ def multi_task_script(doc: str, base: type, argv: list[str] | None) -> None:
         ]
 
     answer_images(args, answer)
-    log("seconds: " + ", ".join(f"{name} {time:.2f}" for name, time in seconds.items()))
+    if args.timing:
+        log(timing_table(seconds, encoded))
 
 
 def all_tasks_options(cfg, args: argparse.Namespace) -> AllTasksOptions:
@@ -72,6 +74,22 @@ def all_tasks_options(cfg, args: argparse.Namespace) -> AllTasksOptions:
         args.max_objects,
         threshold,
     )
+
+
+def timing_table(seconds: dict[str, float], encoded: dict[str, list[int]]) -> str:
+    """A line per stage: its seconds, and what it sent through the encoder.
+
+    Args:
+        seconds, encoded: what `AllTasksRun` counted.
+    """
+    lines = [f"{'stage':<14}seconds  share  passes of the encoder"]
+    total = sum(seconds.values())
+    for stage, time in seconds.items():
+        sizes = encoded[stage]
+        what = "image" if stage == "encoder" else "crop"
+        passes = f"{len(sizes)}, of {sum(sizes)} {what}{'s' if sum(sizes) != 1 else ''}"
+        lines.append(f"{stage:<14}{time:7.3f}  {time / total:5.0%}  {passes if sizes else '-'}")
+    return "\n".join([*lines, f"{'total':<14}{total:7.3f}"])
 
 
 def draw(image: np.ndarray, found: AllTasks) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dataset.build import TASKS
+from infer import evaluate
 from infer.batches import decode_batches, decode_images
 from infer.script import Answer, answer_images, infer_parser
 from infer.tasks import EVALUATIONS
@@ -78,3 +79,36 @@ def test_a_batch_that_fails_is_not_tried_twice(tmp_path):
     with pytest.raises(RuntimeError, match="no memory"):
         answer_images(args, fail)
     assert calls == [1]
+
+
+def test_several_tasks_are_evaluated_with_one_command(
+    multi_weights, multi_settings, tmp_path, capsys
+):
+    """Each as if it were alone, in a folder of its own, in one table."""
+    argv = ["--weights", str(multi_weights), "--set", *multi_settings, "eval_limit=3"]
+    evaluate.main([*argv, "--task", "all", "--out-dir", str(tmp_path / "all")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [[task, "3"] for task in TASKS]
+    evaluate.main([*argv, "--task", "captioning", "--out-dir", str(tmp_path / "one")])
+    for name in ("results.json", "metrics.json", "per_class.csv"):
+        together = (tmp_path / "all" / "captioning" / name).read_text()
+        assert together == (tmp_path / "one" / name).read_text()
+    capsys.readouterr()
+    evaluate.main([*argv, "--task", "keypoint,detection", "--out-dir", str(tmp_path / "two")])
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"detection", "keypoint"}
+    out = capsys.readouterr().out
+    assert "AP50" in out and "captioning" not in out
+
+
+def test_all_means_what_the_weights_know_and_the_dataset_has(
+    tiny_weights, multi_weights, demo_set, tmp_path, capsys
+):
+    data = ["--set", f"coco_root={demo_set}", f"voc_root={demo_set}", "num_workers=0"]
+    argv = ["--task", "all", "--out-dir", str(tmp_path), *data]
+    evaluate.main([*argv, "--weights", str(tiny_weights)])
+    assert "Average Precision" in capsys.readouterr().out
+    evaluate.main([*argv, "--weights", str(multi_weights), "--dataset=voc", "--split=2012:val"])
+    assert "mAP50" in capsys.readouterr().out
+    with pytest.raises(UserError, match="was trained for detection, not for captioning"):
+        argv[1] = "detection,captioning"
+        evaluate.main([*argv, "--weights", str(tiny_weights)])

@@ -9,21 +9,6 @@ from utils.cli import snapshot
 from utils.errors import UserError
 
 
-def find_tasks(names: str) -> list[str]:
-    """Tasks that are named with commas, in the order of the registry whatever theirs.
-
-    Raises:
-        UserError: there is no such task, or none is named.
-    """
-    wanted = [name.strip() for name in names.split(",")]
-    unknown = [name for name in wanted if name not in TASKS]
-    if unknown:
-        raise UserError(
-            f"--task must name some of {', '.join(TASKS)}, with commas, got {unknown[0]!r}"
-        )
-    return [task for task in TASKS if task in wanted]
-
-
 def tasks_of_run(base: type, overrides: list[str], name: str) -> list[str]:
     """The tasks that the run folder `name` (`--resume`) trains; all of them for "auto"."""
     if name == "auto":
