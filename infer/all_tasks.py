@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from infer.captioning import GREEDY, CaptionOptions, caption
+from infer.captioning import GREEDY, CaptionOptions
 from infer.detection import PAPER as PAPER_DETECTION
-from infer.detection import DecodingOptions, detect
+from infer.detection import DecodingOptions
 from infer.encode import Encoded
 from infer.keypoints import PAPER as PAPER_KEYPOINTS
-from infer.keypoints import KeypointOptions, find_keypoints, with_keypoints
+from infer.keypoints import KeypointOptions, with_keypoints
 from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints
 from infer.segmentation import PAPER as PAPER_SEGMENTATION
-from infer.segmentation import SegmentationOptions, segment
+from infer.segmentation import SegmentationOptions
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class AllTasksRun:
 
     Args:
         seconds: where the time of each stage is added up, for those who want to know.
+        encoded: where each stage lists how many images it sent through the encoder at a time: the
+            first one the whole images, the others crops to boxes if they need such.
 
     Raises:
         UserError: the weights know neither captions nor detection, which the others need.
@@ -59,6 +61,7 @@ class AllTasksRun:
         options: AllTasksOptions = DEFAULTS,
         *,
         seconds: dict[str, float] | None = None,
+        encoded: dict[str, list[int]] | None = None,
     ):
         known = predictor.tasks
         if not {"captioning", "detection"} & set(known):
@@ -68,22 +71,22 @@ class AllTasksRun:
             )
         self.predictor, self.options = predictor, options
         self.seconds = {} if seconds is None else seconds
-        seeds = {
+        self.encoded = {} if encoded is None else encoded
+        self._seeds = {
             "detection": options.detection.seed,
             "segmentation": options.segmentation.seed,
             "keypoint": options.keypoints.seed,
             "captioning": options.captions.seed,
         }
-        device = predictor.model.device
-        self._draws = {t: torch.Generator(device).manual_seed(s) for t, s in seeds.items()}
+        self._generator = torch.Generator(predictor.model.device)
+        self._number = -1  # of the batch
 
     def __call__(self, images: Sequence[Tensor]) -> list[AllTasks]:
         """B uint8 (3, h, w) originals -> B results; the images are encoded once."""
         known = self.predictor.tasks
+        self._number += 1
         with self._stage("encoder"):
             encoded = self.predictor.encode(images)
-            if encoded.memory.is_cuda:
-                torch.cuda.synchronize(encoded.memory.device)
         captions = objects = masks = keypoints = [None] * len(images)
         if "captioning" in known:
             captions = self._caption(images, encoded)
@@ -98,65 +101,47 @@ class AllTasksRun:
 
     def _caption(self, images: Sequence[Tensor], encoded: Encoded) -> list[Captions]:
         with self._stage("captioning"):
-            return caption(
-                self.predictor.model,
-                self.predictor.caption_tokenizer(),
-                images,
-                self.options.captions,
-                encoded=encoded,
-                generator=self._draws["captioning"],
-            )
+            captioner = self.predictor.captioner(self.options.captions)
+            return captioner(images, encoded=encoded, generator=self._draws("captioning"))
 
     def _detect(self, images: Sequence[Tensor], encoded: Encoded) -> list[Detections]:
+        options, most = self.options.detection, self.options.max_objects
         with self._stage("detection"):
-            found = detect(
-                self.predictor.model,
-                self.predictor.detection_tokenizer(self.options.max_objects),
-                self.predictor.categories,
-                images,
-                self.options.detection,
-                encoded=encoded,
-                generator=self._draws["detection"],
-            )
+            detector = self.predictor.detector(options, max_objects=most)
+            found = detector(images, encoded=encoded, generator=self._draws("detection"))
         return [objects.above(self.options.score_threshold) for objects in found]
 
     def _segment(
         self, images: Sequence[Tensor], encoded: Encoded, objects: list[Detections]
     ) -> list[InstanceMasks]:
         with self._stage("segmentation"):
-            return segment(
-                self.predictor.model,
-                self.predictor.segmentation_tokenizer(),
-                self.predictor.categories,
-                images,
-                *_asked(objects),
-                self.options.segmentation,
-                encoded=encoded,
-                generator=self._draws["segmentation"],
-                **self._resizing(),  # weights that want crops to the box encode those
-            )
+            segmenter = self.predictor.segmenter(self.options.segmentation)
+            how = {"encoded": encoded, "generator": self._draws("segmentation")}
+            return segmenter(images, *_asked(objects), **how)
 
     def _keypoints(self, images: Sequence[Tensor], objects: list[Detections]) -> list[Keypoints]:
-        tokenizer = self.predictor.keypoint_tokenizer()
+        persons = with_keypoints(self.predictor.keypoint_tokenizer(), *_asked(objects))
         with self._stage("keypoint"):
-            return find_keypoints(
-                self.predictor.model,
-                tokenizer,
-                self.predictor.categories,
-                images,
-                *with_keypoints(tokenizer, *_asked(objects)),
-                self.options.keypoints,
-                generator=self._draws["keypoint"],
-                **self._resizing(),
-            )
+            finder = self.predictor.keypoint_finder(self.options.keypoints)
+            return finder(images, *persons, generator=self._draws("keypoint"))
 
-    def _resizing(self) -> dict:
-        return {"resize_mode": self.predictor.resize_mode, "resizing": self.predictor.resizing}
+    def _draws(self, task: str) -> torch.Generator:
+        """Of this batch, as if the task were alone (`decode_batches`)."""
+        return self._generator.manual_seed(self._seeds[task] + self._number)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
+        model, passes = self.predictor.model, self.encoded.setdefault(name, [])
+        counter = model.encoder.register_forward_hook(
+            lambda _, args, __: passes.append(len(args[0]))
+        )
         start = time.perf_counter()
-        yield
+        try:
+            yield
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+        finally:
+            counter.remove()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 

@@ -4,6 +4,7 @@ import argparse
 
 import numpy as np
 
+from infer.predictor import Predictor
 from utils.errors import UserError
 
 
@@ -22,6 +23,30 @@ def add_box_arguments(args: argparse.ArgumentParser) -> None:
         action="append",
         help="class in the box, by name: one for all boxes or one for each",
     )
+
+
+def check_box_arguments(args: argparse.Namespace, num_images: int) -> None:
+    """Says in one line what cannot work with these images.
+
+    Raises:
+        UserError: boxes of one image for several.
+    """
+    if args.box and num_images > 1:
+        raise UserError(f"--box is about one image, --image names {num_images}")
+
+
+def check_boxes_known(args: argparse.Namespace, predictor: Predictor, task: str) -> None:
+    """Says in one line what is missing before anything is computed.
+
+    Raises:
+        UserError: the weights do not know the task, or nobody can say where to look.
+    """
+    predictor.require(task)
+    if not (args.box or args.label) and "detection" not in predictor.tasks:
+        raise UserError(
+            f"{predictor.source} cannot detect, so it needs to be told where to look: "
+            "add --box x y w h, or name weights of several tasks with --weights"
+        )
 
 
 def read_box_arguments(

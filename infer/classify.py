@@ -1,6 +1,9 @@
 """What is in a given box: what the user says, or the detection task asked for the class."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +16,33 @@ from tokenizer import DetectionTokenizer
 from utils.categories import Categories
 from utils.errors import UserError
 
+if TYPE_CHECKING:
+    from infer.predictor import Predictor
+
 Labels = Sequence[int | str] | int | str | None  # class ids or names, or one for all boxes
+
+
+def label_boxes(
+    predictor: Predictor,
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[Labels] | None,
+    encoded: Encoded | None,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Boxes (N, 4) xyxy and class ids (N,) per image, from what a caller gives of B images.
+
+    Args:
+        labels: None = ask the detection task, and take the first class if the weights do not know
+            that task or know one class alone.
+        encoded: the images, where the detection task may have to be asked.
+    """
+    boxes = [np.asarray(b, np.float32).reshape(-1, 4) for b in boxes]
+    categories = predictor.categories
+    if labels is None and len(categories.names) > 1 and "detection" in predictor.tasks:
+        tokenizer = predictor.detection_tokenizer()
+        return boxes, classify_boxes(predictor.model, tokenizer, categories, encoded, boxes)
+    labels = labels or [next(iter(categories.names))] * len(boxes)
+    pairs = zip(labels, boxes, strict=True)
+    return boxes, [class_ids(k, len(b), categories, predictor.source) for k, b in pairs]
 
 
 def classify_boxes(

@@ -6,10 +6,10 @@ import numpy as np
 
 from infer.detection import DecodingOptions
 from infer.results import Detections
-from infer.script import infer_parser, load_predictor, picture_names, print_results, read_images
-from utils.cli import log, snapshot
+from infer.script import Answer, Item, answer_images, infer_parser, load_predictor
+from utils.cli import snapshot
 from utils.images import list_images
-from utils.visualize import draw_detections, save_image
+from utils.visualize import draw_detections
 
 BATCH = 16
 
@@ -25,38 +25,34 @@ def detection_script(doc: str, base: type, weights_setting: str, argv: list[str]
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
     args = args.parse_args(argv)
     cfg = snapshot(base, args.set)
-    paths = list_images(args.image)
+    list_images(args.image)  # complains before the weights are loaded
     predictor = load_predictor(args, cfg, getattr(cfg, weights_setting))
-    options = DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed)
+    options = detection_options(cfg)
     threshold = cfg.score_threshold if args.score_threshold is None else args.score_threshold
-    pictures = dict(zip(paths, picture_names(paths, "object_detection"), strict=True))
-    batch: list[tuple[Path, np.ndarray]] = []
-    rows, texts = [], []
 
-    def flush() -> None:
-        images = [image for _, image in batch]
-        for (path, image), found in zip(
-            batch, predictor.detect(images, options, max_objects=args.max_objects), strict=True
-        ):
-            found = found.above(threshold)
-            drawn = draw_detections(image, found.boxes, found.names, found.scores)
-            save_image(args.out_dir / pictures[path], drawn)
-            log(f"drew {args.out_dir / pictures[path]}")
-            size = [image.shape[1], image.shape[0]]
-            rows.append({"image": str(path), "size": size, "objects": found.to_json()})
-            texts.append(table(path, image, found, threshold))
-        batch.clear()
+    def answer(items: list[Item]) -> list[Answer]:
+        images = [image for _, image in items]
+        found = predictor.detect(images, options, max_objects=args.max_objects)
+        return [
+            describe(*item, one.above(threshold)) for item, one in zip(items, found, strict=True)
+        ]
 
-    try:
-        for item in read_images(args.image):
-            batch.append(item)
-            if len(batch) == BATCH:
-                flush()
-    finally:
-        if batch:
-            flush()
-        if rows:
-            print_results(args, rows, texts)
+    def describe(path: Path, image: np.ndarray, found: Detections) -> Answer:
+        pictures = {"object_detection": draw(image, found)}
+        text = table(path, image, found, threshold)
+        return Answer(text, {"objects": found.to_json()}, pictures)
+
+    answer_images(args, answer, batch_size=BATCH)
+
+
+def detection_options(cfg) -> DecodingOptions:
+    """From the settings."""
+    return DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed)
+
+
+def draw(image: np.ndarray, found: Detections) -> np.ndarray:
+    """Boxes with names and scores."""
+    return draw_detections(image, found.boxes, found.names, found.scores)
 
 
 def table(path: Path, image: np.ndarray, found: Detections, threshold: float) -> str:

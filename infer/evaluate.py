@@ -5,94 +5,61 @@ python infer/evaluate.py --task detection --dataset voc --split 2007:test --weig
 python infer/evaluate.py --task segmentation --boxes detected --weights W
 python infer/evaluate.py --task keypoint --boxes gt --weights W
 python infer/evaluate.py --task captioning --dataset coco --split val --weights W
+python infer/evaluate.py --task all --weights W
 
 Prints the table of average precision and writes into --out-dir: results.json (rows of the COCO
-results format), metrics.json and per_class.csv (of captioning: one row per image).
+results format), metrics.json and per_class.csv (of captioning: one row per image). Of several tasks
+("a,b", or all that the weights know and the dataset has) it prints a line each, and each has a
+folder of its own in --out-dir.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import PRESETS
-from dataset.build import TASKS, build_source
-from infer.detection import DecodingOptions
-from infer.evaluate_captioning import evaluate_captioning
-from infer.evaluate_detection import evaluate_detection
-from infer.evaluate_keypoints import evaluate_keypoints
-from infer.evaluate_segmentation import evaluate_segmentation
-from infer.keypoint_script import keypoint_options
+from dataset.build import TASKS, build_source, find_tasks
 from infer.predictor import Predictor
-from infer.report import Report
-from infer.script import caption_options
-from infer.segmentation_script import segmentation_options
+from infer.report import Report, compact_table
+from infer.tasks import Request, evaluate_task
 from utils.cli import find_preset, log, parser, run, snapshot
 from utils.device import pick_device
-
-
-def _detection(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
-    return evaluate_detection(
-        predictor,
-        source,
-        DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
-        batch_size=cfg.eval_batch_size,
-        num_workers=cfg.num_workers,
-        max_objects=args.max_objects,
-        progress=True,
-    )
-
-
-def _captioning(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
-    return evaluate_captioning(
-        predictor,
-        source,
-        caption_options(cfg),
-        batch_size=cfg.eval_batch_size,
-        num_workers=cfg.num_workers,
-        progress=True,
-    )
-
-
-def _segmentation(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
-    return evaluate_segmentation(
-        predictor,
-        source,
-        segmentation_options(cfg),
-        boxes=args.boxes,
-        detection_options=DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
-        batch_size=cfg.eval_batch_size,
-        num_workers=cfg.num_workers,
-        progress=True,
-    )
-
-
-def _keypoint(cfg, args: argparse.Namespace, predictor: Predictor, source) -> Report:
-    return evaluate_keypoints(
-        predictor,
-        source,
-        keypoint_options(cfg),
-        boxes=args.boxes,
-        detection_options=DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed),
-        sigmas=cfg.keypoint_sigmas,
-        batch_size=cfg.eval_batch_size,
-        num_workers=cfg.num_workers,
-        progress=True,
-    )
-
-
-EVALUATORS = {
-    "keypoint": _keypoint,
-    "segmentation": _segmentation,
-    "detection": _detection,
-    "captioning": _captioning,
-}
+from utils.errors import UserError
 
 
 def main(argv=None):
+    args = _parser().parse_args(argv)
+    cfg = snapshot(find_preset(PRESETS, args.preset), args.set)
+    dataset, split = args.dataset or cfg.dataset, args.split or "val"
+    tasks = None if args.task == "all" else find_tasks(args.task)
+    predictor = Predictor(args.weights, pick_device(args.device or cfg.device))
+    tasks = tasks or _tasks_of(predictor, dataset)
+    for task in tasks:
+        predictor.require(task)  # before the first of them takes its time
+    sources = {task: _source(cfg, task, dataset, split) for task in tasks}
+    name = f"{args.task}_{dataset}_{split}".replace(":", "-").replace(",", "+")
+    out_dir = args.out_dir or Path("results") / name
+    request = Request(args.boxes, args.max_objects)
+    reports = {}
+    for task, source in sources.items():
+        reports[task] = evaluate_task(task, cfg, predictor, source, request)
+        reports[task].save(out_dir / task if len(tasks) > 1 else out_dir)
+    if len(tasks) == 1:
+        _print(reports[tasks[0]])
+    else:
+        print(compact_table(reports, {task: len(source) for task, source in sources.items()}))
+    folders = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
+    log(f"wrote results.json, metrics.json and per_class.csv to {folders}")
+
+
+def _parser():
     args = parser(__doc__)
-    args.add_argument("--task", default="detection", help=f"one of {', '.join(TASKS)}")
+    args.add_argument(
+        "--task",
+        default="detection",
+        help=f"of {', '.join(TASKS)}, several with commas, or all; default: detection",
+    )
     args.add_argument("--dataset", help="coco or voc; default: the setting")
     args.add_argument("--split", help="train, val, or VOC sets such as 2007:test")
     args.add_argument("--weights", type=Path, required=True)
@@ -106,26 +73,33 @@ def main(argv=None):
     )
     args.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
     args.add_argument("--device", help="default: the setting")
-    args = args.parse_args(argv)
-    cfg = snapshot(find_preset(PRESETS, args.preset), args.set)
-    dataset, split = args.dataset or cfg.dataset, args.split or "val"
+    return args
+
+
+def _tasks_of(predictor: Predictor, dataset: str) -> list[str]:
+    """All that the weights know and the dataset has annotations of."""
+    tasks = [task for task in TASKS if task in predictor.tasks and dataset in TASKS[task].sources]
+    if not tasks:
+        raise UserError(
+            f"{predictor.source} was trained for {', '.join(predictor.tasks)}: nothing that "
+            f"dataset={dataset} has; datasets are coco and voc (detection alone)"
+        )
+    return tasks
+
+
+def _source(cfg, task: str, dataset: str, split: str):
     root, limit = cfg.coco_root, cfg.train_limit if split == "train" else cfg.eval_limit
-    sets = split
     if dataset == "voc":
         root = cfg.voc_root
-        sets = {"train": cfg.voc_sets, "val": cfg.voc_eval_sets}.get(split, split)
-    source = build_source(
-        args.task, dataset, root, sets, classes=cfg.classes or None, limit=limit or None
-    )
-    predictor = Predictor(args.weights, pick_device(args.device or cfg.device))
-    report = EVALUATORS[args.task](cfg, args, predictor, source)
-    name = f"{args.task}_{dataset}_{split}".replace(":", "-").replace(",", "+")
-    out_dir = args.out_dir or Path("results") / name
-    report.save(out_dir)
+        split = {"train": cfg.voc_sets, "val": cfg.voc_eval_sets}.get(split, split)
+    classes = cfg.classes or None
+    return build_source(task, dataset, root, split, classes=classes, limit=limit or None)
+
+
+def _print(report: Report) -> None:
     print(report.table)
     if "AP" in report.metrics:
         print(report.per_class.to_string(index=False, float_format="{:.3f}".format))
-    log(f"wrote results.json, metrics.json and per_class.csv to {out_dir}")
 
 
 if __name__ == "__main__":

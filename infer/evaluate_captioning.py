@@ -2,11 +2,11 @@
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from dataset.coco_captions import CocoCaptions
-from dataset.loader import build_eval_loader
-from infer.captioning import GREEDY, CaptionOptions, caption
+from dataset.loader import EvalBatch
+from infer.captioning import GREEDY, CaptionOptions
+from infer.predict_all import predict_all
 from infer.predictor import Predictor
 from infer.report import Report
 from infer.results import Captions
@@ -15,32 +15,20 @@ from utils.ptb import ptb_tokenize
 
 
 def evaluate_captioning(
-    predictor: Predictor,
-    source: CocoCaptions,
-    options: CaptionOptions = GREEDY,
-    *,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    progress: bool = False,
+    predictor: Predictor, source: CocoCaptions, options: CaptionOptions = GREEDY, **loop
 ) -> Report:
-    """Describes every image of the source and scores the best caption of each."""
-    tokenizer = predictor.caption_tokenizer()
-    loader = build_eval_loader(source, batch_size=batch_size, num_workers=num_workers)
-    generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
-    found: dict[int, Captions] = {}
-    with tqdm(total=len(source), desc="evaluate", unit="image", disable=not progress) as bar:
-        for batch in loader:
-            captions = caption(
-                predictor.model,
-                tokenizer,
-                batch.images,
-                options,
-                resize_mode=predictor.resize_mode,
-                resizing=predictor.resizing,
-                generator=generator,
-            )
-            found |= dict(zip(batch.image_ids, captions, strict=True))
-            bar.update(len(batch))
+    """Describes every image of the source and scores the best caption of each.
+
+    Args:
+        loop: batch_size, num_workers, progress and world of `predict_all`.
+    """
+    captioner = predictor.captioner(options)
+
+    def predict(batch: EvalBatch, draws: torch.Generator) -> list[Captions]:
+        return captioner(batch.images, generator=draws)
+
+    device = predictor.model.device
+    found = predict_all(source, predict, seed=options.seed, device=device, **loop)
     results = [row for image_id, captions in found.items() for row in captions.to_coco(image_id)]
     return score_caption_results(source.references, results)
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataset.coco_detection import CocoDetection
-from dataset.loader import build_eval_loader
+from dataset.loader import EvalBatch
 from dataset.voc_detection import VocDetection
-from infer.detection import PAPER, DecodingOptions, detect
+from infer.detection import PAPER, DecodingOptions
+from infer.predict_all import predict_all
 from infer.predictor import Predictor
 from infer.report import Report
 from infer.results import Detections
@@ -22,34 +22,25 @@ def evaluate_detection(
     source: CocoDetection | VocDetection,
     options: DecodingOptions = PAPER,
     *,
-    batch_size: int = 16,
-    num_workers: int = 0,
     max_objects: int | None = None,
-    progress: bool = False,
+    **loop,
 ) -> Report:
     """Detects on every image of the source (those without objects too) and scores the result.
 
     Classes are matched by name: what the weights call something else does not count.
+
+    Args:
+        max_objects: how many to ask for, at most those the weights were trained for.
+        loop: batch_size, num_workers, progress and world of `predict_all`.
     """
-    tokenizer = predictor.detection_tokenizer(max_objects)
     categories = shared_categories(predictor.categories, source.categories)
-    loader = build_eval_loader(source, batch_size=batch_size, num_workers=num_workers)
-    generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
-    found: dict[int | str, Detections] = {}
-    with tqdm(total=len(source), desc="evaluate", unit="image", disable=not progress) as bar:
-        for batch in loader:
-            detections = detect(
-                predictor.model,
-                tokenizer,
-                categories,
-                batch.images,
-                options,
-                resize_mode=predictor.resize_mode,
-                resizing=predictor.resizing,
-                generator=generator,
-            )
-            found |= dict(zip(batch.image_ids, detections, strict=True))
-            bar.update(len(batch))
+    detector = predictor.detector(options, max_objects=max_objects, categories=categories)
+
+    def predict(batch: EvalBatch, draws: torch.Generator) -> list[Detections]:
+        return detector(batch.images, generator=draws)
+
+    device = predictor.model.device
+    found = predict_all(source, predict, seed=options.seed, device=device, **loop)
     score = score_coco if isinstance(source, CocoDetection) else score_voc
     return score(source, found, categories)
 

@@ -1,19 +1,18 @@
 """Keypoints scored: COCO's keypoint AP, with boxes of the ground truth, detected or from a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataset.coco_keypoints import CocoKeypoints
-from dataset.loader import EvalBatch, build_eval_loader
+from dataset.loader import EvalBatch
+from infer.box_sources import box_source
 from infer.detection import PAPER as PAPER_DETECTION
-from infer.detection import DecodingOptions, detect
+from infer.detection import DecodingOptions
 from infer.evaluate_detection import shared_categories
-from infer.evaluate_segmentation import read_boxes, true_boxes
-from infer.keypoints import PAPER, KeypointOptions, find_keypoints
+from infer.keypoints import PAPER, KeypointOptions
+from infer.predict_all import predict_all
 from infer.predictor import Predictor
 from infer.report import Report
 from infer.results import Keypoints
@@ -25,8 +24,6 @@ from utils.skeleton import Skeleton
 NUM_COCO = 17  # keypoints that COCO's own sigmas are for
 MAX_OBJECTS = 20  # per image: COCO's keypoint AP looks at no more
 
-Prompts = tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray] | None]  # the scores last
-
 
 def evaluate_keypoints(
     predictor: Predictor,
@@ -36,9 +33,7 @@ def evaluate_keypoints(
     boxes: str | Path = "gt",
     detection_options: DecodingOptions = PAPER_DETECTION,
     sigmas: Sequence[float] | None = None,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    progress: bool = False,
+    **loop,
 ) -> Report:
     """Keypoints for every image of the source (those without objects too), scored.
 
@@ -48,30 +43,23 @@ def evaluate_keypoints(
             labelled point and crowds left out; "detected" = what the same weights detect; or a
             COCO results file of boxes. Of the latter two the best `MAX_OBJECTS` of an image.
         sigmas: see `check_sigmas`.
+        loop: batch_size, num_workers, progress and world of `predict_all`.
     """
-    tokenizer = predictor.keypoint_tokenizer()
+    finder = predictor.keypoint_finder(options)
     sigmas = check_sigmas(sigmas, source.skeleton)
-    check_skeletons(tokenizer.skeleton, source.skeleton, predictor.source)
+    skeleton = predictor.keypoint_tokenizer().skeleton
+    check_skeletons(skeleton, source.skeleton, predictor.source)
     categories = shared_categories(predictor.categories, source.categories)
-    prompts = _prompter(predictor, source, categories, boxes, detection_options)
-    loader = build_eval_loader(source, batch_size=batch_size, num_workers=num_workers)
-    generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
-    found: dict[int | str, Keypoints] = {}
-    with tqdm(total=len(source), desc="evaluate", unit="image", disable=not progress) as bar:
-        for batch in loader:
-            keypoints = find_keypoints(
-                predictor.model,
-                tokenizer,
-                categories,
-                batch.images,
-                *prompts(batch),
-                options,
-                resize_mode=predictor.resize_mode,
-                resizing=predictor.resizing,
-                generator=generator,
-            )
-            found |= dict(zip(batch.image_ids, keypoints, strict=True))
-            bar.update(len(batch))
+    asked = box_source(predictor, source, categories, boxes, detection_options, most=MAX_OBJECTS)
+
+    def predict(batch: EvalBatch, draws: torch.Generator) -> list[Keypoints]:
+        of_boxes, labels, scores = asked(batch, None, draws)
+        if str(boxes) == "gt":
+            scores = None  # the points alone are judged
+        return finder(batch.images, of_boxes, labels, scores, generator=draws)
+
+    device = predictor.model.device
+    found = predict_all(source, predict, seed=options.seed, device=device, **loop)
     return score_keypoints(source, found, categories, sigmas)
 
 
@@ -115,49 +103,6 @@ def check_skeletons(model: Skeleton, data: Skeleton, name: str) -> None:
             f"{name} knows the {len(model)} keypoints {_few(model)}, the data has the {len(data)} "
             f"keypoints {_few(data)}; evaluate on the data it was trained for"
         )
-
-
-def _prompter(
-    predictor: Predictor,
-    source: CocoKeypoints,
-    categories: Categories,
-    boxes: str | Path,
-    options: DecodingOptions,
-) -> Callable[[EvalBatch], Prompts]:
-    """What gives boxes, labels and scores for a batch."""
-    if str(boxes) == "detected":
-        tokenizer = predictor.detection_tokenizer()
-        generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
-
-        def detected(batch: EvalBatch) -> Prompts:
-            found = detect(
-                predictor.model,
-                tokenizer,
-                categories,
-                batch.images,
-                options,
-                resize_mode=predictor.resize_mode,
-                resizing=predictor.resizing,
-                generator=generator,
-            )
-            return _best([(one.boxes, one.labels, one.scores) for one in found])
-
-        return detected
-    if str(boxes) == "gt":
-        known = true_boxes(source, categories)
-        return lambda batch: (*_columns([known[i] for i in batch.image_ids])[:2], None)
-    known = read_boxes(Path(boxes), source.image_ids.tolist(), categories)
-    return lambda batch: _best([known[i] for i in batch.image_ids])
-
-
-def _best(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Prompts:
-    """The objects of each image that score best."""
-    orders = [np.argsort(-row[2], kind="stable")[:MAX_OBJECTS] for row in rows]
-    return _columns([tuple(v[k] for v in row) for row, k in zip(rows, orders, strict=True)])
-
-
-def _columns(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Prompts:
-    return tuple(map(list, zip(*rows, strict=True)))
 
 
 def _few(skeleton: Skeleton) -> str:

@@ -2,9 +2,11 @@
 
 python infer/infer_single_image_multi_task.py --image images/demo.jpg
 python infer/infer_single_image_multi_task.py --image a.jpg --num-captions 3 --json all.json
+python infer/infer_single_image_multi_task.py --image a.jpg --timing
 
 The text goes to stdout; object_detection.png, instance_segmentation.png and
-keypoint_detection.png to --out-dir. Each image is encoded once for all that the weights know.
+keypoint_detection.png to --out-dir. Each image is encoded once for all that the weights know;
+--timing says so, and how long each stage took.
 """
 
 import sys

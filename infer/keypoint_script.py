@@ -4,13 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.box_arguments import add_box_arguments, read_box_arguments
+from infer.box_arguments import (
+    add_box_arguments,
+    check_box_arguments,
+    check_boxes_known,
+    read_box_arguments,
+)
 from infer.keypoints import KeypointOptions
-from infer.predictor import Predictor
 from infer.results import Keypoints
-from infer.script import infer_parser, load_predictor, picture_names, print_results, read_images
+from infer.script import Answer, Item, answer_images, infer_parser, load_predictor
 from utils import visualize
-from utils.cli import log, snapshot
+from utils.cli import snapshot
 from utils.errors import UserError
 from utils.images import list_images
 
@@ -26,26 +30,22 @@ def keypoint_script(doc: str, base: type, argv: list[str] | None) -> None:
     args = args.parse_args(argv)
     cfg = snapshot(base, args.set)
     paths = list_images(args.image)
-    if args.box and len(paths) > 1:
-        raise UserError(f"--box is about one image, --image names {len(paths)}")
+    check_box_arguments(args, len(paths))
     predictor = load_predictor(args, cfg, cfg.coco_keypoint_weights)
-    _check_tasks(predictor, args.box is not None)
+    check_boxes_known(args, predictor, "keypoint")
     options = keypoint_options(cfg)
     threshold = cfg.score_threshold if args.score_threshold is None else args.score_threshold
-    pictures = dict(zip(paths, picture_names(paths, "keypoint_detection"), strict=True))
-    rows, texts = [], []
-    try:
-        for path, image in read_images(args.image):
-            boxes, labels = read_box_arguments(args, image.shape[:2])
-            found = predictor.keypoints(image, boxes, labels, options, score_threshold=threshold)
-            visualize.save_image(args.out_dir / pictures[path], draw(image, found))
-            log(f"drew {args.out_dir / pictures[path]}")
-            size = [image.shape[1], image.shape[0]]
-            rows.append({"image": str(path), "size": size, "objects": found.to_json()})
-            texts.append(table(path, image, found))
-    finally:
-        if rows:
-            print_results(args, rows, texts)
+
+    def answer(items: list[Item]) -> list[Answer]:
+        return [describe(path, image) for path, image in items]
+
+    def describe(path: Path, image: np.ndarray) -> Answer:
+        boxes, labels = read_box_arguments(args, image.shape[:2])
+        found = predictor.keypoints(image, boxes, labels, options, score_threshold=threshold)
+        pictures = {"keypoint_detection": draw(image, found)}
+        return Answer(table(path, image, found), {"objects": found.to_json()}, pictures)
+
+    answer_images(args, answer)
 
 
 def keypoint_options(cfg) -> KeypointOptions:
@@ -95,13 +95,3 @@ def table(path: Path, image: np.ndarray, found: Keypoints) -> str:
             )
             lines.append(f"  {joint:<{width}}{place}")
     return "\n".join(lines)
-
-
-def _check_tasks(predictor: Predictor, has_boxes: bool) -> None:
-    """Says in one line what is missing before anything is computed."""
-    predictor.require("keypoint")
-    if not has_boxes and "detection" not in predictor.tasks:
-        raise UserError(
-            f"{predictor.source} cannot detect, so it needs to be told where to look: "
-            "add --box x y w h, or name weights of several tasks with --weights"
-        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from infer.all_tasks import DEFAULTS, AllTasksOptions, AllTasksRun
+from infer.batches import decode_images
 from infer.captioning import GREEDY, CaptionOptions, caption
-from infer.classify import Labels, class_ids, classify_boxes
+from infer.classify import Labels, label_boxes
 from infer.detection import PAPER, DecodingOptions, detect
-from infer.encode import Encoded, ImageLike, as_tensor, encode_images
+from infer.encode import Encoded, ImageLike, encode_images
 from infer.keypoints import PAPER as PAPER_KEYPOINTS
 from infer.keypoints import KeypointOptions, find_keypoints, with_keypoints
 from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints
@@ -35,6 +37,10 @@ from utils.pixels import Resizing
 class Predictor:
     """Runs a weight file on images. Everything it needs to know stands in that file.
 
+    `detect`, `segment`, `keypoints`, `caption` and `all_tasks` take images as they come.
+    `detector`, `segmenter`, `keypoint_finder` and `captioner` are the same tasks for those who have
+    batches of tensors, perhaps encoded already: the functions of `infer/<task>.py`, made ready.
+
     Args:
         weights: path of a weight file, or a model that is loaded already.
         device: e.g. "cpu", "cuda", "cuda:1".
@@ -51,8 +57,8 @@ class Predictor:
         self.vocab = Vocabulary.from_json(meta["vocabulary"])
         self.categories = Categories.from_json(meta["categories"])
         self.resize_mode: str = meta["resize_mode"]
-        self._caption_tokenizer: CaptionTokenizer | None = None
         self.resizing = Resizing(**meta.get("resizing", {}))
+        self._caption_tokenizer: CaptionTokenizer | None = None
 
     def require(self, task: str) -> dict:
         """Settings of a task the weights were trained for.
@@ -67,6 +73,20 @@ class Predictor:
             )
         return self.tasks[task]
 
+    def encode(self, images: Sequence[Tensor]) -> Encoded:
+        """B uint8 (3, h, w) originals, encoded once for as many tasks as you like."""
+        return encode_images(self.model, images, **self._resizing)
+
+    @property
+    def _resizing(self) -> dict:
+        return {"resize_mode": self.resize_mode, "resizing": self.resizing}
+
+    def _decode(self, images, decode: Callable, *given, seed: int, batch_size: int):
+        device = self.model.device
+        return decode_images(
+            images, decode, *given, seed=seed, device=device, batch_size=batch_size
+        )
+
     def detection_tokenizer(self, max_objects: int | None = None) -> DetectionTokenizer:
         """The tokenizer the weights were trained with, or with a smaller object budget."""
         trained = self.require("detection")["max_objects"]
@@ -74,6 +94,21 @@ class Predictor:
         if not 1 <= wanted <= trained:
             raise UserError(f"max_objects must be 1 to {trained} for {self.source}, got {wanted}")
         return DetectionTokenizer(self.vocab, wanted)
+
+    def detector(
+        self,
+        options: DecodingOptions = PAPER,
+        *,
+        max_objects: int | None = None,
+        categories: Categories | None = None,
+    ) -> Callable[..., list[Detections]]:
+        """`infer.detection.detect` of images, encoded and generator.
+
+        Args:
+            categories: the classes that count; None = all that the weights know.
+        """
+        tokenizer, known = self.detection_tokenizer(max_objects), categories or self.categories
+        return partial(detect, self.model, tokenizer, known, options=options, **self._resizing)
 
     def detect(
         self,
@@ -92,28 +127,19 @@ class Predictor:
         Returns:
             `Detections` in pixels of the image, best first; a list for a list.
         """
-        if not isinstance(images, list):
-            return self.detect([images], options, max_objects=max_objects)[0]
-        tokenizer = self.detection_tokenizer(max_objects)
-        generator = torch.Generator(self.model.device).manual_seed(options.seed)
-        found: list[Detections] = []
-        for start in range(0, len(images), batch_size):
-            batch = [as_tensor(image) for image in images[start : start + batch_size]]
-            found += detect(
-                self.model,
-                tokenizer,
-                self.categories,
-                batch,
-                options,
-                resize_mode=self.resize_mode,
-                resizing=self.resizing,
-                generator=generator,
-            )
-        return found
+        decode = self.detector(options, max_objects=max_objects)
+        return self._decode(images, decode, seed=options.seed, batch_size=batch_size)
 
     def segmentation_tokenizer(self) -> SegmentationTokenizer:
         """The tokenizer the weights were trained with."""
         return SegmentationTokenizer(self.vocab, **self.require("segmentation"))
+
+    def segmenter(
+        self, options: SegmentationOptions = PAPER_SEGMENTATION
+    ) -> Callable[..., list[InstanceMasks]]:
+        """`infer.segmentation.segment` of images, boxes, labels, scores, encoded, generator."""
+        tokenizer, known = self.segmentation_tokenizer(), self.categories
+        return partial(segment, self.model, tokenizer, known, options=options, **self._resizing)
 
     def segment(
         self,
@@ -140,59 +166,49 @@ class Predictor:
         Returns:
             `InstanceMasks` in pixels of the image, in the order of the boxes; a list for a list.
         """
-        if not isinstance(images, list):
-            given = [None if value is None else [value] for value in (boxes, labels, scores)]
-            more = {"scores": given[2], "score_threshold": score_threshold}
-            return self.segment([images], given[0], given[1], options, **more)[0]
-        tokenizer = self.segmentation_tokenizer()
-        generator = torch.Generator(self.model.device).manual_seed(options.seed)
-        if isinstance(labels, (int, str)):
-            labels = [labels] * len(images)
-        only_crops = tokenizer.crop is not None and boxes is not None and labels is not None
-        found: list[InstanceMasks] = []
-        for start in range(0, len(images), batch_size):
-            part = slice(start, start + batch_size)
-            batch = [as_tensor(image) for image in images[part]]
-            encoded = None if only_crops else self.encode(batch)
-            if boxes is None:
-                asked = self._detected(batch, encoded, score_threshold)
-            else:
-                asked = self._asked(boxes[part], labels and labels[part], encoded)
-                asked += (scores and scores[part],)
-            found += segment(
-                self.model,
-                tokenizer,
-                self.categories,
-                batch,
-                *asked,
-                options,
-                resize_mode=self.resize_mode,
-                resizing=self.resizing,
-                encoded=encoded,
-                generator=generator,
-            )
-        return found
+        segmenter = self.segmenter(options)
+        only_crops = self.segmentation_tokenizer().crop is not None
+        only_crops &= boxes is not None and labels is not None
 
-    def _detected(self, images: list[Tensor], encoded: Encoded, threshold: float) -> tuple:
+        def decode(tensors: list[Tensor], *given, generator: torch.Generator):
+            encoded = None if only_crops else self.encode(tensors)
+            asked = self._asked(tensors, encoded, *given, score_threshold)
+            return segmenter(tensors, *asked, encoded=encoded, generator=generator)
+
+        given = (boxes, labels, scores)
+        return self._decode(images, decode, *given, seed=options.seed, batch_size=batch_size)
+
+    def _asked(
+        self,
+        tensors: list[Tensor],
+        encoded: Encoded | None,
+        boxes: list | None,
+        labels: list | None,
+        scores: list | None,
+        threshold: float,
+    ) -> tuple[list, list, list | None]:
+        """Boxes, class ids and scores per image: those given, completed, or detected ones."""
+        if boxes is None:
+            return self._detected(tensors, encoded, threshold)
+        return (*label_boxes(self, boxes, labels, encoded), scores)
+
+    def _detected(self, tensors: list[Tensor], encoded: Encoded | None, threshold: float) -> tuple:
         """Boxes, labels and scores per image."""
-        tokenizer = self.detection_tokenizer()
-        found = detect(self.model, tokenizer, self.categories, images, encoded=encoded)
-        found = [one.above(threshold) for one in found]
+        found = [one.above(threshold) for one in self.detector()(tensors, encoded=encoded)]
         return tuple([getattr(one, k) for one in found] for k in ("boxes", "labels", "scores"))
-
-    def _asked(self, boxes: list, labels: list | None, encoded: Encoded | None) -> tuple:
-        """Boxes and class ids per image, for what `segment` was given."""
-        boxes = [np.asarray(b, np.float32).reshape(-1, 4) for b in boxes]
-        if labels is None and len(self.categories.names) > 1 and "detection" in self.tasks:
-            tokenizer = self.detection_tokenizer()
-            return boxes, classify_boxes(self.model, tokenizer, self.categories, encoded, boxes)
-        labels = labels or [next(iter(self.categories.names))] * len(boxes)
-        pairs = zip(labels, boxes, strict=True)
-        return boxes, [class_ids(k, len(b), self.categories, self.source) for k, b in pairs]
 
     def keypoint_tokenizer(self) -> KeypointTokenizer:
         """The tokenizer the weights were trained with."""
         return KeypointTokenizer(self.vocab, **self.require("keypoint"))
+
+    def keypoint_finder(
+        self, options: KeypointOptions = PAPER_KEYPOINTS
+    ) -> Callable[..., list[Keypoints]]:
+        """`infer.keypoints.find_keypoints` of images, boxes, labels, scores and generator."""
+        tokenizer, known = self.keypoint_tokenizer(), self.categories
+        return partial(
+            find_keypoints, self.model, tokenizer, known, options=options, **self._resizing
+        )
 
     def keypoints(
         self,
@@ -215,34 +231,27 @@ class Predictor:
         Returns:
             `Keypoints` in pixels of the image, in the order of the boxes; a list for a list.
         """
-        if not isinstance(images, list):
-            given = [None if value is None else [value] for value in (boxes, labels, scores)]
-            more = {"scores": given[2], "score_threshold": score_threshold}
-            return self.keypoints([images], given[0], given[1], options, **more)[0]
-        tokenizer = self.keypoint_tokenizer()
-        generator = torch.Generator(self.model.device).manual_seed(options.seed)
-        how = {"resize_mode": self.resize_mode, "resizing": self.resizing, "generator": generator}
-        labels = tokenizer.labels[0] if labels is None else labels
-        if isinstance(labels, (int, str)):
-            labels = [labels] * len(images)
-        found: list[Keypoints] = []
-        for start in range(0, len(images), batch_size):
-            part = slice(start, start + batch_size)
-            batch = [as_tensor(image) for image in images[part]]
+        tokenizer, finder = self.keypoint_tokenizer(), self.keypoint_finder(options)
+
+        def decode(tensors: list[Tensor], *given, generator: torch.Generator):
+            asked = self._asked(tensors, None, *given, score_threshold)
             if boxes is None:
-                asked = self._detected(batch, self.encode(batch), score_threshold)
                 asked = with_keypoints(tokenizer, *asked)
-            else:
-                asked = (*self._asked(boxes[part], labels[part], None), scores and scores[part])
-            asked = (self.model, tokenizer, self.categories, batch, *asked)
-            found += find_keypoints(*asked, options, **how)
-        return found
+            return finder(tensors, *asked, generator=generator)
+
+        given = (boxes, tokenizer.labels[0] if labels is None else labels, scores)
+        return self._decode(images, decode, *given, seed=options.seed, batch_size=batch_size)
 
     def caption_tokenizer(self) -> CaptionTokenizer:
         """The tokenizer the weights were trained with; it is built once."""
         if self._caption_tokenizer is None:
             self._caption_tokenizer = CaptionTokenizer(self.vocab, **self.require("captioning"))
         return self._caption_tokenizer
+
+    def captioner(self, options: CaptionOptions = GREEDY) -> Callable[..., list[Captions]]:
+        """`infer.captioning.caption` of images, encoded and generator."""
+        tokenizer = self.caption_tokenizer()
+        return partial(caption, self.model, tokenizer, options=options, **self._resizing)
 
     def caption(
         self,
@@ -259,22 +268,8 @@ class Predictor:
         Returns:
             `Captions`, best first; a list for a list.
         """
-        if not isinstance(images, list):
-            return self.caption([images], options)[0]
-        tokenizer = self.caption_tokenizer()
-        generator = torch.Generator(self.model.device).manual_seed(options.seed)
-        found: list[Captions] = []
-        for start in range(0, len(images), batch_size):
-            batch = [as_tensor(image) for image in images[start : start + batch_size]]
-            found += caption(
-                self.model,
-                tokenizer,
-                batch,
-                options,
-                encoded=self.encode(batch),
-                generator=generator,
-            )
-        return found
+        decode = self.captioner(options)
+        return self._decode(images, decode, seed=options.seed, batch_size=batch_size)
 
     def all_tasks(
         self,
@@ -284,15 +279,9 @@ class Predictor:
         batch_size: int = 16,
     ) -> AllTasks | list[AllTasks]:
         """Captions, objects, masks and persons' keypoints, as far as the weights know them."""
-        if not isinstance(images, list):
-            return self.all_tasks([images], options)[0]
-        run, found = AllTasksRun(self, options), []
-        for start in range(0, len(images), batch_size):
-            found += run([as_tensor(image) for image in images[start : start + batch_size]])
-        return found
+        run = AllTasksRun(self, options)
 
-    def encode(self, images: Sequence[Tensor]) -> Encoded:
-        """B uint8 (3, h, w) originals, encoded once for as many tasks as you like."""
-        return encode_images(
-            self.model, images, resize_mode=self.resize_mode, resizing=self.resizing
-        )
+        def decode(tensors: list[Tensor], *, generator: torch.Generator):
+            return run(tensors)  # with the draws of each task
+
+        return self._decode(images, decode, seed=0, batch_size=batch_size)

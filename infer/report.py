@@ -7,6 +7,8 @@ import pandas as pd
 
 from utils.files import atomic_path, write_json_atomic
 
+LEADING = ("AP", "AP50", "AP75", "mAP50", "mAP50_11point", "CIDEr", "BLEU-4", "ROUGE-L")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -25,3 +27,18 @@ class Report:
         write_json_atomic(folder / "metrics.json", self.metrics)
         with atomic_path(folder / "per_class.csv") as path:
             self.per_class.to_csv(path, index=False)
+
+
+def compact_table(reports: dict[str, Report], num_images: dict[str, int]) -> str:
+    """A line per task: how many images, and the numbers that tasks are judged by.
+
+    Args:
+        reports: task -> report.
+        num_images: task -> images it was scored on.
+    """
+    lines = [f"{'task':<14}{'images':>6}  metrics"]
+    for task, report in reports.items():
+        leading = {k: v for k, v in report.metrics.items() if k in LEADING} or report.metrics
+        numbers = "  ".join(f"{name} {value:.3f}" for name, value in leading.items())
+        lines.append(f"{task:<14}{num_images[task]:>6}  {numbers}")
+    return "\n".join(lines)

@@ -3,18 +3,19 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from infer.captioning import CaptionOptions
 from infer.predictor import Predictor
 from utils.cli import log, parser
 from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import write_json_atomic
 from utils.images import list_images, load_image
+from utils.visualize import save_image
 
 
 def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
@@ -42,26 +43,6 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
     return args
 
 
-def caption_options(cfg, num_captions: int = 1) -> CaptionOptions:
-    """Decoding of captions as the settings say.
-
-    Raises:
-        UserError: they make no sense.
-    """
-    try:
-        return CaptionOptions(
-            num_captions,
-            cfg.caption_beams,
-            cfg.caption_top_k,
-            cfg.caption_top_p,
-            cfg.caption_temperature,
-            cfg.caption_length_penalty,
-            cfg.seed,
-        )
-    except ValueError as error:
-        raise UserError(f"settings of captions: {error}") from error
-
-
 def load_predictor(args: argparse.Namespace, cfg, weights: Path) -> Predictor:
     """The predictor for `--weights`, else for the setting, else for the demo weights.
 
@@ -82,6 +63,51 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path) -> Predictor:
         "name others with --weights"
     )
     return Predictor(cfg.demo_weights, device)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a script says about an image."""
+
+    text: str  # for people
+    row: dict  # of the JSON, beside path and size of the image
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> RGB uint8
+
+
+Item = tuple[Path, np.ndarray]  # path and RGB pixels
+
+
+def answer_images(
+    args: argparse.Namespace, answer: Callable[[list[Item]], list[Answer]], *, batch_size: int = 1
+) -> None:
+    """Answers about the images of `--image`: pictures to `--out-dir`, the rest to stdout.
+
+    Args:
+        answer: of up to `batch_size` images.
+    """
+    paths, rows, texts, batch = list_images(args.image), [], [], []
+
+    def flush() -> None:
+        items = batch.copy()
+        batch.clear()  # also if it fails: nothing is tried twice
+        for (path, image), one in zip(items, answer(items) if items else [], strict=True):
+            for name, picture in one.pictures.items():
+                target = args.out_dir / picture_name(path, paths, name)
+                save_image(target, picture)
+                log(f"drew {target}")
+            size = [image.shape[1], image.shape[0]]
+            rows.append({"image": str(path), "size": size, **one.row})
+            texts.append(one.text)
+
+    try:
+        for item in read_images(args.image):
+            batch.append(item)
+            if len(batch) == batch_size:
+                flush()
+    finally:  # what there is, also if an image could not be read
+        flush()
+        if rows:
+            print_results(args, rows, texts)
 
 
 def read_images(pattern: str) -> Iterator[tuple[Path, np.ndarray]]:
@@ -107,14 +133,12 @@ def read_images(pattern: str) -> Iterator[tuple[Path, np.ndarray]]:
         )
 
 
-def picture_names(paths: list[Path], name: str) -> list[str]:
+def picture_name(path: Path, paths: list[Path], name: str) -> str:
     """`name`.png for one image; for several `<stem>_name.png`, or with suffix if stems repeat."""
     if len(paths) == 1:
-        return [f"{name}.png"]
-    stems = [path.stem for path in paths]
-    return [
-        f"{path.stem if stems.count(path.stem) == 1 else path.name}_{name}.png" for path in paths
-    ]
+        return f"{name}.png"
+    alone = [other.stem for other in paths].count(path.stem) == 1
+    return f"{path.stem if alone else path.name}_{name}.png"
 
 
 def print_results(args: argparse.Namespace, rows: list[dict], texts: list[str]) -> None:

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.box_arguments import add_box_arguments, read_box_arguments
-from infer.predictor import Predictor
+from infer.box_arguments import (
+    add_box_arguments,
+    check_box_arguments,
+    check_boxes_known,
+    read_box_arguments,
+)
 from infer.results import InstanceMasks
-from infer.script import infer_parser, load_predictor, picture_names, print_results, read_images
+from infer.script import Answer, Item, answer_images, infer_parser, load_predictor
 from infer.segmentation import SegmentationOptions
-from utils.cli import log, snapshot
+from utils.cli import snapshot
 from utils.errors import UserError
 from utils.images import list_images
-from utils.visualize import draw_detections, draw_masks, save_image
+from utils.visualize import draw_detections, draw_masks
 
 
 def segmentation_script(doc: str, base: type, argv: list[str] | None) -> None:
@@ -27,26 +31,22 @@ def segmentation_script(doc: str, base: type, argv: list[str] | None) -> None:
     args = args.parse_args(argv)
     cfg = snapshot(base, args.set)
     paths = list_images(args.image)
-    if args.box and len(paths) > 1:
-        raise UserError(f"--box is about one image, --image names {len(paths)}")
+    check_box_arguments(args, len(paths))
     predictor = load_predictor(args, cfg, cfg.coco_segmentation_weights)
-    _check_tasks(predictor, has_boxes=bool(args.box or args.label))
+    check_boxes_known(args, predictor, "segmentation")
     options = segmentation_options(cfg, args.num_samples)
     threshold = cfg.score_threshold if args.score_threshold is None else args.score_threshold
-    pictures = dict(zip(paths, picture_names(paths, "instance_segmentation"), strict=True))
-    rows, texts = [], []
-    try:
-        for path, image in read_images(args.image):
-            boxes, labels = read_box_arguments(args, image.shape[:2])
-            found = predictor.segment(image, boxes, labels, options, score_threshold=threshold)
-            save_image(args.out_dir / pictures[path], draw(image, found))
-            log(f"drew {args.out_dir / pictures[path]}")
-            size = [image.shape[1], image.shape[0]]
-            rows.append({"image": str(path), "size": size, "objects": found.to_json()})
-            texts.append(table(path, image, found))
-    finally:
-        if rows:
-            print_results(args, rows, texts)
+
+    def answer(items: list[Item]) -> list[Answer]:
+        return [describe(path, image) for path, image in items]
+
+    def describe(path: Path, image: np.ndarray) -> Answer:
+        boxes, labels = read_box_arguments(args, image.shape[:2])
+        found = predictor.segment(image, boxes, labels, options, score_threshold=threshold)
+        pictures = {"instance_segmentation": draw(image, found)}
+        return Answer(table(path, image, found), {"objects": found.to_json()}, pictures)
+
+    answer_images(args, answer)
 
 
 def segmentation_options(cfg, num_samples: int | None = None) -> SegmentationOptions:
@@ -89,13 +89,3 @@ def table(path: Path, image: np.ndarray, found: InstanceMasks) -> str:
         numbers = "".join(f"{value:8.1f}" for value in box)
         lines.append(f"{name:<{width}}  {score:5.2f}{numbers}{area:10d}")
     return "\n".join(lines)
-
-
-def _check_tasks(predictor: Predictor, *, has_boxes: bool) -> None:
-    """Says in one line what is missing before anything is computed."""
-    predictor.require("segmentation")
-    if not has_boxes and "detection" not in predictor.tasks:
-        raise UserError(
-            f"{predictor.source} cannot detect, so it needs to be told where to look: "
-            "add --box x y w h, or name weights of several tasks with --weights"
-        )

@@ -14,12 +14,13 @@ from dataset.coco_keypoints import CocoKeypoints
 from dataset.geometry import Geometry, crop_to_box
 from dataset.sample import Sample
 from infer import evaluate, infer_single_image_keypoint, keypoints
+from infer.box_sources import true_boxes
+from infer.encode import as_tensor
 from infer.evaluate_keypoints import check_sigmas, evaluate_keypoints, score_keypoints
-from infer.evaluate_segmentation import true_boxes
 from infer.keypoint_resampling import SUPPRESSION, generate_resampled, official_truncation
 from infer.keypoint_script import draw
 from infer.keypoints import KeypointOptions, find_keypoints
-from infer.predictor import Predictor, as_tensor
+from infer.predictor import Predictor
 from models import save_model
 from tests.conftest import TINY
 from tokenizer import KeypointTokenizer, Vocabulary

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from config import CFG
-from dataset.build import TASKS
+from dataset.build import TASKS, find_tasks
 from infer import infer_single_image_multi_task, infer_single_image_object_detection
 from infer.all_tasks import AllTasksOptions
 from infer.keypoints import KeypointOptions
@@ -17,7 +17,7 @@ from infer.results import Detections
 from models import load_model, save_model
 from train import build, build_model, build_state, train_multi_task
 from train.engine import resume, train, train_step
-from train.multi_task import find_tasks, join_categories, task_weights
+from train.multi_task import join_categories, task_weights
 from utils.categories import Categories
 from utils.cli import snapshot
 from utils.errors import UserError
@@ -286,7 +286,7 @@ def persons(predictor, count):
 
 def test_an_image_is_encoded_once_and_persons_in_batches(predictor, encoded, pictures, monkeypatch):
     monkeypatch.setattr(
-        "infer.all_tasks.detect", lambda *a, **k: [persons(predictor, 5) for _ in a[3]]
+        "infer.predictor.detect", lambda *a, **k: [persons(predictor, 5) for _ in a[3]]
     )
     found = predictor.all_tasks(
         pictures[0], AllTasksOptions(keypoints=KeypointOptions(max_crops=3))
@@ -346,6 +346,7 @@ def test_only_what_the_weights_know_is_asked(predictor, pictures):
         without(predictor, "detection").all_tasks(pictures[0])
 
 
+STAGES = ["encoder", "captioning", "detection", "segmentation", "keypoint"]
 PICTURES = {"object_detection.png", "instance_segmentation.png", "keypoint_detection.png"}
 
 
@@ -354,7 +355,7 @@ def test_the_script_prints_and_draws_everything(
 ):
     predictor = Predictor(multi_weights)
     monkeypatch.setattr(
-        "infer.all_tasks.detect", lambda *a, **k: [persons(predictor, 2) for _ in a[3]]
+        "infer.predictor.detect", lambda *a, **k: [persons(predictor, 2) for _ in a[3]]
     )
     image = sorted((demo_set / "val2017").iterdir())[0]
     argv = ["--image", str(image), "--weights", str(multi_weights), "--out-dir", str(tmp_path)]
@@ -370,7 +371,13 @@ def test_the_script_prints_and_draws_everything(
     assert len(row["keypoints"]) == 2 and "nose" in row["keypoints"][0]["keypoints"]
     assert text.startswith(f"{image} ({w} x {h})\n{row['captions'][0]['caption']}\n")
     assert text.count(f"{w} x {h}") == 1 and "person 2: score" in text and "nose" in text
-    assert "seconds: encoder" in log and "seconds" not in text
+    assert "seconds" not in log + text
+    infer_single_image_multi_task.main([*argv, "--timing"])
+    text_again, log = capsys.readouterr()
+    stages = log[log.index("stage ") :].splitlines()[1:]
+    assert [line.split()[0] for line in stages] == [*STAGES, "total"]
+    assert "seconds" not in text_again and stages[0].endswith("1, of 1 image")
+    assert stages[-2].endswith("1, of 2 crops") and all(s.endswith(" -") for s in stages[1:4])
 
 
 def test_the_script_takes_folders_and_weights_of_fewer_tasks(

@@ -17,12 +17,8 @@ from dataset.loader import build_train_loader
 from dataset.sample import Sample
 from dataset.transforms import FilterObjects, ScaleJitterCropFlip
 from infer import evaluate, infer_single_image_segmentation
-from infer.evaluate_segmentation import (
-    evaluate_segmentation,
-    read_boxes,
-    score_segmentation,
-    true_boxes,
-)
+from infer.box_sources import read_boxes, true_boxes
+from infer.evaluate_segmentation import evaluate_segmentation, score_segmentation
 from infer.predictor import Predictor
 from infer.results import InstanceMasks
 from infer.segmentation import SegmentationOptions, _pack, combine_samples, segment

@@ -127,6 +127,12 @@ class TextTokenizer:
         """Number of pieces, the special ones included."""
         return self._model.get_piece_size() if self._bytes else self._model.get_vocab_size()
 
+    def piece(self, number: int) -> str:
+        """A piece as it is spelled; ▁ stands for the space before a word."""
+        if self._bytes is not None:
+            return self._model.id_to_piece(number)
+        return self._model.id_to_token(number)
+
     def encode(self, text: str) -> list[int]:
         """Piece ids without `</s>`."""
         if self._bytes is not None:

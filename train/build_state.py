@@ -4,7 +4,6 @@ import re
 
 import torch
 
-from infer.detection import DecodingOptions
 from models import Pix2Seq
 from train.loss import LossType
 from train.multi_task import task_weights
@@ -69,7 +68,3 @@ def amp_dtype(cfg, device: torch.device) -> torch.dtype | None:
     if cfg.amp not in types:
         raise UserError(f"amp must be one of {', '.join(types)}, got {cfg.amp!r}")
     return types[cfg.amp]
-
-
-def decoding_options(cfg) -> DecodingOptions:
-    return DecodingOptions(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed)

@@ -9,21 +9,6 @@ from utils.cli import snapshot
 from utils.errors import UserError
 
 
-def find_tasks(names: str) -> list[str]:
-    """Tasks that are named with commas, in the order of the registry whatever theirs.
-
-    Raises:
-        UserError: there is no such task, or none is named.
-    """
-    wanted = [name.strip() for name in names.split(",")]
-    unknown = [name for name in wanted if name not in TASKS]
-    if unknown:
-        raise UserError(
-            f"--task must name some of {', '.join(TASKS)}, with commas, got {unknown[0]!r}"
-        )
-    return [task for task in TASKS if task in wanted]
-
-
 def tasks_of_run(base: type, overrides: list[str], name: str) -> list[str]:
     """The tasks that the run folder `name` (`--resume`) trains; all of them for "auto"."""
     if name == "auto":
@@ -33,8 +18,8 @@ def tasks_of_run(base: type, overrides: list[str], name: str) -> list[str]:
 
 
 def batch_sizes(cfg, tasks: Sequence[str]) -> dict[str, int]:
-    """Images of each task in a step."""
-    sizes = {task: getattr(cfg, f"{task}_batch_size") or cfg.batch_size for task in tasks}
+    """Images of each task in a step; a task without a setting of its own has `batch_size`."""
+    sizes = {task: getattr(cfg, f"{task}_batch_size", 0) or cfg.batch_size for task in tasks}
     for task, size in sizes.items():
         if size < 1:
             raise UserError(f"batch size of {task} must be at least 1, got {size}")
@@ -42,14 +27,14 @@ def batch_sizes(cfg, tasks: Sequence[str]) -> dict[str, int]:
 
 
 def task_weights(cfg, tasks: Sequence[str]) -> dict[str, float]:
-    """Factors of the losses in their sum; a task that is alone has factor 1.
+    """Factors of the losses in their sum: 1 for a task that is alone or has no such setting.
 
     Raises:
         UserError: a weight that teaches nothing.
     """
     if len(tasks) == 1:
         return dict.fromkeys(tasks, 1.0)
-    weights = {task: getattr(cfg, f"{task}_weight") for task in tasks}
+    weights = {task: getattr(cfg, f"{task}_weight", 1.0) for task in tasks}
     for task, weight in weights.items():
         if not 0 < weight < float("inf"):
             raise UserError(

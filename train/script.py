@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from config import PRESETS
-from dataset.build import TASKS
+from dataset.build import TASKS, find_tasks
 from train import engine
-from train.multi_task import find_tasks, tasks_of_run
+from train.multi_task import tasks_of_run
 from utils.cli import find_preset, parser, snapshot
 from utils.errors import UserError
 

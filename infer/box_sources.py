@@ -1,0 +1,113 @@
+"""Where an evaluation of masks or keypoints takes its boxes from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataset.coco_keypoints import CocoKeypoints
+from dataset.coco_segmentation import CocoSegmentation
+from dataset.loader import EvalBatch
+from infer.detection import DecodingOptions
+from infer.encode import Encoded
+from infer.predictor import Predictor
+from utils.categories import Categories
+from utils.errors import UserError
+
+Boxes = tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]  # boxes, labels, scores
+
+
+def box_source(
+    predictor: Predictor,
+    source: CocoSegmentation | CocoKeypoints,
+    categories: Categories,
+    boxes: str | Path,
+    options: DecodingOptions,
+    *,
+    most: int | None = None,
+) -> Callable[[EvalBatch, Encoded | None, torch.Generator], Boxes]:
+    """What gives boxes, labels and scores of the images of a batch.
+
+    Args:
+        boxes: "gt" = those of the ground truth at score 1; "detected" = what the same weights
+            detect; or a COCO results file of boxes.
+        options: of the detection.
+        most: only so many of an image, those that score best; of the ground truth all.
+    """
+    if str(boxes) == "detected":
+        detector = predictor.detector(options, categories=categories)
+
+        def detected(batch: EvalBatch, encoded: Encoded | None, draws: torch.Generator) -> Boxes:
+            found = detector(batch.images, encoded=encoded, generator=draws)
+            return _columns([_best((f.boxes, f.labels, f.scores), most) for f in found])
+
+        return detected
+    if str(boxes) == "gt":
+        known = true_boxes(source, categories)
+    else:
+        known = read_boxes(Path(boxes), source.image_ids.tolist(), categories)
+        known = {i: _best(rows, most) for i, rows in known.items()}
+
+    def given(batch: EvalBatch, *_) -> Boxes:
+        return _columns([known[i] for i in batch.image_ids])
+
+    return given
+
+
+def true_boxes(
+    source: CocoSegmentation | CocoKeypoints, categories: Categories
+) -> dict[int, tuple]:
+    """Image id -> boxes, labels and scores (1) of what the ground truth holds."""
+    ids = source.categories.source_ids
+    class_of = {number: i for i, number in categories.source_ids.items()}
+    prompts = {}
+    for index, image_id in enumerate(source.image_ids.tolist()):
+        boxes, labels = source.objects(index)
+        labels = np.array([class_of.get(ids[int(k)], 0) for k in labels], np.int64)
+        known = labels > 0
+        prompts[image_id] = boxes[known], labels[known], np.ones(known.sum(), np.float32)
+    return prompts
+
+
+def read_boxes(path: Path, image_ids: list[int], categories: Categories) -> dict[int, tuple]:
+    """A COCO results file of boxes -> image id -> boxes (N, 4) xyxy, labels, scores.
+
+    Classes that `categories` does not have are left out.
+
+    Raises:
+        UserError: no such file, not of this format, or about other images.
+    """
+    try:
+        rows = json.loads(Path(path).expanduser().read_bytes())
+        image = np.array([row["image_id"] for row in rows], np.int64)
+        category = np.array([row["category_id"] for row in rows], np.int64)
+        boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(len(rows), 4)
+        scores = np.array([row["score"] for row in rows], np.float32)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"cannot read the boxes in {path} ({error}); --boxes must be gt, detected or a COCO "
+            "results file: a list of image_id, category_id, bbox and score"
+        ) from error
+    others = sorted(set(image.tolist()) - set(image_ids))
+    if others:
+        raise UserError(f"{path} is about other images than the data, id {others[0]} for one")
+    boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
+    class_of = {number: i for i, number in categories.source_ids.items()}
+    labels = np.array([class_of.get(k, 0) for k in category.tolist()], np.int64)
+    usable = (labels > 0) & np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    rows_of = {i: np.flatnonzero(usable & (image == i)) for i in image_ids}
+    return {i: (boxes[rows], labels[rows], scores[rows]) for i, rows in rows_of.items()}
+
+
+def _best(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray], most: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The objects of an image that score best."""
+    order = np.argsort(-rows[2], kind="stable")[:most]
+    return tuple(values[order] for values in rows)
+
+
+def _columns(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Boxes:
+    return tuple(map(list, zip(*rows, strict=True)))
