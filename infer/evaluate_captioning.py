@@ -2,16 +2,17 @@
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from dataset.coco_captions import CocoCaptions
-from dataset.loader import build_eval_loader
+from dataset.loader import EvalBatch
 from infer.captioning import GREEDY, CaptionOptions, caption
+from infer.predict_all import predict_all
 from infer.predictor import Predictor
 from infer.report import Report
 from infer.results import Captions
 from utils.caption_metrics import score_captions
 from utils.ptb import ptb_tokenize
+from utils.world import ALONE, World
 
 
 def evaluate_captioning(
@@ -22,25 +23,36 @@ def evaluate_captioning(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Report:
-    """Describes every image of the source and scores the best caption of each."""
+    """Describes every image of the source and scores the best caption of each.
+
+    Args:
+        world: the processes to share the images out among; all of them get the whole report.
+    """
     tokenizer = predictor.caption_tokenizer()
-    loader = build_eval_loader(source, batch_size=batch_size, num_workers=num_workers)
-    generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
-    found: dict[int, Captions] = {}
-    with tqdm(total=len(source), desc="evaluate", unit="image", disable=not progress) as bar:
-        for batch in loader:
-            captions = caption(
-                predictor.model,
-                tokenizer,
-                batch.images,
-                options,
-                resize_mode=predictor.resize_mode,
-                resizing=predictor.resizing,
-                generator=generator,
-            )
-            found |= dict(zip(batch.image_ids, captions, strict=True))
-            bar.update(len(batch))
+
+    def predict(batch: EvalBatch, generator: torch.Generator) -> list[Captions]:
+        return caption(
+            predictor.model,
+            tokenizer,
+            batch.images,
+            options,
+            resize_mode=predictor.resize_mode,
+            resizing=predictor.resizing,
+            generator=generator,
+        )
+
+    found = predict_all(
+        source,
+        predict,
+        seed=options.seed,
+        device=predictor.model.device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+        world=world,
+    )
     results = [row for image_id, captions in found.items() for row in captions.to_coco(image_id)]
     return score_caption_results(source.references, results)
 

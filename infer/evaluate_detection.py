@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataset.coco_detection import CocoDetection
-from dataset.loader import build_eval_loader
+from dataset.loader import EvalBatch
 from dataset.voc_detection import VocDetection
 from infer.detection import PAPER, DecodingOptions, detect
+from infer.predict_all import predict_all
 from infer.predictor import Predictor
 from infer.report import Report
 from infer.results import Detections
@@ -15,6 +15,7 @@ from utils.categories import Categories
 from utils.coco_metrics import evaluate_coco
 from utils.errors import UserError
 from utils.voc_metrics import evaluate_voc
+from utils.world import ALONE, World
 
 
 def evaluate_detection(
@@ -26,30 +27,40 @@ def evaluate_detection(
     num_workers: int = 0,
     max_objects: int | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Report:
     """Detects on every image of the source (those without objects too) and scores the result.
 
     Classes are matched by name: what the weights call something else does not count.
+
+    Args:
+        world: the processes to share the images out among; all of them get the whole report.
     """
     tokenizer = predictor.detection_tokenizer(max_objects)
     categories = shared_categories(predictor.categories, source.categories)
-    loader = build_eval_loader(source, batch_size=batch_size, num_workers=num_workers)
-    generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
-    found: dict[int | str, Detections] = {}
-    with tqdm(total=len(source), desc="evaluate", unit="image", disable=not progress) as bar:
-        for batch in loader:
-            detections = detect(
-                predictor.model,
-                tokenizer,
-                categories,
-                batch.images,
-                options,
-                resize_mode=predictor.resize_mode,
-                resizing=predictor.resizing,
-                generator=generator,
-            )
-            found |= dict(zip(batch.image_ids, detections, strict=True))
-            bar.update(len(batch))
+
+    def predict(batch: EvalBatch, generator: torch.Generator) -> list[Detections]:
+        return detect(
+            predictor.model,
+            tokenizer,
+            categories,
+            batch.images,
+            options,
+            resize_mode=predictor.resize_mode,
+            resizing=predictor.resizing,
+            generator=generator,
+        )
+
+    found = predict_all(
+        source,
+        predict,
+        seed=options.seed,
+        device=predictor.model.device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+        world=world,
+    )
     score = score_coco if isinstance(source, CocoDetection) else score_voc
     return score(source, found, categories)
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataset.coco_keypoints import CocoKeypoints
-from dataset.loader import EvalBatch, build_eval_loader
+from dataset.loader import EvalBatch
 from infer.detection import PAPER as PAPER_DETECTION
 from infer.detection import DecodingOptions, detect
 from infer.evaluate_detection import shared_categories
 from infer.evaluate_segmentation import read_boxes, true_boxes
 from infer.keypoints import PAPER, KeypointOptions, find_keypoints
+from infer.predict_all import predict_all
 from infer.predictor import Predictor
 from infer.report import Report
 from infer.results import Keypoints
@@ -21,6 +21,7 @@ from utils.categories import Categories
 from utils.coco_metrics import evaluate_coco
 from utils.errors import UserError
 from utils.skeleton import Skeleton
+from utils.world import ALONE, World
 
 NUM_COCO = 17  # keypoints that COCO's own sigmas are for
 MAX_OBJECTS = 20  # per image: COCO's keypoint AP looks at no more
@@ -39,6 +40,7 @@ def evaluate_keypoints(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Report:
     """Keypoints for every image of the source (those without objects too), scored.
 
@@ -48,30 +50,37 @@ def evaluate_keypoints(
             labelled point and crowds left out; "detected" = what the same weights detect; or a
             COCO results file of boxes. Of the latter two the best `MAX_OBJECTS` of an image.
         sigmas: see `check_sigmas`.
+        world: the processes to share the images out among; all of them get the whole report.
     """
     tokenizer = predictor.keypoint_tokenizer()
     sigmas = check_sigmas(sigmas, source.skeleton)
     check_skeletons(tokenizer.skeleton, source.skeleton, predictor.source)
     categories = shared_categories(predictor.categories, source.categories)
     prompts = _prompter(predictor, source, categories, boxes, detection_options)
-    loader = build_eval_loader(source, batch_size=batch_size, num_workers=num_workers)
-    generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
-    found: dict[int | str, Keypoints] = {}
-    with tqdm(total=len(source), desc="evaluate", unit="image", disable=not progress) as bar:
-        for batch in loader:
-            keypoints = find_keypoints(
-                predictor.model,
-                tokenizer,
-                categories,
-                batch.images,
-                *prompts(batch),
-                options,
-                resize_mode=predictor.resize_mode,
-                resizing=predictor.resizing,
-                generator=generator,
-            )
-            found |= dict(zip(batch.image_ids, keypoints, strict=True))
-            bar.update(len(batch))
+
+    def predict(batch: EvalBatch, generator: torch.Generator) -> list[Keypoints]:
+        return find_keypoints(
+            predictor.model,
+            tokenizer,
+            categories,
+            batch.images,
+            *prompts(batch, generator),
+            options,
+            resize_mode=predictor.resize_mode,
+            resizing=predictor.resizing,
+            generator=generator,
+        )
+
+    found = predict_all(
+        source,
+        predict,
+        seed=options.seed,
+        device=predictor.model.device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+        world=world,
+    )
     return score_keypoints(source, found, categories, sigmas)
 
 
@@ -123,13 +132,12 @@ def _prompter(
     categories: Categories,
     boxes: str | Path,
     options: DecodingOptions,
-) -> Callable[[EvalBatch], Prompts]:
+) -> Callable[[EvalBatch, torch.Generator], Prompts]:
     """What gives boxes, labels and scores for a batch."""
     if str(boxes) == "detected":
         tokenizer = predictor.detection_tokenizer()
-        generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
 
-        def detected(batch: EvalBatch) -> Prompts:
+        def detected(batch: EvalBatch, generator: torch.Generator) -> Prompts:
             found = detect(
                 predictor.model,
                 tokenizer,
@@ -145,9 +153,9 @@ def _prompter(
         return detected
     if str(boxes) == "gt":
         known = true_boxes(source, categories)
-        return lambda batch: (*_columns([known[i] for i in batch.image_ids])[:2], None)
+        return lambda batch, _: (*_columns([known[i] for i in batch.image_ids])[:2], None)
     known = read_boxes(Path(boxes), source.image_ids.tolist(), categories)
-    return lambda batch: _best([known[i] for i in batch.image_ids])
+    return lambda batch, _: _best([known[i] for i in batch.image_ids])
 
 
 def _best(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Prompts:

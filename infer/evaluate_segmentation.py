@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataset.coco_segmentation import CocoSegmentation
-from dataset.loader import EvalBatch, build_eval_loader
+from dataset.loader import EvalBatch
 from infer.detection import PAPER as PAPER_DETECTION
 from infer.detection import DecodingOptions, detect
 from infer.encode import Encoded
 from infer.evaluate_detection import shared_categories
+from infer.predict_all import predict_all
 from infer.predictor import Predictor
 from infer.report import Report
 from infer.results import InstanceMasks
@@ -21,6 +21,7 @@ from infer.segmentation import PAPER, SegmentationOptions, segment
 from utils.categories import Categories
 from utils.coco_metrics import evaluate_coco
 from utils.errors import UserError
+from utils.world import ALONE, World
 
 Prompts = tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]  # boxes, labels, scores
 
@@ -35,6 +36,7 @@ def evaluate_segmentation(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Report:
     """Masks for every image of the source (those without objects too), scored.
 
@@ -42,31 +44,38 @@ def evaluate_segmentation(
         boxes: what the masks are asked for: "gt" = the boxes and classes of the ground truth at
             score 1, crowds left out; "detected" = what the same weights detect; or a COCO results
             file of boxes.
+        world: the processes to share the images out among; all of them get the whole report.
     """
     tokenizer = predictor.segmentation_tokenizer()
     categories = shared_categories(predictor.categories, source.categories)
     prompts = _prompter(predictor, source, categories, boxes, detection_options)
     needs_images = tokenizer.crop is None or str(boxes) == "detected"
-    loader = build_eval_loader(source, batch_size=batch_size, num_workers=num_workers)
-    generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
-    found: dict[int | str, InstanceMasks] = {}
-    with tqdm(total=len(source), desc="evaluate", unit="image", disable=not progress) as bar:
-        for batch in loader:
-            encoded = predictor.encode(batch.images) if needs_images else None
-            masks = segment(
-                predictor.model,
-                tokenizer,
-                categories,
-                batch.images,
-                *prompts(batch, encoded),
-                options,
-                resize_mode=predictor.resize_mode,
-                resizing=predictor.resizing,
-                encoded=encoded,
-                generator=generator,
-            )
-            found |= dict(zip(batch.image_ids, masks, strict=True))
-            bar.update(len(batch))
+
+    def predict(batch: EvalBatch, generator: torch.Generator) -> list[InstanceMasks]:
+        encoded = predictor.encode(batch.images) if needs_images else None
+        return segment(
+            predictor.model,
+            tokenizer,
+            categories,
+            batch.images,
+            *prompts(batch, encoded, generator),
+            options,
+            resize_mode=predictor.resize_mode,
+            resizing=predictor.resizing,
+            encoded=encoded,
+            generator=generator,
+        )
+
+    found = predict_all(
+        source,
+        predict,
+        seed=options.seed,
+        device=predictor.model.device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+        world=world,
+    )
     return score_segmentation(source, found, categories)
 
 
@@ -129,13 +138,12 @@ def _prompter(
     categories: Categories,
     boxes: str | Path,
     options: DecodingOptions,
-) -> Callable[[EvalBatch, Encoded | None], Prompts]:
+) -> Callable[[EvalBatch, Encoded | None, torch.Generator], Prompts]:
     """What gives boxes, labels and scores for a batch."""
     if str(boxes) == "detected":
         tokenizer = predictor.detection_tokenizer()
-        generator = torch.Generator(predictor.model.device).manual_seed(options.seed)
 
-        def detected(batch: EvalBatch, encoded: Encoded | None) -> Prompts:
+        def detected(batch: EvalBatch, encoded: Encoded | None, generator) -> Prompts:
             found = detect(
                 predictor.model,
                 tokenizer,
@@ -153,7 +161,7 @@ def _prompter(
     else:
         known = read_boxes(Path(boxes), source.image_ids.tolist(), categories)
 
-    def given(batch: EvalBatch, _: Encoded | None) -> Prompts:
+    def given(batch: EvalBatch, *_) -> Prompts:
         return tuple(map(list, zip(*(known[i] for i in batch.image_ids), strict=True)))
 
     return given

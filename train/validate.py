@@ -17,25 +17,33 @@ from infer.segmentation_script import segmentation_options
 from models import Pix2Seq
 from train.build_state import decoding_options
 from utils.visualize import contact_sheet, draw_caption, draw_detections
+from utils.world import ALONE, World
 
 NUM_PICTURES = 8
 
 
-def validate(cfg, task: str, model: Pix2Seq, source) -> tuple[Report, np.ndarray]:
+def validate(
+    cfg, task: str, model: Pix2Seq, source, world: World = ALONE
+) -> tuple[Report, np.ndarray]:
     """Scores the model on a task's source and draws its predictions on a few images.
+
+    Args:
+        world: the processes that share the images; all of them get the whole report.
 
     Returns:
         the report, and a picture (H, W, 3) uint8 RGB.
     """
     rng, was_training = torch.get_rng_state(), model.training
     model.eval()
-    report, picture = VALIDATORS[task](cfg, Predictor(model), source)
+    report, picture = VALIDATORS[task](cfg, Predictor(model), source, world)
     model.train(was_training)
     torch.set_rng_state(rng)  # how often we look must not change the training
     return report, picture
 
 
-def _validate_detection(cfg, predictor: Predictor, source) -> tuple[Report, np.ndarray]:
+def _validate_detection(
+    cfg, predictor: Predictor, source, world: World
+) -> tuple[Report, np.ndarray]:
     options = decoding_options(cfg)
     report = evaluate_detection(
         predictor,
@@ -44,6 +52,7 @@ def _validate_detection(cfg, predictor: Predictor, source) -> tuple[Report, np.n
         batch_size=cfg.eval_batch_size,
         num_workers=cfg.num_workers,
         progress=True,
+        world=world,
     )
     images = [source[i].image for i in range(min(NUM_PICTURES, len(source)))]
     found = [d.above(cfg.score_threshold) for d in predictor.detect(images, options)]
@@ -54,7 +63,9 @@ def _validate_detection(cfg, predictor: Predictor, source) -> tuple[Report, np.n
     return report, contact_sheet(drawn, 4)
 
 
-def _validate_captioning(cfg, predictor: Predictor, source) -> tuple[Report, np.ndarray]:
+def _validate_captioning(
+    cfg, predictor: Predictor, source, world: World
+) -> tuple[Report, np.ndarray]:
     options = caption_options(cfg)
     report = evaluate_captioning(
         predictor,
@@ -63,6 +74,7 @@ def _validate_captioning(cfg, predictor: Predictor, source) -> tuple[Report, np.
         batch_size=cfg.eval_batch_size,
         num_workers=cfg.num_workers,
         progress=True,
+        world=world,
     )
     images = [source[i].image for i in range(min(NUM_PICTURES, len(source)))]
     drawn = [
@@ -72,7 +84,9 @@ def _validate_captioning(cfg, predictor: Predictor, source) -> tuple[Report, np.
     return report, contact_sheet(drawn, 4)
 
 
-def _validate_segmentation(cfg, predictor: Predictor, source) -> tuple[Report, np.ndarray]:
+def _validate_segmentation(
+    cfg, predictor: Predictor, source, world: World
+) -> tuple[Report, np.ndarray]:
     """With the boxes of the ground truth, so that nothing but the masks is judged."""
     options = segmentation_options(cfg)
     report = evaluate_segmentation(
@@ -82,6 +96,7 @@ def _validate_segmentation(cfg, predictor: Predictor, source) -> tuple[Report, n
         batch_size=cfg.eval_batch_size,
         num_workers=cfg.num_workers,
         progress=True,
+        world=world,
     )
     prompts = true_boxes(source, shared_categories(predictor.categories, source.categories))
     samples = [source[i] for i in range(min(NUM_PICTURES, len(source)))]
@@ -91,7 +106,9 @@ def _validate_segmentation(cfg, predictor: Predictor, source) -> tuple[Report, n
     return report, contact_sheet(list(map(draw_segmentation, images, found)), 4)
 
 
-def _validate_keypoints(cfg, predictor: Predictor, source) -> tuple[Report, np.ndarray]:
+def _validate_keypoints(
+    cfg, predictor: Predictor, source, world: World
+) -> tuple[Report, np.ndarray]:
     """With the boxes of the ground truth, so that nothing but the points is judged."""
     options = keypoint_options(cfg)
     report = evaluate_keypoints(
@@ -102,6 +119,7 @@ def _validate_keypoints(cfg, predictor: Predictor, source) -> tuple[Report, np.n
         batch_size=cfg.eval_batch_size,
         num_workers=cfg.num_workers,
         progress=True,
+        world=world,
     )
     prompts = true_boxes(source, shared_categories(predictor.categories, source.categories))
     posed = [i for i, image in enumerate(source.image_ids.tolist()) if len(prompts[image][0])]

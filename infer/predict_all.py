@@ -1,0 +1,51 @@
+"""Predictions for a whole source of images, on one process or shared out among several."""
+
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from dataset.loader import EvalBatch, build_eval_loader
+from utils.world import ALONE, World
+
+
+def predict_all(
+    source,
+    predict: Callable[[EvalBatch, torch.Generator], list],
+    *,
+    seed: int,
+    device: torch.device,
+    batch_size: int,
+    num_workers: int = 0,
+    progress: bool = False,
+    world: World = ALONE,
+) -> dict:
+    """Predictions of all images: the same whatever the number of processes.
+
+    Every process takes whole batches, and the draws of a batch depend on `seed` and the number
+    of the batch alone.
+
+    Args:
+        predict: a batch and the generator of its draws -> one prediction per image.
+
+    Returns:
+        image id -> prediction, in the order of the source, on every process.
+    """
+    loader = build_eval_loader(
+        source,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    generator = torch.Generator(device)
+    mine: dict[int, list[tuple]] = {}  # number of the batch -> (image id, prediction) of each
+    disable = not (progress and world.is_main)
+    with tqdm(total=len(source), desc="evaluate", unit="image", disable=disable) as bar:
+        for number, batch in zip(range(world.rank, len(source), world.size), loader, strict=False):
+            generator.manual_seed(seed + number)
+            found = predict(batch, generator)
+            mine[number] = list(zip(batch.image_ids, found, strict=True))
+            bar.update(min(len(batch) * world.size, bar.total - bar.n))
+    batches = {number: rows for part in world.gather(mine) for number, rows in part.items()}
+    return dict(row for number in sorted(batches) for row in batches[number])
