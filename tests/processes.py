@@ -4,7 +4,6 @@ The argument is a JSON file: a list of cases, run one after the other by all pro
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 
 from config import CFG
 from dataset.build import build_source
-from infer.evaluate_detection import evaluate_detection
+from infer.evaluate_captioning import evaluate_captioning
 from infer.evaluate_segmentation import evaluate_segmentation
 from infer.predictor import Predictor
 from train import engine
@@ -24,11 +23,11 @@ from train.records import RunRecords
 from utils.cli import run, snapshot
 from utils.errors import UserError
 
-EVALUATORS = {"detection": evaluate_detection, "segmentation": evaluate_segmentation}
+EVALUATORS = {"captioning": evaluate_captioning, "segmentation": evaluate_segmentation}
 
 
 def train_case(overrides: list[str], tasks: list[str]) -> dict:
-    """Losses of all steps, unrounded, and the run folder."""
+    """Losses of all steps, unrounded, the run folder, and whether the weights were sharded."""
     losses = []
     scalars = RunRecords.scalars
 
@@ -36,12 +35,19 @@ def train_case(overrides: list[str], tasks: list[str]) -> dict:
         losses.extend(v for name, v in values.items() if name == "train/loss")
         scalars(self, step, values)
 
-    RunRecords.scalars = keep
+    sharded = []
+    train_epoch = engine.train_epoch
+
+    def look(cfg, state, *more):
+        sharded.append(state.sharded)
+        train_epoch(cfg, state, *more)
+
+    RunRecords.scalars, engine.train_epoch = keep, look
     try:
         run_dir = engine.train(snapshot(CFG, overrides), tasks)
     finally:
-        RunRecords.scalars = scalars
-    return {"losses": losses, "run_dir": str(run_dir)}
+        RunRecords.scalars, engine.train_epoch = scalars, train_epoch
+    return {"losses": losses, "run_dir": str(run_dir), "sharded": all(sharded)}
 
 
 def evaluate_case(weights: str, root: str, task: str, world) -> dict:
@@ -59,17 +65,16 @@ def fail_on_rank_1(kind: str, world) -> None:
 
 
 def main() -> None:
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    for case in cases:
-        if "overrides" in case:
-            out = train_case(case["overrides"], case["tasks"])
-        else:
-            with session() as world:
-                if "fail" in case:
-                    fail_on_rank_1(case["fail"], world)
+    with session() as world:
+        for case in json.loads(Path(sys.argv[1]).read_text()):
+            if "fail" in case:
+                fail_on_rank_1(case["fail"], world)
+            elif "overrides" in case:
+                out = train_case(case["overrides"], case["tasks"])
+            else:
                 out = evaluate_case(case["weights"], case["root"], case["task"], world)
-        if out and os.environ.get("RANK", "0") == "0":
-            Path(case["out"]).write_text(json.dumps(out))
+            if world.is_main:
+                Path(case["out"]).write_text(json.dumps(out))
 
 
 if __name__ == "__main__":

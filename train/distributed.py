@@ -35,6 +35,9 @@ def session() -> Iterator[World]:
         yield ALONE
         return
     rank = int(os.environ["RANK"])
+    if dist.is_initialized():  # a session inside a session is the same one
+        yield World(rank, size)
+        return
     if torch.cuda.is_available():
         torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
     # Objects and token counts travel on the CPU, so that nothing waits for the accelerator.
