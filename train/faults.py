@@ -97,7 +97,7 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
             ids[f"{number}.{task}"] = batch.image_ids
             for field in fields(batch):
                 if isinstance(value := getattr(batch, field.name), Tensor):
-                    tensors[f"{number}.{task}.{field.name}"] = value.contiguous()
+                    tensors[f"{number}.{task}.{field.name}"] = value.clone().contiguous()
     path = folder / f"step_{step:07}_rank_{rank}.safetensors"
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"image_ids": json.dumps(ids)})
