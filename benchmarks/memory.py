@@ -4,9 +4,9 @@ python benchmarks/memory.py --preset det_finetune --set batch_size=8 encoder_lay
 
 Tensors that the backward pass needs are counted once each, in the float type of --dtype, attention
 as the fused kernels keep it (no matrix of probabilities); weights, gradients and the two moments
-of AdamW are float32, beside them the weights in bfloat16. With recompute_activations a block keeps its
-inputs, and one block at a time all it needs. Passing buffers and what an allocator wastes are not
-counted: a device needs somewhat more.
+of AdamW are float32, beside them the weights in bfloat16. With recompute_activations a block
+keeps its inputs, and one block at a time all it needs. Passing buffers and what an allocator
+wastes are not counted: a device needs somewhat more.
 """
 
 import sys

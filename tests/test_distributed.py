@@ -133,6 +133,15 @@ def test_an_error_on_one_rank_ends_all(tmp_path, kind, message):
         assert second.strip() == f"error: {message}" and processes[1].returncode == 2
 
 
+@pytest.mark.slow
+def test_a_setting_that_fits_no_process_is_told_once_under_torchrun(settings, tmp_path):
+    script = SCRIPT.parents[1] / "train" / "train_coco_object_detection.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", script, "--set", *settings, "batch_size=9"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.returncode and done.stderr.count("error: batch_size=9 times 2 (processes") == 1
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_batch_norm_goes_by_the_images_of_all_processes(settings, tmp_path):

@@ -20,6 +20,8 @@ from utils.world import ALONE, World
 
 TIMEOUT = timedelta(hours=1)  # the others wait while one fetches weights or writes files
 POLL_SECONDS = 0.5
+TELL_SECONDS = 1.0  # the store may live in the process that failed: the others read it meanwhile
+LEAVE_SECONDS = 3.0  # later: when one leaves, torchrun ends all, the one with the message too
 FAILED = "pix2seq/failed"  # key of the message of the first process that failed
 
 
@@ -52,6 +54,7 @@ def session() -> Iterator[World]:
     except Exception as error:
         if watch.tell(error):
             raise
+        time.sleep(LEAVE_SECONDS)
         raise SystemExit(2) from None  # another one failed first: this is what came of it
     finally:
         watch.stop()
@@ -79,7 +82,7 @@ class _Watch:
         except RuntimeError:  # the process that keeps the store is gone
             return False
         if first:
-            time.sleep(4 * POLL_SECONDS)  # the store may live in this process: let them read it
+            time.sleep(TELL_SECONDS)
         return first
 
     def stop(self) -> None:
@@ -96,6 +99,7 @@ class _Watch:
             if failed and not self.told.is_set():
                 if _local_rank() == 0:
                     print(f"error on {message}", file=sys.stderr, flush=True)
+                time.sleep(LEAVE_SECONDS)
                 os._exit(2)  # the main thread may wait for the other for ever
 
 
