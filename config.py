@@ -135,11 +135,13 @@ class CFG:
     epochs: int = 40
     max_steps: int = 0  # stop after this many optimiser steps; 0 = epochs decide
     max_minutes: float = 0.0  # stop (and save) after this time, for a quick look; 0 = no limit
-    batch_size: int = 32
+    batch_size: int = 32  # images of a task on one process (GPU) at a time
+    accumulate_steps: int = 1  # batches of an optimiser step: as one batch of this many times
     whole_epochs: bool = True  # False = official: epochs * images // batch_size + 1 steps in all
     loss: str = "xent"  # "xent" | "xent@SMOOTHING" | "focal@GAMMA" | "logistic@SMOOTHING"
     lr: float = 3e-5
-    lr_scaling: str = "none"  # "linear" = lr * batch_size / 256 | "sqrt" = lr * sqrt(batch_size)
+    # by n = images of a step = batch_size * accumulate_steps * processes: "linear" = lr * n / 256
+    lr_scaling: str = "none"  # | "sqrt" = lr * sqrt(n)
     # after the warm-up: "linear" | "cosine" | "constant" | "cosine@SHARE" | "exp@FACTOR"
     lr_schedule: str = "linear"
     warmup_epochs: float = 2.0
@@ -152,6 +154,9 @@ class CFG:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float = 0.0  # largest gradient norm; 0 = off (official)
     amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
+    recompute_activations: bool = False  # of transformer blocks: less memory, more time
+    fsdp: bool = False  # several processes share one copy of weights and optimiser state
+    max_nonfinite: int = 10  # steps in a row without a finite loss that stop the run
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
     save_minutes: float = 5.0  # time between checkpoints (at the end of an epoch); 0 = every epoch
     log_every: int = 20  # steps between points of the curves

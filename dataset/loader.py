@@ -1,20 +1,19 @@
-"""Samples to batches: what worker processes do, and in which order samples come."""
+"""Samples to batches: what worker processes do."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dataset.sample import Sample
+from dataset.sampler import EpochSampler
 from dataset.trim import trim
 from utils.errors import UserError
-
-REMAINDERS = ("keep", "drop", "pad")
 
 
 @dataclass
@@ -120,59 +119,6 @@ class EvalSet(Dataset):
         return torch.from_numpy(image), sample.image_id
 
 
-class EpochSampler(Sampler):
-    """(epoch, index) pairs of one rank: over all ranks every sample exactly once per epoch.
-
-    Rank r takes every world_size-th sample from r, so batch k of all ranks together holds the same
-    samples as batch k of one process with the world_size-fold batch.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        seed: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        remainder: str = "keep",
-    ):
-        """
-        Args:
-            length: number of samples over all ranks.
-            remainder: what happens if length is no multiple of world_size: "keep" gives some
-                ranks one sample more, "drop" leaves the last samples of the epoch's order out,
-                "pad" repeats the first ones.
-        """
-        if remainder not in REMAINDERS:
-            raise ValueError(f"remainder must be one of {list(REMAINDERS)}, got {remainder!r}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
-        self.length, self.seed, self.shuffle = length, seed, shuffle
-        self.rank, self.world_size, self.remainder = rank, world_size, remainder
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Call before each epoch; `start` samples of this rank are skipped (resume)."""
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        return len(self._indices()) - self.start
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, index) for index in self._indices()[self.start :].tolist()])
-
-    def _indices(self) -> np.ndarray:
-        order = np.arange(self.length)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        if self.remainder == "drop":
-            order = order[: self.length // self.world_size * self.world_size]
-        elif self.remainder == "pad":
-            order = np.resize(order, -(-self.length // self.world_size) * self.world_size)
-        return order[self.rank :: self.world_size]
-
-
 class Loader(DataLoader):
     """A DataLoader that raises a `UserError` as its one line, also out of a worker process."""
 
@@ -233,12 +179,15 @@ def build_train_loader(
     world_size: int = 1,
     shuffle: bool = True,
     drop_last: bool = False,
+    accumulate_steps: int = 1,
 ) -> Loader:
     """Loader whose `sampler` is an `EpochSampler`: call `loader.sampler.set_epoch` every epoch.
 
     Args:
         batch_size: per rank.
         drop_last: every rank the same number of full batches; otherwise nothing is left out.
+        accumulate_steps: with `drop_last` the number of batches is a multiple of it, so that an
+            epoch holds the samples of one with the accumulate_steps-fold batch.
     """
     sampler = EpochSampler(
         len(dataset),
@@ -247,6 +196,7 @@ def build_train_loader(
         world_size=world_size,
         shuffle=shuffle,
         remainder="drop" if drop_last else "keep",
+        group=batch_size * accumulate_steps,
     )
     return Loader(
         dataset,
@@ -261,12 +211,16 @@ def build_train_loader(
 def build_eval_loader(
     source, *, batch_size: int, num_workers: int, rank: int = 0, world_size: int = 1
 ) -> Loader:
-    """Originals in the order of the source; each rank every world_size-th image from its own."""
+    """Originals in the order of the source; rank r takes every world_size-th batch from r.
+
+    Batches hold the same images whatever the number of ranks.
+    """
+    numbers = range(len(source))
+    batches = [numbers[i : i + batch_size] for i in range(0, len(source), batch_size)]
     return Loader(
         EvalSet(source),
         collate_originals,
-        batch_size=batch_size,
-        sampler=range(rank, len(source), world_size),
+        batch_sampler=batches[rank::world_size],
         **_worker_arguments(num_workers),
     )
 

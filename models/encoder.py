@@ -59,6 +59,11 @@ class TimmEncoder(nn.Module):
             stride = self.backbone.feature_info[-1]["reduction"]
         self.grid = tuple(math.ceil(side / stride) for side in image_size)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Transformer blocks; none of a model that keeps them otherwise, as convolutional ones."""
+        return list(getattr(self.backbone, "blocks", ()))
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> (B, S, C) with S = grid[0] * grid[1], row by row."""
         backbone = self.backbone

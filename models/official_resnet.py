@@ -126,6 +126,10 @@ class OfficialResNet(nn.Module):
         self.transformer = EncoderTransformer(self.grid, dim, drop_units=drop_units, **transformer)
         init_weights(self.stem_projection)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.transformer.blocks)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
         features = self.resnet(images)[-1].flatten(2).transpose(1, 2)  # (B, S, C)

@@ -102,6 +102,10 @@ class OfficialViT(nn.Module):
         nn.init.xavier_uniform_(self.stem_conv.weight)
         nn.init.zeros_(self.stem_conv.bias)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.transformer.blocks)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
         return self.transformer(self.stem_conv(images).flatten(2).transpose(1, 2))

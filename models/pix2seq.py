@@ -37,6 +37,12 @@ class Pix2Seq(nn.Module):
     def device(self) -> torch.device:
         return self.mean.device
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of the encoder and the layers of the decoder, in order."""
+        encoder = getattr(self.encoder, "blocks", ())  # a convolutional one has none
+        return [*encoder, *self.decoder.layers]
+
     def encode(self, images: Tensor) -> Tensor:
         """Encodes images once; decode the memory as often as you like.
 

@@ -42,9 +42,9 @@ def seen(monkeypatch, no_validation):
     """Task -> the batches that its loss was computed on, in the runs of a test."""
     steps = []
 
-    def record(state, batches, *more):
-        steps.append(dict(batches))
-        return train_step(state, batches, *more)
+    def record(state, micro, *more):
+        steps.extend(map(dict, micro))
+        return train_step(state, micro, *more)
 
     monkeypatch.setattr("train.engine.train_step", record)
     return steps
@@ -129,10 +129,10 @@ def test_the_gradient_is_the_weighted_sum_of_the_tasks(settings):
     for task, batch in batches.items():
         alone = state_of(overrides, ALL)
         alone.task_weights = {}
-        train_step(alone, {task: batch}, None, 0.0)
+        train_step(alone, [{task: batch}], None, 0.0)
         gradient = torch.cat([p.grad.flatten() for p in alone.model.parameters()])
         expected = expected + weights[task] * gradient
-    losses, norm = train_step(state, batches, None, 0.0)
+    losses, norm = train_step(state, [batches], None, 0.0)
     gradient = torch.cat([p.grad.flatten() for p in state.model.parameters()])
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(norm, expected.norm(), rtol=1e-4, atol=1e-6)

@@ -11,6 +11,7 @@ from tokenizer import TaskTokenizer, TextTokenizer, Vocabulary
 from train.multi_task import batch_sizes
 from train.state import TaskStream
 from utils.errors import UserError
+from utils.world import ALONE, World
 
 
 def vocabulary(cfg, tasks: Sequence[str] = ()) -> Vocabulary:
@@ -88,7 +89,13 @@ def source(cfg, task: str, *, train: bool):
     return out
 
 
-def streams(cfg, sources: dict, task_tokenizers: dict[str, TaskTokenizer]) -> dict[str, TaskStream]:
+def streams(
+    cfg, sources: dict, task_tokenizers: dict[str, TaskTokenizer], world: World = ALONE
+) -> dict[str, TaskStream]:
+    """Batches of every task, this process's share of them."""
+    if cfg.accumulate_steps < 1:
+        raise UserError(f"accumulate_steps must be at least 1, got {cfg.accumulate_steps}")
+    parts = world.size * cfg.accumulate_steps
     out, sizes = {}, batch_sizes(cfg, list(task_tokenizers))
     num_workers = -(-cfg.num_workers // len(sizes))  # shared out among the tasks
     for task, tokenizer in task_tokenizers.items():
@@ -106,17 +113,26 @@ def streams(cfg, sources: dict, task_tokenizers: dict[str, TaskTokenizer]) -> di
             pixel_transforms=pixel_transforms(cfg.pixel_transform),
         )
         size = sizes[task]
-        if len(train_set) < size:
+        if len(train_set) < size * parts:
             alone = len(sizes) == 1 and size == cfg.batch_size
             name = "batch_size" if alone else f"{task}_batch_size"
+            times = f" times {parts} (processes, accumulate_steps)" if parts > 1 else ""
+            most = len(train_set) // parts
+            remedy = f"--set {name}={most} or less" if most else "fewer of them"
             raise UserError(
-                f"{name}={size} is more than the {len(train_set)} training images "
-                f"of {task}; use --set {name}={len(train_set)} or less"
+                f"{name}={size}{times} is more than the {len(train_set)} training images "
+                f"of {task}; use {remedy}"
             )
         loader = build_train_loader(
-            train_set, batch_size=size, num_workers=num_workers, drop_last=True
+            train_set,
+            batch_size=size,
+            num_workers=num_workers,
+            rank=world.rank,
+            world_size=world.size,
+            drop_last=True,
+            accumulate_steps=cfg.accumulate_steps,
         )
-        out[task] = TaskStream(loader, size)
+        out[task] = TaskStream(loader, size, cfg.accumulate_steps)
     return out
 
 

@@ -5,11 +5,14 @@ import re
 import torch
 
 from models import Pix2Seq
+from models.recompute import recompute_activations
 from train.loss import LossType
 from train.multi_task import task_weights
+from train.parallel import parallelise
 from train.schedule import base_lr, build_optimizer, count_steps, lr_factor, parse_schedule
 from train.state import TaskStream, TrainState
 from utils.errors import UserError
+from utils.world import ALONE, World
 
 
 def step_counts(cfg, task_streams: dict[str, TaskStream]) -> tuple[int, int]:
@@ -19,13 +22,19 @@ def step_counts(cfg, task_streams: dict[str, TaskStream]) -> tuple[int, int]:
         return cfg.epochs * per_epoch, round(cfg.warmup_epochs * per_epoch)
     lengths = {"epochs": cfg.epochs, "warmup_epochs": cfg.warmup_epochs}
     streams = task_streams.values()
-    return max(count_steps(len(s.loader.dataset), s.batch_size, **lengths) for s in streams)
+    return max(count_steps(len(s.loader.dataset), s.images_per_step, **lengths) for s in streams)
 
 
-def state(cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], total_steps: int) -> TrainState:
-    """Optimiser, schedule and streams at step 0."""
+def state(
+    cfg,
+    model: Pix2Seq,
+    task_streams: dict[str, TaskStream],
+    total_steps: int,
+    world: World = ALONE,
+) -> TrainState:
+    """The model spread over the processes, optimiser, schedule and streams at step 0."""
     try:
-        batch_size = max(stream.batch_size for stream in task_streams.values())
+        batch_size = max(stream.images_per_step for stream in task_streams.values())
         lr = base_lr(cfg.lr, batch_size, cfg.lr_scaling)
         loss_type = LossType.parse(cfg.loss)
         parse_schedule(cfg.lr_schedule)
@@ -35,6 +44,11 @@ def state(cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], total_steps:
         re.compile("|".join(cfg.decay_exclude))
     except re.error as error:
         raise UserError(f"decay_exclude must be regular expressions: {error}") from error
+    if cfg.fsdp and cfg.amp == "fp16":
+        raise UserError("fsdp=true goes with amp=bf16 or amp=off, not with fp16")
+    if cfg.recompute_activations:
+        recompute_activations(model.blocks)
+    wrapped = parallelise(model, world, fsdp=cfg.fsdp)
     optimizer = build_optimizer(
         model,
         lr=lr,
@@ -58,7 +72,18 @@ def state(cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], total_steps:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
     weights = task_weights(cfg, list(task_streams))
-    return TrainState(model, optimizer, scheduler, scaler, task_streams, loss_type, weights)
+    return TrainState(
+        model,
+        optimizer,
+        scheduler,
+        scaler,
+        task_streams,
+        loss_type,
+        weights,
+        wrapped=wrapped,
+        world=world,
+        accumulate_steps=cfg.accumulate_steps,
+    )
 
 
 def amp_dtype(cfg, device: torch.device) -> torch.dtype | None:

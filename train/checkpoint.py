@@ -13,9 +13,14 @@ NAME = "last.ckpt"
 
 
 def save_checkpoint(run_dir: Path, state: TrainState) -> Path:
-    """Writes run_dir/last.ckpt; an older one is replaced only when the new one is complete."""
-    with atomic_path(run_dir / NAME) as path:
-        torch.save(state.state_dict(), path)
+    """Writes run_dir/last.ckpt; an older one is replaced only when the new one is complete.
+
+    All processes have to call it, the first one writes.
+    """
+    values = state.state_dict()
+    if state.world.is_main:
+        with atomic_path(run_dir / NAME) as path:
+            torch.save(values, path)
     return run_dir / NAME
 
 

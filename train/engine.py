@@ -1,5 +1,6 @@
 """The story of training, told once: one task is a list of length one."""
 
+import math
 import signal
 import sys
 import time
@@ -14,14 +15,24 @@ from infer.report import Report
 from models import save_model
 from train import build, build_model, build_state
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.loss import autocast, batch_loss
+from train.distributed import local_device, session
+from train.faults import NonFiniteWatch, memory_errors, update
+from train.loss import autocast, batch_loss, token_weights
 from train.multi_task import join_categories
-from train.records import RunRecords, find_run_dir, new_run_dir, read_settings, write_settings
+from train.parallel import synchronised, whole, whole_model
+from train.records import (
+    NoRecords,
+    RunRecords,
+    find_run_dir,
+    new_run_dir,
+    read_settings,
+    write_settings,
+)
 from train.state import TrainState
 from train.validate import validate
 from utils.cli import log, settings_dict, snapshot
 from utils.device import pick_device
-from utils.errors import UserError
+from utils.world import World
 
 
 class Stopped(Exception):
@@ -29,62 +40,80 @@ class Stopped(Exception):
 
 
 def train(cfg, tasks: list[str]) -> Path:
-    """Trains one task or many and returns the run folder.
+    """Trains one task or many and returns the run folder; under torchrun, on all its processes.
 
     An epoch is one pass over the data of the task that has most batches; the others go round.
     The folder holds settings.json, last.ckpt (complete state), last.safetensors and
     best.safetensors (weights alone), metrics.jsonl and the TensorBoard files.
     """
-    return _run(cfg, tasks)
+    with session() as world:
+        return _run(cfg, tasks, world)
 
 
 def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Path:
     """Continues the run folder `name` (or "auto") with its own settings and these overrides."""
-    run_dir = find_run_dir(snapshot(base, overrides).runs_dir, tasks, name)
-    cfg = snapshot(base, overrides, saved=read_settings(run_dir))
-    return _run(cfg, tasks, run_dir)
+    with session() as world:
+        run_dir = find_run_dir(snapshot(base, overrides).runs_dir, tasks, name)
+        cfg = snapshot(base, overrides, saved=read_settings(run_dir))
+        return _run(cfg, tasks, world, run_dir)
 
 
-def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
-    device = pick_device(cfg.device)
+def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
+    device = local_device(pick_device(cfg.device), world)
     torch.manual_seed(cfg.seed)
     vocab = build.vocabulary(cfg, tasks)
     sources = {task: build.source(cfg, task, train=True) for task in tasks}
     categories = join_categories(sources)
     tokenizers = build.tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build.source(cfg, task, train=False) for task in tasks}
-    streams = build.streams(cfg, sources, tokenizers)
+    streams = build.streams(cfg, sources, tokenizers, world)
     epoch_steps = max(len(stream) for stream in streams.values())
     total_steps, _ = build_state.step_counts(cfg, streams)
     total_steps = min(total_steps, cfg.max_steps or total_steps)
     model = build_model.model(cfg, vocab, tokenizers, categories, device)
-    state = build_state.state(cfg, model, streams, total_steps)
+    state = build_state.state(cfg, model, streams, total_steps, world)
+    if world.rank:  # the weights were drawn alike, dropout is not
+        torch.manual_seed(cfg.seed + world.rank)
     if run_dir is None:  # only now: settings or data that are wrong leave no folder behind
-        run_dir = new_run_dir(cfg.runs_dir, tasks)
+        run_dir = world.broadcast(new_run_dir(cfg.runs_dir, tasks) if world.is_main else None)
     else:
         load_checkpoint(run_dir, state)
-    write_settings(run_dir, settings_dict(cfg) | {"tasks": tasks})
+    if world.is_main:
+        write_settings(run_dir, settings_dict(cfg) | {"tasks": tasks})
     _announce(cfg, run_dir, state, sources, epoch_steps, total_steps)
-    records = RunRecords(run_dir, step=state.step)
+    records = RunRecords(run_dir, step=state.step) if world.is_main else NoRecords()
+    watch = NonFiniteWatch(
+        run_dir / "nonfinite",
+        cfg.max_nonfinite,
+        rank=world.rank,
+        scaled=state.scaler.is_enabled(),
+    )
     stop = StopSignal(cfg.max_minutes)
-    bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True)
+    bar = tqdm(
+        total=total_steps,
+        initial=state.step,
+        unit="step",
+        dynamic_ncols=True,
+        disable=not world.is_main,
+    )
     saved = time.monotonic()
     try:
         while state.step < total_steps:
             epoch = state.step // epoch_steps
             bar.set_description(f"epoch {epoch + 1}/{cfg.epochs}", refresh=False)
-            train_epoch(cfg, state, records, stop, bar, min((epoch + 1) * epoch_steps, total_steps))
-            last = state.step == total_steps
-            if last or (epoch + 1) % cfg.eval_every == 0:
-                _evaluate(cfg, state, records, eval_sources, run_dir)
-            if last or time.monotonic() - saved > 60 * cfg.save_minutes:
+            end = min((epoch + 1) * epoch_steps, total_steps)
+            with memory_errors(device):
+                train_epoch(cfg, state, records, watch, stop, bar, end)
+                last = state.step == total_steps
+                if last or (epoch + 1) % cfg.eval_every == 0:
+                    _evaluate(cfg, state, records, eval_sources, run_dir)
+            due = time.monotonic() - saved > 60 * cfg.save_minutes
+            if last or world.broadcast(due):
                 _save(run_dir, state)
                 saved = time.monotonic()
     except Stopped as reason:
         _save(run_dir, state)
-        bar.write(
-            f"{reason}: saved step {state.step}; continue with --resume {run_dir}", sys.stderr
-        )
+        log(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")
         if stop.signal:
             raise SystemExit(128 + stop.signal) from None
     finally:
@@ -96,91 +125,111 @@ def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
 
 
 def train_epoch(
-    cfg, state: TrainState, records: RunRecords, stop: "StopSignal", bar: tqdm, end: int
+    cfg,
+    state: TrainState,
+    records: RunRecords,
+    watch: NonFiniteWatch,
+    stop: "StopSignal",
+    bar: tqdm,
+    end: int,
 ) -> None:
     """Steps until step number `end`; a line of the records every few steps."""
-    device = state.model.device
-    dtype = build_state.amp_dtype(cfg, device)
+    dtype = build_state.amp_dtype(cfg, state.model.device)
     state.model.train()
-    losses, since, images = [], time.perf_counter(), 0
+    outcomes, since, images = [], time.perf_counter(), 0
     while state.step < end:
-        batches = {task: stream.next() for task, stream in state.streams.items()}
-        batches = {task: b.to(device, non_blocking=True) for task, b in batches.items()}
-        step_losses, grad_norm = train_step(state, batches, dtype, cfg.clip_grad)
-        losses.append(step_losses)
-        images += sum(len(batch) for batch in batches.values())
+        micro = [
+            {task: stream.next() for task, stream in state.streams.items()}
+            for _ in range(state.accumulate_steps)
+        ]
+        losses, grad_norm = train_step(state, micro, dtype, cfg.clip_grad)
+        outcomes.append(torch.stack([*losses.values(), grad_norm]))  # (tasks + 1,)
+        for line in watch.add(state.step, outcomes[-1], micro):
+            tqdm.write(line, sys.stderr)
+        images += sum(stream.images_per_step for stream in state.streams.values())
         bar.update()
         if state.step % cfg.log_every == 0 or state.step == end:
             seconds = time.perf_counter() - since
             # the only place that waits for the device
-            values = _mean_losses(losses, state.task_weights)
+            values = _means(torch.stack(outcomes), list(losses), state)
             values["train/lr"] = state.scheduler.get_last_lr()[0]
-            values["train/grad_norm"] = float(grad_norm)
             values["train/images_per_s"] = images / seconds
             records.scalars(state.step, values)
-            bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}", refresh=False)
             state.seconds += seconds
-            losses, since, images = [], time.perf_counter(), 0
-        if stop.reason():
-            raise Stopped(stop.reason())
+            outcomes, since, images = [], time.perf_counter(), 0
+        _check(stop, state.world)
 
 
 def train_step(
-    state: TrainState, batches: dict[str, Batch], dtype: torch.dtype | None, clip_grad: float
+    state: TrainState, micro: list[dict[str, Batch]], dtype: torch.dtype | None, clip_grad: float
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One batch of each task, one optimiser step on the weighted sum of their losses.
+    """One optimiser step on the weighted sum of the tasks' losses.
+
+    Each loss is the mean over the token weights of the whole step: how its images are shared out
+    among processes and `micro` batches does not matter.
+
+    Args:
+        micro: batches of each task, on the host, that are accumulated one after the other.
 
     Returns:
-        the loss of each task, not weighted, and the norm of the gradient, still on the device.
+        this process's share of the loss of each task, not weighted, and the norm of the gradient,
+        still on the device. The optimiser makes no step where the norm is no finite number.
     """
-    device = state.model.device
+    device, world = state.model.device, state.world
     state.optimizer.zero_grad(set_to_none=True)
-    losses = {}
-    for task, batch in batches.items():
-        with autocast(device, dtype):
-            loss = batch_loss(state.model, batch, state.loss_type)
-        state.scaler.scale(state.task_weights.get(task, 1.0) * loss).backward()
-        losses[task] = loss.detach()
+    totals = dict(zip(micro[0], world.sums(token_weights(micro)), strict=True))
+    losses = {task: torch.zeros((), device=device) for task in totals}
+    parts = [part for batches in micro for part in batches.items()]
+    for number, (task, batch) in enumerate(parts, 1):
+        batch = batch.to(device, non_blocking=True)
+        with synchronised(state.forward, last=number == len(parts)):
+            with autocast(device, dtype):
+                loss = batch_loss(state.forward, batch, state.loss_type, totals[task])
+            # times the processes: their gradients are averaged, not added
+            factor = state.task_weights.get(task, 1.0) * world.size
+            state.scaler.scale(factor * loss).backward()
+        losses[task] += loss.detach()
     state.scaler.unscale_(state.optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad or torch.inf)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    parameters = [p for p in state.model.parameters() if p.grad is not None]
+    grad_norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad or torch.inf))
+    update(state, grad_norm)
     state.scheduler.step()
     state.step += 1
     return losses, grad_norm
 
 
-def _mean_losses(losses: list[dict[str, Tensor]], weights: dict[str, float]) -> dict[str, float]:
-    """Means over the logged steps; a loss that is no number stops the run."""
-    tasks = list(losses[0])
-    means = {task: float(torch.stack([row[task] for row in losses]).mean()) for task in tasks}
-    for task, value in means.items():
-        if value != value or value in (float("inf"), float("-inf")):
-            raise UserError(
-                f"the {task} loss is {value}; lower the learning rate (--set lr=...), clip the "
-                "gradient (--set clip_grad=1) or use --set amp=off"
-            )
-    values = {"train/loss": sum(weights.get(task, 1.0) * v for task, v in means.items())}
+def _means(outcomes: Tensor, tasks: list[str], state: TrainState) -> dict[str, float]:
+    """Means over the steps (steps, tasks + 1) that were not skipped, over all processes."""
+    losses, norms = outcomes[:, :-1].clone(), outcomes[:, -1:]
+    rows = torch.cat([state.world.sum(losses), norms], dim=1)
+    means = rows.where(rows.isfinite(), torch.nan).nanmean(0).tolist()
+    weights = [state.task_weights.get(task, 1.0) for task in tasks]
+    values = {"train/loss": sum(w * v for w, v in zip(weights, means[:-1], strict=True))}
     if len(tasks) > 1:
-        values |= {f"train/loss/{task}": mean for task, mean in means.items()}
-    return values
+        values |= {f"train/loss/{task}": v for task, v in zip(tasks, means[:-1], strict=True)}
+    values["train/grad_norm"] = means[-1]
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_dir: Path) -> None:
     """Validation of every task; the best weights by the mean of the leading metrics are kept."""
     reports: dict[str, Report] = {}
+    model = whole_model(state.model)
     for task, source in sources.items():
-        report, picture = validate(cfg, task, state.model, source)
+        report, picture = validate(cfg, task, model, source, state.world)
         reports[task] = report
         records.scalars(state.step, {f"val/{task}/{k}": v for k, v in report.metrics.items()})
         records.image(state.step, f"val/{task}", picture)
         numbers = ", ".join(f"{k} {v:.3f}" for k, v in list(report.metrics.items())[:3])
-        tqdm.write(f"step {state.step}: {task} {numbers}", sys.stderr)
+        log(f"step {state.step}: {task} {numbers}")
     values = [_leading(report, alone=len(reports) == 1) for report in reports.values()]
     value = sum(values) / len(values)
     if value > state.best:
         state.best = value
-        save_model(state.model, run_dir / "best.safetensors")
+        if not state.world.is_main:
+            return
+        save_model(model, run_dir / "best.safetensors")
         for task, report in reports.items():
             report.save(run_dir / "best" / ("" if len(reports) == 1 else task))
 
@@ -193,7 +242,9 @@ def _leading(report: Report, *, alone: bool) -> float:
 
 def _save(run_dir: Path, state: TrainState) -> None:
     save_checkpoint(run_dir, state)
-    save_model(state.model, run_dir / "last.safetensors")
+    model = whole_model(state.model)
+    if state.world.is_main:
+        save_model(model, run_dir / "last.safetensors")
 
 
 def _announce(cfg, run_dir: Path, state: TrainState, sources, epoch_steps, total_steps) -> None:
@@ -201,8 +252,9 @@ def _announce(cfg, run_dir: Path, state: TrainState, sources, epoch_steps, total
     log("\n".join(f"  {name} = {value}" for name, value in settings_dict(cfg).items()))
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
     images = ", ".join(f"{len(source)} images of {task}" for task, source in sources.items())
+    processes = f", {state.world.size} processes" if state.world.size > 1 else ""
     log(
-        f"{images}; {parameters:.1f} M parameters on {state.model.device}; "
+        f"{images}; {parameters:.1f} M parameters on {state.model.device}{processes}; "
         f"{epoch_steps} steps an epoch, {total_steps} in all, from step {state.step}"
     )
     log(f"run folder: {run_dir} (curves: tensorboard --logdir {cfg.runs_dir})")
@@ -233,3 +285,11 @@ class StopSignal:
         if self.deadline is not None and time.monotonic() > self.deadline:
             return "time is up"
         return ""
+
+
+def _check(stop: StopSignal, world: World) -> None:
+    """Raises `Stopped` on every process where one has a reason."""
+    reason = stop.reason()
+    if world.sums([float(bool(reason))])[0]:
+        stop.signal, reason = max(world.gather((stop.signal, reason)))  # a signal before the time
+        raise Stopped(reason)

@@ -1,6 +1,7 @@
 """The one loss: a token-weighted mean of cross entropies or their kin (official `compute_loss`)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,17 +102,34 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
     return weighted_mean(token_losses(logits, targets), weights)
 
 
-def batch_loss(model: nn.Module, batch: Batch, loss_type: LossType = XENT) -> Tensor:
+def batch_loss(
+    model: nn.Module, batch: Batch, loss_type: LossType = XENT, total: float | None = None
+) -> Tensor:
     """Loss of one task's batch, on the device the batch is on.
 
     Only positions that carry weight are projected onto the vocabulary.
+
+    Args:
+        total: token weights of all that the mean is over, where this batch is a part of it;
+            the parts' losses then add up to the mean. None = those of this batch.
     """
     images = pad_batch(batch.images, batch.unpadded)
     supervised = batch.token_weights > 0  # (B, T) or (B, N, T)
     logits = model(images, batch.input_tokens, supervised)  # (M, V)
     length = batch.target_tokens.shape[-1]
     losses = token_losses(logits, batch.target_tokens[supervised], loss_type, length=length)
-    return weighted_mean(losses, batch.token_weights[supervised])
+    weights = batch.token_weights[supervised]
+    if total is None:
+        return weighted_mean(losses, weights)
+    return (losses * weights).sum() / (total + 1e-9)
+
+
+def token_weights(micro: Sequence[dict[str, Batch]]) -> list[float]:
+    """The sum of the token weights of each task, over the batches of a step."""
+    return [
+        sum(float(batches[task].token_weights.double().sum()) for batches in micro)
+        for task in micro[0]
+    ]
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

@@ -72,6 +72,16 @@ class RunRecords:
         self.writer.close()
 
 
+class NoRecords:
+    """In place of `RunRecords` on the processes that write nothing."""
+
+    def scalars(self, *_) -> None: ...
+
+    def image(self, *_) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def write_settings(run_dir: Path, settings: dict) -> None:
     write_json_atomic(run_dir / "settings.json", settings)
 

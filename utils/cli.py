@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 import traceback
 import types
@@ -49,8 +50,12 @@ def run(main: Callable) -> typing.NoReturn:
 
 
 def log(text: str) -> None:
-    """A line for the person at the terminal; stdout is for results alone."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person at the terminal; stdout is for results alone.
+
+    Of the processes that torchrun starts the first one speaks.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def _refuse(self, name, value):

@@ -1,0 +1,82 @@
+"""What one of several processes does in `test_distributed.py`: trains, evaluates, or fails.
+
+The argument is a JSON file: a list of cases, run one after the other by all processes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+from config import CFG
+from dataset.build import build_source
+from infer.evaluate_captioning import evaluate_captioning
+from infer.evaluate_segmentation import evaluate_segmentation
+from infer.predictor import Predictor
+from train import engine
+from train.distributed import session
+from train.records import RunRecords
+from utils.cli import run, snapshot
+from utils.errors import UserError
+
+EVALUATORS = {"captioning": evaluate_captioning, "segmentation": evaluate_segmentation}
+
+
+def train_case(overrides: list[str], tasks: list[str]) -> dict:
+    """Losses of all steps, unrounded, the run folder, and whether the weights were sharded."""
+    losses = []
+    scalars = RunRecords.scalars
+
+    def keep(self, step, values):
+        losses.extend(v for name, v in values.items() if name == "train/loss")
+        scalars(self, step, values)
+
+    sharded = []
+    train_epoch = engine.train_epoch
+
+    def look(cfg, state, *more):
+        sharded.append(state.sharded)
+        train_epoch(cfg, state, *more)
+
+    RunRecords.scalars, engine.train_epoch = keep, look
+    try:
+        run_dir = engine.train(snapshot(CFG, overrides), tasks)
+    finally:
+        RunRecords.scalars, engine.train_epoch = scalars, train_epoch
+    return {"losses": losses, "run_dir": str(run_dir), "sharded": all(sharded)}
+
+
+def evaluate_case(weights: str, root: str, task: str, world) -> dict:
+    """Results of an evaluation in which every draw matters."""
+    source = build_source(task, "coco", Path(root), "train")
+    report = EVALUATORS[task](Predictor(weights), source, batch_size=3, world=world)
+    return {"results": report.results, "metrics": report.metrics}
+
+
+def fail_on_rank_1(kind: str, world) -> None:
+    """The others are in the middle of an exchange that rank 1 never joins."""
+    if world.rank == 1:
+        raise UserError("the disk is full") if kind == "user" else RuntimeError("a defect")
+    world.gather(torch.zeros(1))
+
+
+def main() -> None:
+    with session() as world:
+        for case in json.loads(Path(sys.argv[1]).read_text()):
+            if "fail" in case:
+                fail_on_rank_1(case["fail"], world)
+            elif "overrides" in case:
+                out = train_case(case["overrides"], case["tasks"])
+            else:
+                out = evaluate_case(case["weights"], case["root"], case["task"], world)
+            if world.is_main:
+                Path(case["out"]).write_text(json.dumps(out))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(main)

@@ -1,0 +1,105 @@
+"""Losses that are no numbers, and too little memory."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from dataset.loader import Batch
+from models.recompute import recompute_activations
+from train.faults import NonFiniteWatch, memory_errors, update
+from utils.errors import UserError
+
+NAN, INF = float("nan"), float("inf")
+
+
+def batch():
+    zeros = torch.zeros(2, 3, dtype=torch.long)
+    images = torch.ones(2, 3, 4, 4, dtype=torch.uint8)
+    return Batch(images, torch.ones(2, 2), zeros, zeros, torch.ones(2, 3), [7, "b"])
+
+
+def outcome(*values):
+    return torch.tensor(values)
+
+
+def test_a_skipped_step_is_told_and_its_batch_kept(tmp_path):
+    watch = NonFiniteWatch(tmp_path, 3)
+    assert watch.add(1, outcome(1.0, 2.0), [{"detection": batch()}]) == []
+    (line,) = watch.add(2, outcome(NAN, NAN), [{"detection": batch()}])
+    assert "step 2: the detection loss is nan" in line and "step_0000002_rank_0" in line
+    with safe_open(tmp_path / "step_0000002_rank_0.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("0.detection.images"), batch().images)
+        assert json.loads(file.metadata()["image_ids"]) == {"0.detection": [7, "b"]}
+
+
+def test_only_steps_in_a_row_stop_the_run(tmp_path):
+    watch = NonFiniteWatch(tmp_path, 3)
+    micro = [{"detection": batch()}]
+    for step, norm in enumerate([INF, INF, 1.0, INF, INF]):
+        watch.add(step, outcome(1.0, norm), micro)
+    with pytest.raises(UserError, match="gradient is inf, and 3 steps in a row") as error:
+        watch.add(5, outcome(1.0, INF), micro)
+    assert "\n" not in str(error.value)
+
+
+def test_a_scaled_gradient_that_overflows_is_no_fault(tmp_path):
+    watch = NonFiniteWatch(tmp_path, 1, scaled=True)
+    assert watch.add(1, outcome(1.0, INF), [{"detection": batch()}]) == []
+    with pytest.raises(UserError, match="loss is nan"):
+        watch.add(2, outcome(NAN, INF), [{"detection": batch()}])
+
+
+@pytest.mark.parametrize("fused", [False, True])  # fused decides on the device
+@pytest.mark.parametrize("norm", [1.0, INF, NAN])
+def test_the_optimiser_steps_on_finite_gradients_alone(fused, norm):
+    layer = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = SimpleNamespace(optimizer=optimizer, scaler=scaler, sharded=False)
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 3)).sum().backward()
+    layer.weight.grad.mul_(norm)
+    update(state, torch.tensor(norm))
+    assert torch.equal(layer.weight, before) == (norm != 1.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate"),
+    ],
+)
+def test_too_little_memory_names_remedies(error):
+    device = torch.device("cpu")
+    remedies = pytest.raises(UserError, match="accumulate_steps.*recompute_activations")
+    with remedies, memory_errors(device):
+        raise error
+    with pytest.raises(RuntimeError, match="other"), memory_errors(device):
+        raise RuntimeError("other")
+
+
+def test_recomputed_activations_change_no_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(3)))
+    images, gradients, kept = torch.randn(2, 4), [], []
+
+    def count(tensor):
+        kept[-1] += 1
+        return tensor
+
+    for recompute in (False, True):
+        if recompute:
+            recompute_activations(model)
+        model.zero_grad()
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model(images).square().sum()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0]

@@ -1,0 +1,141 @@
+"""What goes wrong in a step: losses that are no numbers, and too little memory."""
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dataset.loader import Batch
+from utils.errors import UserError
+from utils.files import atomic_path
+
+MAX_PENDING = 4  # steps whose outcome may still be unknown
+MAX_FILES = 10  # of batches kept for inspection
+
+
+class NonFiniteWatch:
+    """Notes steps that were skipped because a loss or the gradient was no number.
+
+    The outcome of a step is copied to the host while later steps already run, so that nothing
+    waits for the device; a batch is kept until its outcome is known.
+    """
+
+    def __init__(self, folder: Path, limit: int, *, rank: int = 0, scaled: bool = False):
+        """
+        Args:
+            folder: where batches of skipped steps are written to.
+            limit: skipped steps in a row that stop the run.
+            scaled: losses are scaled for fp16: a gradient that overflows lowers the scale and is
+                no fault, a loss that is no number is.
+        """
+        self.folder, self.limit, self.rank, self.scaled = folder, limit, rank, scaled
+        self.in_a_row = self.saved = 0
+        self._pending: deque[tuple] = deque()
+
+    def add(self, step: int, outcome: Tensor, micro: list[dict[str, Batch]]) -> list[str]:
+        """Takes what one step gave, and says what is known by now of this and earlier ones.
+
+        Args:
+            outcome: (tasks + 1,) the losses and the norm of the gradient, on the device.
+            micro: the batches of the step, on the host.
+
+        Raises:
+            UserError: `limit` steps in a row were skipped.
+        """
+        event = None
+        if outcome.is_cuda:
+            host = torch.empty_like(outcome, device="cpu", pin_memory=True)
+            outcome = host.copy_(outcome, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append((step, event, outcome, micro))
+        lines = []
+        while self._pending:
+            event = self._pending[0][1]
+            if event and len(self._pending) <= MAX_PENDING and not event.query():
+                break
+            lines += self._look(*self._pending.popleft())
+        return lines
+
+    def _look(self, step: int, event, outcome: Tensor, micro: list[dict[str, Batch]]) -> list[str]:
+        if event:
+            event.synchronize()
+        *losses, norm = outcome.tolist()
+        bad = {k: v for k, v in zip(micro[0], losses, strict=True) if not math.isfinite(v)}
+        if math.isfinite(norm) or (self.scaled and not bad):
+            self.in_a_row = 0
+            return []
+        self.in_a_row += 1
+        what = f"the norm of the gradient is {norm}"
+        for task, value in bad.items():
+            what = f"the {task} loss is {value}"
+        place = ""
+        if self.saved < MAX_FILES:
+            place = f", its batch is in {save_batches(self.folder, step, self.rank, micro)}"
+            self.saved += 1
+        if self.in_a_row >= self.limit:
+            raise UserError(
+                f"{what}, and {self.in_a_row} steps in a row were skipped (batches in "
+                f"{self.folder}); lower the learning rate (--set lr=...), clip the gradient "
+                "(--set clip_grad=1) or use --set amp=off"
+            )
+        return [f"step {step}: {what}; the step is skipped{place}"]
+
+
+def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch]]) -> Path:
+    """Writes the batches of one process in a step, image ids in the metadata."""
+    tensors, ids = {}, {}
+    for number, batches in enumerate(micro):
+        for task, batch in batches.items():
+            ids[f"{number}.{task}"] = batch.image_ids
+            for field in fields(batch):
+                if isinstance(value := getattr(batch, field.name), Tensor):
+                    tensors[f"{number}.{task}.{field.name}"] = value.clone().contiguous()
+    path = folder / f"step_{step:07}_rank_{rank}.safetensors"
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"image_ids": json.dumps(ids)})
+    return path
+
+
+def update(state, grad_norm: Tensor) -> None:
+    """One step of the optimiser, or none where the gradient is not finite.
+
+    A fused optimiser decides on the device. Others wait for the norm, which costs nothing on a CPU.
+
+    Args:
+        state: the `TrainState`, gradients unscaled.
+        grad_norm: the same on all processes.
+    """
+    optimizer = state.optimizer
+    if state.scaler.is_enabled():
+        state.scaler.step(optimizer)  # looks at the gradients itself
+        state.scaler.update()
+    elif optimizer.defaults.get("fused") and not state.sharded:
+        optimizer.grad_scale, optimizer.found_inf = None, (~grad_norm.isfinite()).float()
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    elif grad_norm.isfinite():
+        optimizer.step()
+
+
+@contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Too little memory is one line with remedies."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        on_cpu = "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
+        if not (isinstance(error, torch.OutOfMemoryError) or on_cpu):
+            raise
+        raise UserError(
+            f"out of memory on {device}: halve batch_size and double accumulate_steps (the same "
+            "training), or set recompute_activations=true, amp=bf16, fsdp=true (several GPUs), "
+            "or a smaller img_size or eval_batch_size"
+        ) from error

@@ -1,0 +1,102 @@
+"""One model on several processes: what is wrapped around it, and how it becomes whole again."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
+
+from models import Pix2Seq, build_model
+from utils.cli import log
+from utils.world import World
+
+
+def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Module:
+    """What to call in place of `model` in training; `model` keeps its names and methods.
+
+    Args:
+        fsdp: shard parameters, gradients and optimiser state instead of copying them. The blocks
+            of the encoder become whole one at a time, the rest once a step.
+    """
+    if world.size == 1:
+        return model
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        if model.device.type == "cuda":
+            model.encoder = convert_sync_batchnorm(model.encoder)
+        else:
+            log("batch norm goes by the images of each process: SyncBatchNorm needs CUDA")
+    if fsdp:
+        mesh = init_device_mesh(model.device.type, (world.size,))
+        for block in getattr(model.encoder, "blocks", ()):
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+    ids = [model.device] if model.device.type == "cuda" else None
+    unused = bool(_unused_parameters(model))
+    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
+
+
+def _unused_parameters(model: Pix2Seq) -> list[str]:
+    """Parameters that no loss depends on, such as a norm that a timm model pools with."""
+    was_training = model.training
+    model.eval()  # no draws, no statistics
+    images = torch.zeros(1, 3, *model.config.image_size, device=model.device)
+    tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    model(images, tokens).sum().backward()
+    names = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return names
+
+
+def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
+    """Forward and backward of one part of a step: gradients travel with the last part alone.
+
+    Sharded ones travel with every part: holding them whole until the end is what FSDP avoids.
+    """
+    if isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return nullcontext()
+
+
+def whole(values):
+    """Sharded tensors anywhere in `values` become plain ones, on every process."""
+    return tree_map(lambda v: v.full_tensor() if isinstance(v, DTensor) else v, values)
+
+
+def whole_model(model: Pix2Seq) -> Pix2Seq:
+    """`model`, or with FSDP a plain copy of it: every process decodes at its own pace."""
+    if not isinstance(model, FSDPModule):
+        return model
+    with torch.random.fork_rng():  # the initial weights are drawn, then overwritten
+        out = build_model(model.config)
+    out.load_state_dict(whole(model.state_dict()))
+    out.meta = model.meta
+    return out.to(model.device)
+
+
+def load_whole_model(model: Pix2Seq, values: dict[str, Tensor]) -> None:
+    """Inverse of `whole(model.state_dict())`."""
+    own = model.state_dict()
+    model.load_state_dict({name: _like(v, own.get(name)) for name, v in values.items()})
+
+
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, values: dict) -> None:
+    """Inverse of `whole(optimizer.state_dict())`."""
+    optimizer.load_state_dict(values)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = _like(value, parameter)
+
+
+def _like(value: Tensor, other: Tensor | None) -> Tensor:
+    """A plain tensor, sharded as `other` is."""
+    if not isinstance(other, DTensor) or value.shape != other.shape:
+        return value
+    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
