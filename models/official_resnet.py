@@ -130,3 +130,13 @@ class OfficialResNet(nn.Module):
         """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
         features = self.resnet(images)[-1].flatten(2).transpose(1, 2)  # (B, S, C)
         return self.transformer(self.stem_projection(self.drop(features)))
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
+        blocks = [
+            (r"^resnet\.groups\.(\d+)\.(\d+)", None),
+            (r"^stem_projection|^transformer\.(stem_ln|positions|cls_token)", (1000,)),
+            (r"^transformer\.blocks\.(\d+)", (2000,)),
+            (r"^transformer\.output_ln", (99999,)),
+        ]
+        return {"stem": r"^resnet\.stem", "blocks": blocks}

@@ -6,7 +6,10 @@ import torch
 
 from infer.detection import DecodingOptions
 from models import Pix2Seq
+from train.ema import average_of
+from train.freeze import Freeze
 from train.loss import LossType
+from train.lr_factors import lr_factors
 from train.multi_task import task_weights
 from train.schedule import base_lr, build_optimizer, count_steps, lr_factor, parse_schedule
 from train.state import TaskStream, TrainState
@@ -30,6 +33,8 @@ def state(cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], total_steps:
         lr = base_lr(cfg.lr, batch_size, cfg.lr_scaling)
         loss_type = LossType.parse(cfg.loss)
         parse_schedule(cfg.lr_schedule)
+        factors = lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
+        ema = average_of(model, cfg.ema_decay)
     except ValueError as error:
         raise UserError(str(error)) from error
     try:
@@ -43,6 +48,7 @@ def state(cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], total_steps:
         betas=cfg.betas,
         decay_all=cfg.decay_all,
         decay_exclude=cfg.decay_exclude,
+        factors=factors,
     )
     warmup = min(cfg.warmup_steps or step_counts(cfg, task_streams)[1], total_steps // 2)
 
@@ -59,7 +65,18 @@ def state(cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], total_steps:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
     weights = task_weights(cfg, list(task_streams))
-    return TrainState(model, optimizer, scheduler, scaler, task_streams, loss_type, weights)
+    freeze = Freeze(model.encoder, cfg.freeze_encoder_steps) if cfg.freeze_encoder_steps else None
+    return TrainState(
+        model,
+        optimizer,
+        scheduler,
+        scaler,
+        task_streams,
+        loss_type,
+        weights,
+        ema=ema,
+        freeze=freeze,
+    )
 
 
 def amp_dtype(cfg, device: torch.device) -> torch.dtype | None:

@@ -13,10 +13,17 @@ from dataset.loader import Batch
 from infer.report import Report
 from models import save_model
 from train import build, build_model, build_state
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import Saver, load_checkpoint, remove_leftovers
 from train.loss import autocast, batch_loss
 from train.multi_task import join_categories
-from train.records import RunRecords, find_run_dir, new_run_dir, read_settings, write_settings
+from train.records import (
+    RunRecords,
+    find_run_dir,
+    new_run_dir,
+    read_settings,
+    write_environment,
+    write_settings,
+)
 from train.state import TrainState
 from train.validate import validate
 from utils.cli import log, settings_dict, snapshot
@@ -32,15 +39,23 @@ def train(cfg, tasks: list[str]) -> Path:
     """Trains one task or many and returns the run folder.
 
     An epoch is one pass over the data of the task that has most batches; the others go round.
-    The folder holds settings.json, last.ckpt (complete state), last.safetensors and
-    best.safetensors (weights alone), metrics.jsonl and the TensorBoard files.
+    The folder holds settings.json, environment.jsonl, last.ckpt and the ones before it (complete
+    state), last.safetensors and best.safetensors (weights alone), metrics.jsonl and the
+    TensorBoard files.
     """
     return _run(cfg, tasks)
 
 
 def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Path:
-    """Continues the run folder `name` (or "auto") with its own settings and these overrides."""
-    run_dir = find_run_dir(snapshot(base, overrides).runs_dir, tasks, name)
+    """Continues the run folder `name` (or "auto") with its own settings and these overrides.
+
+    "auto" without a run starts one, so that a command that is repeated need not change.
+    """
+    cfg = snapshot(base, overrides)
+    run_dir = find_run_dir(cfg.runs_dir, tasks, name)
+    if run_dir is None:
+        log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
+        return _run(cfg, tasks)
     cfg = snapshot(base, overrides, saved=read_settings(run_dir))
     return _run(cfg, tasks, run_dir)
 
@@ -59,29 +74,50 @@ def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
     total_steps = min(total_steps, cfg.max_steps or total_steps)
     model = build_model.model(cfg, vocab, tokenizers, categories, device)
     state = build_state.state(cfg, model, streams, total_steps)
+    saver = Saver(keep=cfg.keep_checkpoints, steps=cfg.save_steps, minutes=cfg.save_minutes)
     if run_dir is None:  # only now: settings or data that are wrong leave no folder behind
         run_dir = new_run_dir(cfg.runs_dir, tasks)
     else:
-        load_checkpoint(run_dir, state)
+        remove_leftovers(run_dir)
+        path = load_checkpoint(run_dir, state)
+        log(f"continuing {path} from step {state.step}")
+        saver.resumed(state)
+    saver.run_dir = run_dir
     write_settings(run_dir, settings_dict(cfg) | {"tasks": tasks})
+    write_environment(run_dir, seed=cfg.seed, device=device, step=state.step)
     _announce(cfg, run_dir, state, sources, epoch_steps, total_steps)
-    records = RunRecords(run_dir, step=state.step)
+    _loop(cfg, state, saver, eval_sources, epoch_steps, total_steps)
+    log(f"run folder: {run_dir}")
+    return run_dir
+
+
+def _loop(
+    cfg, state: TrainState, saver: Saver, eval_sources: dict, epoch_steps: int, total_steps: int
+) -> None:
+    """Epochs, evaluations and checkpoints until the end, a signal, or nothing gets better."""
+    run_dir = saver.run_dir
+    records = RunRecords(run_dir, step=state.step, evaluated=state.evaluated)
     stop = StopSignal(cfg.max_minutes)
     bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True)
-    saved = time.monotonic()
     try:
-        while state.step < total_steps:
-            epoch = state.step // epoch_steps
-            bar.set_description(f"epoch {epoch + 1}/{cfg.epochs}", refresh=False)
-            train_epoch(cfg, state, records, stop, bar, min((epoch + 1) * epoch_steps, total_steps))
-            last = state.step == total_steps
-            if last or (epoch + 1) % cfg.eval_every == 0:
+        while True:
+            epoch, rest = divmod(state.step, epoch_steps)
+            last = state.step >= total_steps
+            due = last or (rest == 0 and epoch % cfg.eval_every == 0)
+            if due and state.evaluated < state.step:  # on resume it may be done already, or not yet
                 _evaluate(cfg, state, records, eval_sources, run_dir)
-            if last or time.monotonic() - saved > 60 * cfg.save_minutes:
-                _save(run_dir, state)
-                saved = time.monotonic()
+            if 0 < cfg.early_stop_patience <= state.stale and not last:
+                last = True
+                bar.write(f"no better evaluation in the last {state.stale}: ending", sys.stderr)
+            if last or saver.due(state.step, epoch_end=rest == 0):
+                saver.save(state)
+            if last:
+                break
+            bar.set_description(f"epoch {epoch + 1}/{cfg.epochs}", refresh=False)
+            end = min((epoch + 1) * epoch_steps, total_steps)
+            train_epoch(cfg, state, records, stop, bar, end, saver)
     except Stopped as reason:
-        _save(run_dir, state)
+        saver.save(state)
         bar.write(
             f"{reason}: saved step {state.step}; continue with --resume {run_dir}", sys.stderr
         )
@@ -91,12 +127,16 @@ def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
         stop.restore()
         bar.close()
         records.close()
-    log(f"run folder: {run_dir}")
-    return run_dir
 
 
 def train_epoch(
-    cfg, state: TrainState, records: RunRecords, stop: "StopSignal", bar: tqdm, end: int
+    cfg,
+    state: TrainState,
+    records: RunRecords,
+    stop: "StopSignal",
+    bar: tqdm,
+    end: int,
+    saver: Saver,
 ) -> None:
     """Steps until step number `end`; a line of the records every few steps."""
     device = state.model.device
@@ -106,7 +146,9 @@ def train_epoch(
     while state.step < end:
         batches = {task: stream.next() for task, stream in state.streams.items()}
         batches = {task: b.to(device, non_blocking=True) for task, b in batches.items()}
+        state.before_step()
         step_losses, grad_norm = train_step(state, batches, dtype, cfg.clip_grad)
+        state.after_step()
         losses.append(step_losses)
         images += sum(len(batch) for batch in batches.values())
         bar.update()
@@ -123,6 +165,8 @@ def train_epoch(
             losses, since, images = [], time.perf_counter(), 0
         if stop.reason():
             raise Stopped(stop.reason())
+        if state.step < end and saver.due(state.step):
+            saver.save(state)
 
 
 def train_step(
@@ -170,7 +214,7 @@ def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_di
     """Validation of every task; the best weights by the mean of the leading metrics are kept."""
     reports: dict[str, Report] = {}
     for task, source in sources.items():
-        report, picture = validate(cfg, task, state.model, source)
+        report, picture = validate(cfg, task, state.judged, source)
         reports[task] = report
         records.scalars(state.step, {f"val/{task}/{k}": v for k, v in report.metrics.items()})
         records.image(state.step, f"val/{task}", picture)
@@ -178,9 +222,10 @@ def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_di
         tqdm.write(f"step {state.step}: {task} {numbers}", sys.stderr)
     values = [_leading(report, alone=len(reports) == 1) for report in reports.values()]
     value = sum(values) / len(values)
+    state.evaluated, state.stale = state.step, state.stale + 1
     if value > state.best:
-        state.best = value
-        save_model(state.model, run_dir / "best.safetensors")
+        state.best, state.stale = value, 0
+        save_model(state.judged, run_dir / "best.safetensors")
         for task, report in reports.items():
             report.save(run_dir / "best" / ("" if len(reports) == 1 else task))
 
@@ -189,11 +234,6 @@ def _leading(report: Report, *, alone: bool) -> float:
     """What models are compared by; beside other tasks not CIDEr, which goes up to 10."""
     first = next(iter(report.metrics.values()))
     return first if alone else report.metrics.get("BLEU-4", first)
-
-
-def _save(run_dir: Path, state: TrainState) -> None:
-    save_checkpoint(run_dir, state)
-    save_model(state.model, run_dir / "last.safetensors")
 
 
 def _announce(cfg, run_dir: Path, state: TrainState, sources, epoch_steps, total_steps) -> None:
