@@ -75,9 +75,12 @@ def kill_test(folder: Path, kills: int, steps: int, seed: int) -> list[str]:
 
     rng = random.Random(seed)
     for kill in range(1, kills + 1):
-        # on average half of this is spent training: enough is left for the last kill
-        delay = rng.uniform(0, startup + 1.5 * training / kills)
+        began = time.monotonic()
         process = start(overrides, folder / "killed")
+        delay = rng.random() * startup  # one in four dies while it starts, the others later:
+        if rng.random() >= 0.25:
+            wait_for_first_step(process, folder / "killed")
+            delay = rng.random() * training / kills
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
@@ -86,7 +89,8 @@ def kill_test(folder: Path, kills: int, steps: int, seed: int) -> list[str]:
         else:
             finish(process)
             raise UserError(f"the run ended before kill {kill}; train longer: --steps {2 * steps}")
-        log(f"kill {kill:2} after {delay:4.1f} s: {what_is_left(folder / 'killed')}")
+        life = time.monotonic() - began
+        log(f"kill {kill:2} after {life:4.1f} s: {what_is_left(folder / 'killed')}")
     finish(start(overrides, folder / "killed"))
     return compare(*(newest(folder / name) for name in ("whole", "killed")))
 
@@ -104,11 +108,18 @@ def start(overrides: list[str], runs: Path) -> subprocess.Popen:
 
 
 def wait_for_first_step(process: subprocess.Popen, runs: Path) -> float:
-    """The moment at which the first loss is logged."""
+    """The moment at which this life logs a loss; resuming puts a shorter file in place first."""
+    known = {path: path.stat().st_ino for path in runs.glob("*/*/metrics.jsonl")}
+    sizes: dict[tuple[Path, int], int] = {}
     while process.poll() is None:
-        if any(path.stat().st_size for path in runs.glob("*/*/metrics.jsonl")):
-            return time.monotonic()
-        time.sleep(0.05)
+        for path in runs.glob("*/*/metrics.jsonl"):
+            stat = path.stat()
+            if path not in known and stat.st_size:
+                return time.monotonic()
+            size = sizes.setdefault((path, stat.st_ino), stat.st_size)
+            if stat.st_ino != known.get(path) and stat.st_size > size:
+                return time.monotonic()
+        time.sleep(0.02)
     return time.monotonic()
 
 
@@ -128,10 +139,9 @@ def what_is_left(runs: Path) -> str:
     if not found:
         return "no run folder yet"
     last = max(found)
-    lines = last / "metrics.jsonl"
-    count = len(lines.read_text().splitlines()) if lines.exists() else 0
+    steps = [row["step"] for row in metrics(last)]
     torn = [path.name for path in last.glob(".*")]
-    text = f"{len(found)} folders, {len(checkpoints(last))} checkpoints, {count} lines of metrics"
+    text = f"step {max(steps, default=0)}, {len(checkpoints(last))} checkpoints"
     return text + (f", half-written {', '.join(torn)}" if torn else "")
 
 
@@ -154,8 +164,9 @@ def compare(whole: Path, killed: Path) -> list[str]:
 
 def metrics(run_dir: Path) -> list[dict]:
     """The logged numbers, without the speed."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in rows]
 
 

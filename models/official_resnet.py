@@ -133,10 +133,10 @@ class OfficialResNet(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
-        blocks = [
-            (r"^resnet\.groups\.(\d+)\.(\d+)", None),
-            (r"^stem_projection|^transformer\.(stem_ln|positions|cls_token)", (1000,)),
-            (r"^transformer\.blocks\.(\d+)", (2000,)),
-            (r"^transformer\.output_ln", (99999,)),
-        ]
-        return {"stem": r"^resnet\.stem", "blocks": blocks}
+        return {
+            "stem": r"^resnet\.stem",
+            "groups": r"^resnet\.groups\.(\d+)\.(\d+)",
+            "projection": r"^stem_projection|^transformer\.(?:stem_ln|positions|cls_token)",
+            "blocks": r"^transformer\.blocks\.(\d+)",
+            "norm": [(r"^transformer\.output_ln", (99999,))],  # with the last block
+        }

@@ -14,8 +14,6 @@ from models.layers import (
     trunc_normal,
 )
 
-BLOCKS = [(r"^transformer\.blocks\.(\d+)", None), (r"^transformer\.output_ln", (99999,))]
-
 
 class EncoderBlock(nn.Module):
     """Pre-norm attention and MLP, each a residual branch that may be dropped per image."""
@@ -110,4 +108,8 @@ class OfficialViT(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
-        return {"stem": r"^stem_conv|^transformer\.(stem_ln|positions|cls_token)", "blocks": BLOCKS}
+        return {
+            "stem": r"^stem_conv|^transformer\.(?:stem_ln|positions|cls_token)",
+            "blocks": r"^transformer\.blocks\.(\d+)",
+            "norm": [(r"^transformer\.output_ln", (99999,))],  # with the last block
+        }

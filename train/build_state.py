@@ -28,6 +28,9 @@ def step_counts(cfg, task_streams: dict[str, TaskStream]) -> tuple[int, int]:
 
 def state(cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], total_steps: int) -> TrainState:
     """Optimiser, schedule and streams at step 0."""
+    for name in ("freeze_encoder_steps", "early_stop_patience"):
+        if getattr(cfg, name) < 0:
+            raise UserError(f"{name} must be at least 0, got {getattr(cfg, name)}")
     try:
         batch_size = max(stream.batch_size for stream in task_streams.values())
         lr = base_lr(cfg.lr, batch_size, cfg.lr_scaling)

@@ -24,6 +24,7 @@ from train.records import (
     write_environment,
     write_settings,
 )
+from train.rng import seed_all
 from train.state import TrainState
 from train.validate import validate
 from utils.cli import log, settings_dict, snapshot
@@ -62,7 +63,7 @@ def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Pat
 
 def _run(cfg, tasks: list[str], run_dir: Path | None = None) -> Path:
     device = pick_device(cfg.device)
-    torch.manual_seed(cfg.seed)
+    seed_all(cfg.seed)
     vocab = build.vocabulary(cfg, tasks)
     sources = {task: build.source(cfg, task, train=True) for task in tasks}
     categories = join_categories(sources)

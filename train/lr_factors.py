@@ -12,8 +12,9 @@ def lr_factors(model: Pix2Seq, *, encoder: float = 1.0, layer_decay: float = 1.0
 
     Args:
         encoder: factor of the whole encoder.
-        layer_decay: each layer of the encoder learns at this factor of the one above it; the last
-            one, or the norm behind it, at that of the encoder.
+        layer_decay: each block of the encoder learns at this factor of the one above it, the last
+            one (and the norm behind it) at that of the encoder, and what comes before the blocks
+            as one block more.
 
     Raises:
         ValueError: a factor that cannot be, or an encoder whose layers are not known.

@@ -6,9 +6,16 @@ import numpy as np
 import torch
 
 
+def seed_all(seed: int) -> None:
+    """Starts all generators of this process: the same seed, the same run."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (what users' transforms may draw from)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict:
     """Of Python, NumPy, torch and the CUDA devices of this process."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (what users' transforms may draw from)
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.copy()), *rest),
