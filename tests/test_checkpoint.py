@@ -71,7 +71,7 @@ def test_how_often_is_saved_changes_nothing(settings):
     ]
     assert compare(*runs) == []
     assert [len(checkpoints(run)) for run in runs] == [2, 4]
-    assert torch.load(runs[0] / "last-1.ckpt", weights_only=True)["step"] == 4
+    assert torch.load(runs[0] / "last-1.ckpt", weights_only=True)["step"] == 3
 
 
 def test_a_finished_run_is_left_as_it_is(settings, tmp_path):
