@@ -152,13 +152,22 @@ class CFG:
     decay_all: bool = True  # True = official: biases and norms decay too; False = matrices only
     decay_exclude: tuple[str, ...] = ()  # regular expressions on names of parameters to spare
     betas: tuple[float, float] = (0.9, 0.95)
+    encoder_lr_factor: float = 1.0  # learning rate of the encoder / lr (official: 1)
+    layer_decay: float = (
+        1.0  # rate of a layer of the encoder / that of the next; 1 = off (official)
+    )
+    freeze_encoder_steps: int = 0  # first steps in which the encoder stays as it is
     clip_grad: float = 0.0  # largest gradient norm; 0 = off (official)
     amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
     recompute_activations: bool = False  # of transformer blocks: less memory, more time
     fsdp: bool = False  # several processes share one copy of weights and optimiser state
     max_nonfinite: int = 10  # steps in a row without a finite loss that stop the run
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
-    save_minutes: float = 5.0  # time between checkpoints (at the end of an epoch); 0 = every epoch
+    save_minutes: float = 5.0  # time between checkpoints, within epochs too; 0 = at their ends
+    save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone
+    keep_checkpoints: int = 2  # newest ones that are kept: last.ckpt, last-1.ckpt, ...
+    early_stop_patience: int = 0  # end after so many evaluations without a better one; 0 = never
+    ema_decay: float = 0.0  # moving average of the weights, evaluated and kept; 0 = off, or 0.9999
     log_every: int = 20  # steps between points of the curves
 
     # ---- several tasks in one model ------------------------------------------------------------

@@ -134,3 +134,13 @@ class OfficialResNet(nn.Module):
         """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
         features = self.resnet(images)[-1].flatten(2).transpose(1, 2)  # (B, S, C)
         return self.transformer(self.stem_projection(self.drop(features)))
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
+        return {
+            "stem": r"^resnet\.stem",
+            "groups": r"^resnet\.groups\.(\d+)\.(\d+)",
+            "projection": r"^stem_projection|^transformer\.(?:stem_ln|positions|cls_token)",
+            "blocks": r"^transformer\.blocks\.(\d+)",
+            "norm": [(r"^transformer\.output_ln", (99999,))],  # with the last block
+        }

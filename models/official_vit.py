@@ -109,3 +109,11 @@ class OfficialViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
         return self.transformer(self.stem_conv(images).flatten(2).transpose(1, 2))
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
+        return {
+            "stem": r"^stem_conv|^transformer\.(?:stem_ln|positions|cls_token)",
+            "blocks": r"^transformer\.blocks\.(\d+)",
+            "norm": [(r"^transformer\.output_ln", (99999,))],  # with the last block
+        }

@@ -1,7 +1,6 @@
 """Weight files: safetensors that describe themselves. Nothing is ever unpickled."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from models.config import ModelConfig
 from models.pix2seq import Pix2Seq, build_model
 from utils.errors import UserError
+from utils.files import atomic_path
 
 FORMAT = "pix2seq/1"
 
@@ -23,7 +23,6 @@ def save_model(
     Args:
         dtype: store floating-point weights in this type, e.g. `torch.float16`; None = as they are.
     """
-    path = Path(path)
     tensors = {
         name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for name, value in model.state_dict().items()
@@ -33,10 +32,8 @@ def save_model(
         "config": json.dumps(model.config.to_json()),
         "meta": json.dumps(model.meta if meta is None else meta),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata=texts)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=texts)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:

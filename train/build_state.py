@@ -6,7 +6,10 @@ import torch
 
 from models import Pix2Seq
 from models.recompute import recompute_activations
+from train.ema import average_of
+from train.freeze import Freeze
 from train.loss import LossType
+from train.lr_factors import lr_factors
 from train.multi_task import task_weights
 from train.parallel import parallelise
 from train.schedule import base_lr, build_optimizer, count_steps, lr_factor, parse_schedule
@@ -33,11 +36,16 @@ def state(
     world: World = ALONE,
 ) -> TrainState:
     """The model spread over the processes, optimiser, schedule and streams at step 0."""
+    for name in ("freeze_encoder_steps", "early_stop_patience"):
+        if getattr(cfg, name) < 0:
+            raise UserError(f"{name} must be at least 0, got {getattr(cfg, name)}")
     try:
         batch_size = max(stream.images_per_step for stream in task_streams.values())
         lr = base_lr(cfg.lr, batch_size, cfg.lr_scaling)
         loss_type = LossType.parse(cfg.loss)
         parse_schedule(cfg.lr_schedule)
+        factors = lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
+        ema = average_of(model, cfg.ema_decay)
     except ValueError as error:
         raise UserError(str(error)) from error
     try:
@@ -46,9 +54,12 @@ def state(
         raise UserError(f"decay_exclude must be regular expressions: {error}") from error
     if cfg.fsdp and cfg.amp == "fp16":
         raise UserError("fsdp=true goes with amp=bf16 or amp=off, not with fp16")
+    if cfg.fsdp and (cfg.ema_decay or cfg.freeze_encoder_steps):
+        raise UserError("fsdp=true goes without ema_decay and freeze_encoder_steps")
     if cfg.recompute_activations:
         recompute_activations(model.blocks)
-    wrapped = parallelise(model, world, fsdp=cfg.fsdp)
+    freezes = cfg.freeze_encoder_steps > 0
+    wrapped = parallelise(model, world, fsdp=cfg.fsdp, freezes=freezes)
     optimizer = build_optimizer(
         model,
         lr=lr,
@@ -56,6 +67,7 @@ def state(
         betas=cfg.betas,
         decay_all=cfg.decay_all,
         decay_exclude=cfg.decay_exclude,
+        factors=factors,
     )
     warmup = min(cfg.warmup_steps or step_counts(cfg, task_streams)[1], total_steps // 2)
 
@@ -72,6 +84,7 @@ def state(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
     weights = task_weights(cfg, list(task_streams))
+    freeze = Freeze(model.encoder, cfg.freeze_encoder_steps) if freezes else None
     return TrainState(
         model,
         optimizer,
@@ -83,6 +96,8 @@ def state(
         wrapped=wrapped,
         world=world,
         accumulate_steps=cfg.accumulate_steps,
+        ema=ema,
+        freeze=freeze,
     )
 
 

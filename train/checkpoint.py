@@ -1,41 +1,161 @@
-"""The complete state of a run in one file, written atomically and read without unpickling."""
+"""The complete state of a run in one file: written atomically, the newest few kept, read without
+unpickling, and where the newest is damaged the one before it is used."""
 
 import pickle
+import re
+import time
+import zipfile
 from pathlib import Path
 
 import torch
 
+from models import save_model
+from train.parallel import whole_model
 from train.state import TrainState
+from utils.cli import log
 from utils.errors import UserError
 from utils.files import atomic_path
 
-NAME = "last.ckpt"
+NAME = "last.ckpt"  # the newest; the one before it is last-1.ckpt, and so on
 
 
-def save_checkpoint(run_dir: Path, state: TrainState) -> Path:
-    """Writes run_dir/last.ckpt; an older one is replaced only when the new one is complete.
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, newest first; half-written files are none."""
+    older = [path for path in run_dir.glob("last-*.ckpt") if path.stem[5:].isdecimal()]
+    newest = [run_dir / NAME] if (run_dir / NAME).is_file() else []
+    return newest + sorted(older, key=lambda path: int(path.stem[5:]))
+
+
+def save_checkpoint(run_dir: Path, state: TrainState, *, keep: int = 1) -> Path:
+    """Writes run_dir/last.ckpt; at any moment a whole checkpoint is in the folder.
 
     All processes have to call it, the first one writes.
+
+    Args:
+        keep: how many to keep, the new one included.
     """
     values = state.state_dict()
-    if state.world.is_main:
-        with atomic_path(run_dir / NAME) as path:
+    if not state.world.is_main:
+        return run_dir / NAME
+    with atomic_path(run_dir / NAME) as path:
+        try:
             torch.save(values, path)
+        except RuntimeError as error:  # torch's word for a full disk
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"cannot write {run_dir / NAME}: {reason}") from error
+        _make_room(run_dir, keep)
     return run_dir / NAME
 
 
-def load_checkpoint(run_dir: Path, state: TrainState) -> None:
-    """Puts `state` where run_dir/last.ckpt left off.
+def _make_room(run_dir: Path, keep: int) -> None:
+    """Renames last -> last-1 -> last-2 and so on, oldest first: a kill in between loses none."""
+    kept = checkpoints(run_dir)
+    for path in kept[max(1, keep - 1) :]:
+        path.unlink()
+    if keep > 1:
+        for age, path in reversed(list(enumerate(kept[: keep - 1], start=1))):
+            path.replace(run_dir / f"last-{age}.ckpt")
+
+
+def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
+    """Puts `state` where the newest whole checkpoint of run_dir left off; returns its path.
+
+    A damaged one is reported in a line and the one before it used.
 
     Raises:
-        UserError: the file is missing, damaged, or of another model.
+        UserError: there is none, all are damaged, or it is of another model.
     """
-    path = run_dir / NAME
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; name the folder of a run with --resume")
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-        state.load_state_dict(values)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot continue from {path}: {reason}") from error
+    paths = checkpoints(run_dir)
+    if not paths:
+        raise UserError(
+            f"no checkpoint at {run_dir / NAME}; name the folder of a run with --resume"
+        )
+    for path in paths:
+        try:
+            values = _read(path)
+        except _DAMAGE as error:
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            log(f"{path} is damaged ({reason})")
+            continue
+        try:
+            state.load_state_dict(values)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"cannot continue from {path}: {reason}; resume with the settings it was made with"
+            ) from error
+        return path
+    raise UserError(
+        f"cannot continue from {run_dir}: all its checkpoints ({len(paths)}) are damaged; start a "
+        f"new run from its weights: --set init_weights={run_dir / 'last.safetensors'}"
+    )
+
+
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+def _read(path: Path) -> dict:
+    """The values in a checkpoint; anything that is not exactly what was written raises."""
+    with zipfile.ZipFile(path) as file:  # torch reads without looking at the checksums
+        broken = file.testzip()
+    if broken is not None:
+        raise ValueError(f"wrong checksum of {broken}")
+    values = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(values, dict):
+        raise ValueError("it holds no state of a run")
+    return values
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Half-written files of a process that was killed while saving."""
+    for path in run_dir.rglob(".*"):
+        if re.fullmatch(r"\.\w+\.\d+\.\w+", path.name):
+            path.unlink(missing_ok=True)
+
+
+class Saver:
+    """When and where a run is saved.
+
+    Args:
+        keep: checkpoints to keep.
+        steps: save when the step is a multiple of this; 0 = go by time alone.
+        minutes: save after this time, also within an epoch; 0 = at the end of every epoch.
+    """
+
+    def __init__(self, *, keep: int, steps: int, minutes: float):
+        if keep < 1 or steps < 0 or minutes < 0:
+            raise UserError(
+                "keep_checkpoints must be at least 1, save_steps and save_minutes at least 0, got "
+                f"{keep}, {steps} and {minutes}"
+            )
+        self.keep, self.steps, self.minutes = keep, steps, minutes
+        self.run_dir: Path | None = None  # set when it is known
+        self._since = time.monotonic()
+        self._saved: tuple[int, int] | None = None  # what the newest checkpoint holds
+
+    def due(self, step: int, *, epoch_end: bool = False) -> bool:
+        """Whether to save now, after step number `step`."""
+        if self.steps and step % self.steps == 0:
+            return True
+        if not self.minutes:
+            return epoch_end
+        return time.monotonic() - self._since > 60 * self.minutes
+
+    def resumed(self, state: TrainState) -> None:
+        """Says that the newest checkpoint holds `state` already."""
+        self._saved = state.step, state.evaluated
+
+    def save(self, state: TrainState) -> None:
+        """Writes last.ckpt and the weight files; nothing if they hold this state already.
+
+        All processes have to call it, the first one writes.
+        """
+        if self._saved == (state.step, state.evaluated):
+            return
+        save_checkpoint(self.run_dir, state, keep=self.keep)
+        model = whole_model(state.model)
+        if state.world.is_main:
+            save_model(model, self.run_dir / "last.safetensors")
+            if state.ema is not None:
+                save_model(state.ema.module, self.run_dir / "last_ema.safetensors")
+        self._saved, self._since = (state.step, state.evaluated), time.monotonic()

@@ -1,7 +1,6 @@
 """The story of training, told once: one task is a list of length one."""
 
 import math
-import signal
 import sys
 import time
 from pathlib import Path
@@ -14,53 +13,60 @@ from dataset.loader import Batch
 from infer.report import Report
 from models import save_model
 from train import build, build_model, build_state
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import Saver, load_checkpoint, remove_leftovers
 from train.distributed import local_device, session
 from train.faults import NonFiniteWatch, memory_errors, update
 from train.loss import autocast, batch_loss, token_weights
 from train.multi_task import join_categories
-from train.parallel import synchronised, whole, whole_model
+from train.parallel import synchronised, whole
 from train.records import (
     NoRecords,
     RunRecords,
     find_run_dir,
     new_run_dir,
     read_settings,
+    write_environment,
     write_settings,
 )
+from train.rng import seed_all
 from train.state import TrainState
+from train.stopping import Stopped, StopSignal, check_stop
 from train.validate import validate
 from utils.cli import log, settings_dict, snapshot
 from utils.device import pick_device
 from utils.world import World
 
 
-class Stopped(Exception):
-    """Training was asked to stop between two steps: a signal, or the time is up."""
-
-
 def train(cfg, tasks: list[str]) -> Path:
     """Trains one task or many and returns the run folder; under torchrun, on all its processes.
 
     An epoch is one pass over the data of the task that has most batches; the others go round.
-    The folder holds settings.json, last.ckpt (complete state), last.safetensors and
-    best.safetensors (weights alone), metrics.jsonl and the TensorBoard files.
+    The folder holds settings.json, environment.jsonl, last.ckpt and the ones before it (complete
+    state), last.safetensors and best.safetensors (weights alone), metrics.jsonl and the
+    TensorBoard files.
     """
     with session() as world:
         return _run(cfg, tasks, world)
 
 
 def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Path:
-    """Continues the run folder `name` (or "auto") with its own settings and these overrides."""
+    """Continues the run folder `name` (or "auto") with its own settings and these overrides.
+
+    "auto" without a run starts one, so that a command that is repeated need not change.
+    """
     with session() as world:
-        run_dir = find_run_dir(snapshot(base, overrides).runs_dir, tasks, name)
+        cfg = snapshot(base, overrides)
+        run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name))
+        if run_dir is None:
+            log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
+            return _run(cfg, tasks, world)
         cfg = snapshot(base, overrides, saved=read_settings(run_dir))
         return _run(cfg, tasks, world, run_dir)
 
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     device = local_device(pick_device(cfg.device), world)
-    torch.manual_seed(cfg.seed)
+    seed_all(cfg.seed)
     vocab = build.vocabulary(cfg, tasks)
     sources = {task: build.source(cfg, task, train=True) for task in tasks}
     categories = join_categories(sources)
@@ -72,22 +78,38 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
     total_steps = min(total_steps, cfg.max_steps or total_steps)
     model = build_model.model(cfg, vocab, tokenizers, categories, device)
     state = build_state.state(cfg, model, streams, total_steps, world)
+    saver = Saver(keep=cfg.keep_checkpoints, steps=cfg.save_steps, minutes=cfg.save_minutes)
     if world.rank:  # the weights were drawn alike, dropout is not
-        torch.manual_seed(cfg.seed + world.rank)
+        seed_all(cfg.seed + world.rank)
     if run_dir is None:  # only now: settings or data that are wrong leave no folder behind
         run_dir = world.broadcast(new_run_dir(cfg.runs_dir, tasks) if world.is_main else None)
     else:
-        load_checkpoint(run_dir, state)
+        if world.is_main:
+            remove_leftovers(run_dir)
+        path = load_checkpoint(run_dir, state)
+        log(f"continuing {path} from step {state.step}")
+        saver.resumed(state)
+    saver.run_dir = run_dir
     if world.is_main:
         write_settings(run_dir, settings_dict(cfg) | {"tasks": tasks})
+        write_environment(run_dir, seed=cfg.seed, device=device, step=state.step)
     _announce(cfg, run_dir, state, sources, epoch_steps, total_steps)
-    records = RunRecords(run_dir, step=state.step) if world.is_main else NoRecords()
-    watch = NonFiniteWatch(
-        run_dir / "nonfinite",
-        cfg.max_nonfinite,
-        rank=world.rank,
-        scaled=state.scaler.is_enabled(),
-    )
+    with memory_errors(device):
+        _loop(cfg, state, saver, eval_sources, epoch_steps, total_steps)
+    log(f"run folder: {run_dir}")
+    return run_dir
+
+
+def _loop(
+    cfg, state: TrainState, saver: Saver, eval_sources: dict, epoch_steps: int, total_steps: int
+) -> None:
+    """Epochs, evaluations and checkpoints until the end, a signal, or nothing gets better."""
+    run_dir, world = saver.run_dir, state.world
+    records = NoRecords()
+    if world.is_main:
+        records = RunRecords(run_dir, step=state.step, evaluated=state.evaluated)
+    scaled = state.scaler.is_enabled()
+    watch = NonFiniteWatch(run_dir / "nonfinite", cfg.max_nonfinite, rank=world.rank, scaled=scaled)
     stop = StopSignal(cfg.max_minutes)
     bar = tqdm(
         total=total_steps,
@@ -96,23 +118,25 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
         dynamic_ncols=True,
         disable=not world.is_main,
     )
-    saved = time.monotonic()
     try:
-        while state.step < total_steps:
-            epoch = state.step // epoch_steps
+        while True:
+            epoch, rest = divmod(state.step, epoch_steps)
+            last = state.step >= total_steps
+            due = last or (rest == 0 and epoch % cfg.eval_every == 0)
+            if due and state.evaluated < state.step:  # on resume it may be done already, or not yet
+                _evaluate(cfg, state, records, eval_sources, run_dir)
+            if 0 < cfg.early_stop_patience <= state.stale and not last:
+                last = True
+                log(f"no better evaluation in the last {state.stale}: ending")
+            if last or world.broadcast(saver.due(state.step, epoch_end=rest == 0)):
+                saver.save(state)
+            if last:
+                break
             bar.set_description(f"epoch {epoch + 1}/{cfg.epochs}", refresh=False)
             end = min((epoch + 1) * epoch_steps, total_steps)
-            with memory_errors(device):
-                train_epoch(cfg, state, records, watch, stop, bar, end)
-                last = state.step == total_steps
-                if last or (epoch + 1) % cfg.eval_every == 0:
-                    _evaluate(cfg, state, records, eval_sources, run_dir)
-            due = time.monotonic() - saved > 60 * cfg.save_minutes
-            if last or world.broadcast(due):
-                _save(run_dir, state)
-                saved = time.monotonic()
+            train_epoch(cfg, state, records, watch, stop, bar, end, saver)
     except Stopped as reason:
-        _save(run_dir, state)
+        saver.save(state)
         log(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")
         if stop.signal:
             raise SystemExit(128 + stop.signal) from None
@@ -120,8 +144,6 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
         stop.restore()
         bar.close()
         records.close()
-    log(f"run folder: {run_dir}")
-    return run_dir
 
 
 def train_epoch(
@@ -129,9 +151,10 @@ def train_epoch(
     state: TrainState,
     records: RunRecords,
     watch: NonFiniteWatch,
-    stop: "StopSignal",
+    stop: StopSignal,
     bar: tqdm,
     end: int,
+    saver: Saver,
 ) -> None:
     """Steps until step number `end`; a line of the records every few steps."""
     dtype = build_state.amp_dtype(cfg, state.model.device)
@@ -142,7 +165,9 @@ def train_epoch(
             {task: stream.next() for task, stream in state.streams.items()}
             for _ in range(state.accumulate_steps)
         ]
+        state.before_step()
         losses, grad_norm = train_step(state, micro, dtype, cfg.clip_grad)
+        state.after_step()
         outcomes.append(torch.stack([*losses.values(), grad_norm]))  # (tasks + 1,)
         for line in watch.add(state.step, outcomes[-1], micro):
             tqdm.write(line, sys.stderr)
@@ -158,7 +183,9 @@ def train_epoch(
             bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}", refresh=False)
             state.seconds += seconds
             outcomes, since, images = [], time.perf_counter(), 0
-        _check(stop, state.world)
+        check_stop(stop, state.world)
+        if state.step < end and state.world.broadcast(saver.due(state.step)):
+            saver.save(state)
 
 
 def train_step(
@@ -215,7 +242,7 @@ def _means(outcomes: Tensor, tasks: list[str], state: TrainState) -> dict[str, f
 def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_dir: Path) -> None:
     """Validation of every task; the best weights by the mean of the leading metrics are kept."""
     reports: dict[str, Report] = {}
-    model = whole_model(state.model)
+    model = state.judged
     for task, source in sources.items():
         report, picture = validate(cfg, task, model, source, state.world)
         reports[task] = report
@@ -225,8 +252,9 @@ def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_di
         log(f"step {state.step}: {task} {numbers}")
     values = [_leading(report, alone=len(reports) == 1) for report in reports.values()]
     value = sum(values) / len(values)
+    state.evaluated, state.stale = state.step, state.stale + 1
     if value > state.best:
-        state.best = value
+        state.best, state.stale = value, 0
         if not state.world.is_main:
             return
         save_model(model, run_dir / "best.safetensors")
@@ -240,13 +268,6 @@ def _leading(report: Report, *, alone: bool) -> float:
     return first if alone else report.metrics.get("BLEU-4", first)
 
 
-def _save(run_dir: Path, state: TrainState) -> None:
-    save_checkpoint(run_dir, state)
-    model = whole_model(state.model)
-    if state.world.is_main:
-        save_model(model, run_dir / "last.safetensors")
-
-
 def _announce(cfg, run_dir: Path, state: TrainState, sources, epoch_steps, total_steps) -> None:
     """The settings and the size of what is about to happen, once."""
     log("\n".join(f"  {name} = {value}" for name, value in settings_dict(cfg).items()))
@@ -258,38 +279,3 @@ def _announce(cfg, run_dir: Path, state: TrainState, sources, epoch_steps, total
         f"{epoch_steps} steps an epoch, {total_steps} in all, from step {state.step}"
     )
     log(f"run folder: {run_dir} (curves: tensorboard --logdir {cfg.runs_dir})")
-
-
-class StopSignal:
-    """Ctrl-C, SIGTERM and the time limit, all asked for between two steps."""
-
-    def __init__(self, max_minutes: float):
-        self.signal = 0
-        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {number: signal.signal(number, self._remember) for number in numbers}
-
-    def restore(self) -> None:
-        """Gives the signals back to whoever had them before."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number, _frame) -> None:
-        if self.signal:  # the second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def reason(self) -> str:
-        if self.signal:
-            return signal.Signals(self.signal).name
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            return "time is up"
-        return ""
-
-
-def _check(stop: StopSignal, world: World) -> None:
-    """Raises `Stopped` on every process where one has a reason."""
-    reason = stop.reason()
-    if world.sums([float(bool(reason))])[0]:
-        stop.signal, reason = max(world.gather((stop.signal, reason)))  # a signal before the time
-        raise Stopped(reason)

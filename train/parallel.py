@@ -17,12 +17,15 @@ from utils.cli import log
 from utils.world import World
 
 
-def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Module:
+def parallelise(
+    model: Pix2Seq, world: World, *, fsdp: bool = False, freezes: bool = False
+) -> nn.Module:
     """What to call in place of `model` in training; `model` keeps its names and methods.
 
     Args:
         fsdp: shard parameters, gradients and optimiser state instead of copying them. The blocks
             of the encoder become whole one at a time, the rest once a step.
+        freezes: some parameters get no gradient in some steps.
     """
     if world.size == 1:
         return model
@@ -37,7 +40,7 @@ def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Modul
             fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh)
     ids = [model.device] if model.device.type == "cuda" else None
-    unused = bool(_unused_parameters(model))
+    unused = freezes or bool(_unused_parameters(model))
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
 
 

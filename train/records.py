@@ -2,13 +2,18 @@
 
 import datetime
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from train.environment import environment
 from utils.errors import UserError
-from utils.files import write_json_atomic
+from utils.files import write_json_atomic, write_text_atomic
+
+STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
 def new_run_dir(runs_dir: Path, tasks: Iterable[str]) -> Path:
@@ -26,35 +31,48 @@ def new_run_dir(runs_dir: Path, tasks: Iterable[str]) -> Path:
     raise UserError(f"too many runs in one second in {parent}")
 
 
-def find_run_dir(runs_dir: Path, tasks: Iterable[str], name: str) -> Path:
-    """The run folder that `--resume` names: a path, or "auto" for the newest of these tasks.
+def find_run_dir(runs_dir: Path, tasks: Iterable[str], name: str) -> Path | None:
+    """The run folder that `--resume` names.
+
+    Args:
+        name: a path, or "auto" for the newest of these tasks that has been saved.
+
+    Returns:
+        None: "auto", and there is none yet.
 
     Raises:
-        UserError: there is none.
+        UserError: the path is no run folder.
     """
     if name == "auto":
-        runs = sorted((runs_dir / "+".join(tasks)).glob("*/last.ckpt"))
-        if not runs:
-            raise UserError(f"no run to resume in {runs_dir / '+'.join(tasks)}; leave --resume out")
-        return runs[-1].parent
+        found = {path.parent for path in (runs_dir / "+".join(tasks)).glob("*/last*.ckpt")}
+        return max(found, key=_started, default=None)
     run_dir = Path(name)
     if not (run_dir / "settings.json").is_file():
         raise UserError(f"no run in {run_dir}; --resume wants a run folder or auto")
     return run_dir
 
 
+def _started(run_dir: Path) -> tuple[str, int]:
+    """When a run began: the stamp in its name, and the number among those of one second."""
+    stamp, _, number = run_dir.name.rpartition("-")
+    return (stamp, int(number)) if STAMP.fullmatch(stamp) else (run_dir.name, 1)
+
+
 class RunRecords:
     """TensorBoard curves and pictures, and the same numbers as JSON lines."""
 
-    def __init__(self, run_dir: Path, *, step: int = 0):
+    def __init__(self, run_dir: Path, *, step: int = 0, evaluated: int = 0):
         """
         Args:
             step: the step a resumed run starts from; later points are dropped from the curves.
+            evaluated: the step of its last evaluation; evaluations after it are dropped too.
         """
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-        self.writer = SummaryWriter(run_dir, purge_step=step or None)
+        self.writer = SummaryWriter(run_dir, purge_step=step + 1 if step else None)
         self.lines = run_dir / "metrics.jsonl"
+        if self.lines.exists():
+            _cut(self.lines, step, evaluated)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -82,9 +100,42 @@ class NoRecords:
     def close(self) -> None: ...
 
 
+def _cut(lines: Path, step: int, evaluated: int) -> None:
+    """Drops what a killed run wrote after its checkpoint, and a line it did not finish."""
+    kept = []
+    for line in lines.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        is_evaluation = any(name.startswith("val/") for name in values)
+        if values["step"] <= (evaluated if is_evaluation else step):
+            kept.append(line + "\n")
+    write_text_atomic(lines, "".join(kept))
+
+
 def write_settings(run_dir: Path, settings: dict) -> None:
     write_json_atomic(run_dir / "settings.json", settings)
 
 
 def read_settings(run_dir: Path) -> dict:
-    return json.loads((run_dir / "settings.json").read_text())
+    """The settings of a run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = run_dir / "settings.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); resume another run") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings; resume another run")
+    return values
+
+
+def write_environment(run_dir: Path, *, seed: int, device: torch.device, step: int) -> None:
+    """Adds a line on where and with what this sitting of the run computes."""
+    line = {"step": step, "seed": seed, **environment(device)}
+    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

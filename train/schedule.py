@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -89,6 +89,7 @@ def build_optimizer(
     betas: tuple[float, float],
     decay_all: bool = True,
     decay_exclude: Sequence[str] = (),
+    factors: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW, step for step the official one.
 
@@ -97,6 +98,7 @@ def build_optimizer(
             too); False spares every parameter of fewer than two dimensions.
         decay_exclude: regular expressions; a parameter in whose name one is found is spared. Those
             of `NO_KERNELS` and decay_all=False are what the official "adamw_legacy" does.
+        factors: name of a parameter -> factor of its learning rate; 1 if not there.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
@@ -104,11 +106,21 @@ def build_optimizer(
         excluded = any(re.search(pattern, name) for pattern in decay_exclude)
         return not excluded and (decay_all or parameter.ndim > 1)
 
-    decayed = [p for name, p in named if decays(name, p)]
-    spared = [p for name, p in named if not decays(name, p)]
-    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    groups = {}
+    for name, parameter in named:
+        key = (factors or {}).get(name, 1.0), decays(name, parameter)
+        groups.setdefault(key, []).append(parameter)
+    # first the rate that is logged: the whole one; in it what decays
+    order = sorted(groups, key=lambda key: (key[0] != 1, -key[0], not key[1]))
     optimizer = torch.optim.AdamW(
-        [g for g in groups if g["params"]],
+        [
+            {
+                "params": groups[factor, decay],
+                "lr": factor * lr,
+                "weight_decay": weight_decay if decay else 0.0,
+            }
+            for factor, decay in order
+        ],
         lr=lr,
         betas=betas,
         eps=EPS,
@@ -125,5 +137,7 @@ def _keep_eps_uncorrected(optimizer: torch.optim.Optimizer, *_) -> None:
     It shows in the first steps, where gradients are near eps.
     """
     for group in optimizer.param_groups:
+        if all(parameter.grad is None for parameter in group["params"]):
+            continue  # frozen: torch skips it too
         group["updates"] = group.get("updates", 0) + 1
         group["eps"] = EPS / math.sqrt(1 - group["betas"][1] ** group["updates"])

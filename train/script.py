@@ -27,7 +27,7 @@ def train_script(
     args = parser(doc)
     args.add_argument("--preset", help=f"settings to start from: {', '.join(PRESETS)}")
     args.add_argument(
-        "--resume", metavar="RUN", help="continue this run folder, or auto: the newest"
+        "--resume", metavar="RUN", help="continue this run folder; auto: the newest, or a new one"
     )
     if tasks is None:
         args.add_argument("--task", help=f"with commas, of {', '.join(TASKS)}; default: all")
@@ -36,11 +36,13 @@ def train_script(
         base = find_preset(PRESETS, args.preset)
     if tasks is None:
         tasks = _tasks(args, base)
-    if args.resume:
-        return engine.resume(base, args.set, tasks, args.resume)
     cfg = snapshot(base, args.set)
+    if args.resume and args.resume != "auto":
+        return engine.resume(base, args.set, tasks, args.resume)
     if cfg.dataset != dataset:
         raise UserError(f"this script trains on {dataset}, the settings say dataset={cfg.dataset}")
+    if args.resume:
+        return engine.resume(base, args.set, tasks, args.resume)
     return engine.train(cfg, tasks)
 
 

@@ -4,14 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from dataset.loader import Batch, Loader
 from models import Pix2Seq
+from train.freeze import Freeze
 from train.loss import XENT, LossType
-from train.parallel import load_whole_model, load_whole_optimizer, whole
+from train.parallel import load_whole_model, load_whole_optimizer, whole, whole_model
+from train.rng import rng_state, set_rng_state
 from utils.world import ALONE, World
+
+FORMAT = 2  # of the checkpoints
+MODULES = ("model", "optimizer", "scheduler", "scaler")
+NUMBERS = ("step", "evaluated", "best", "stale", "seconds")
 
 
 class TaskStream:
@@ -67,8 +74,12 @@ class TrainState:
     streams: dict[str, TaskStream]
     loss_type: LossType = XENT
     task_weights: dict[str, float] = field(default_factory=dict)  # of the losses; 1 if not there
+    ema: ModelEmaV3 | None = None  # moving average of the weights, if wanted
+    freeze: Freeze | None = None  # of the encoder, if wanted
     step: int = 0  # optimiser steps done
+    evaluated: int = 0  # the step of the last evaluation
     best: float = float("-inf")  # best value of the validation metric so far
+    stale: int = 0  # evaluations since the best one
     seconds: float = 0.0  # time spent training, over all sittings
     wrapped: nn.Module | None = None  # what to call in training; None = the model itself
     world: World = ALONE
@@ -82,31 +93,70 @@ class TrainState:
     def sharded(self) -> bool:
         return isinstance(self.model, FSDPModule)
 
+    @property
+    def judged(self) -> Pix2Seq:
+        """What is evaluated and kept as the best, whole: the average where there is one."""
+        return whole_model(self.model) if self.ema is None else self.ema.module
+
+    def before_step(self) -> None:
+        """Call in training mode before every optimiser step."""
+        if self.freeze is not None:
+            self.freeze.apply(self.step)
+
+    def after_step(self) -> None:
+        """Call after every optimiser step, when `step` has been advanced."""
+        if self.ema is not None:
+            self.ema.update(self.model, self.step)
+
     def state_dict(self) -> dict:
         """Of whole tensors, whatever the processes; all of them have to call it."""
-        modules = ("model", "optimizer", "scheduler", "scaler")
-        values = {name: whole(getattr(self, name).state_dict()) for name in modules}
+        values = {name: whole(getattr(self, name).state_dict()) for name in MODULES}
+        values["ema"] = None if self.ema is None else self.ema.module.state_dict()
         values["streams"] = {task: s.state_dict() for task, s in self.streams.items()}
-        values |= {"step": self.step, "best": self.best, "seconds": self.seconds}
-        values["rng"] = self.world.gather(torch.get_rng_state())  # by rank
-        on_cuda = self.model.device.type == "cuda"
-        values["cuda_rng"] = self.world.gather(torch.cuda.get_rng_state()) if on_cuda else []
+        values |= {name: getattr(self, name) for name in NUMBERS}
+        values |= {"format": FORMAT, "rng": self.world.gather(rng_state())}  # by rank
         return values
 
     def load_state_dict(self, values: dict) -> None:
+        """Inverse of `state_dict`; rates, weight decay and betas stay those of the settings.
+
+        With another number of processes the generators stay as they are: others draw other numbers.
+
+        Raises:
+            ValueError, KeyError, RuntimeError: the values are of another model, other tasks or
+                another version.
+        """
+        if values.get("format") != FORMAT:
+            raise ValueError("it was written by another version; start anew from its weight file")
         if set(values["streams"]) != set(self.streams):
             raise ValueError(
                 f"it trains {'+'.join(values['streams'])}, not {'+'.join(self.streams)}"
             )
+        groups = self.optimizer.param_groups
+        wanted = [{k: g[k] for k in ("initial_lr", "weight_decay", "betas")} for g in groups]
         load_whole_model(self.model, values["model"])
         load_whole_optimizer(self.optimizer, values["optimizer"])
         for name in ("scheduler", "scaler"):
             getattr(self, name).load_state_dict(values[name])
+        for group, options in zip(self.optimizer.param_groups, wanted, strict=True):
+            group |= options
+        self._set_rates([options["initial_lr"] for options in wanted])
+        if self.ema is not None:  # where there was none, it starts from the weights
+            self.ema.module.load_state_dict(values["ema"] or values["model"])
         for task, stream in self.streams.items():
             stream.load_state_dict(values["streams"][task])
-        self.step, self.best, self.seconds = values["step"], values["best"], values["seconds"]
-        rank = self.world.rank
-        if len(values["rng"]) == self.world.size:  # else other processes draw other numbers
-            torch.set_rng_state(values["rng"][rank])
-        if self.model.device.type == "cuda" and len(values["cuda_rng"]) == self.world.size:
-            torch.cuda.set_rng_state(values["cuda_rng"][rank])
+        for name in NUMBERS:
+            setattr(self, name, values[name])
+        if len(values["rng"]) == self.world.size:
+            set_rng_state(values["rng"][self.world.rank])
+
+    def _set_rates(self, base: list[float]) -> None:
+        scheduler = self.scheduler
+        scheduler.base_lrs = base
+        rates = [
+            lr * factor(scheduler.last_epoch)
+            for lr, factor in zip(base, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates

@@ -15,6 +15,7 @@ from utils.errors import UserError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with its suffix; it replaces `path` on success.
 
+    It is on the disk before it does: after a crash there is the old file or the new one.
     Missing parent folders are made; a failure leaves an existing `path` as it was.
     """
     path = Path(path)
@@ -22,13 +23,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {path}: {reason}; choose another place") from error
     finally:
         with suppress(OSError):  # it is there only after a failure
             temporary.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # there folders cannot be opened
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

@@ -1,0 +1,250 @@
+"""Checkpoints: whole or not there, the newest few kept, exact; what a kill leaves is no trap."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.kill_test import compare, kill_test
+from config import CFG
+from tests.conftest import TINY
+from tests.test_multi_task import state_of
+from tests.test_train import StopAt, losses
+from train import train_coco_object_detection
+from train.checkpoint import (
+    Saver,
+    checkpoints,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
+from train.engine import resume, train
+from utils.cli import snapshot
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+DETECTION = ["detection"]
+
+
+@pytest.fixture
+def settings(demo_set, tmp_path):
+    return [*TINY, f"coco_root={demo_set}", f"runs_dir={tmp_path / 'runs'}", "eval_limit=1"]
+
+
+@pytest.fixture
+def state(settings):
+    return state_of(settings, DETECTION)
+
+
+@pytest.fixture
+def two(state, tmp_path):
+    """A folder with the checkpoints of steps 4 and 2, newest first."""
+    for state.step in (2, 4):
+        save_checkpoint(tmp_path, state, keep=2)
+    return tmp_path
+
+
+# ---- exact resume ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [1, 3])  # frozen; at the end of an epoch, not evaluated yet
+def test_everything_continues_bit_for_bit(settings, monkeypatch, stop):
+    overrides = [*settings, "drop_units=0.1", "ema_decay=0.9", "layer_decay=0.8"]
+    overrides += ["freeze_encoder_steps=2", "keep_checkpoints=1", "max_steps=4"]
+    whole = train(snapshot(CFG, overrides), DETECTION)
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine.StopSignal", lambda _: StopAt(stop))
+        part = train(snapshot(CFG, overrides), DETECTION)
+    assert len(losses(part)) == stop
+    torch.rand(7)  # whatever happens in between
+    assert resume(CFG, ["num_workers=2"], DETECTION, str(part)) == part
+    assert compare(whole, part) == []
+
+
+def test_how_often_is_saved_changes_nothing(settings):
+    runs = [
+        train(snapshot(CFG, [*settings, "ema_decay=0.9", "max_steps=4", *more]), DETECTION)
+        for more in (("save_steps=1",), ("save_minutes=1e-9", "keep_checkpoints=4"))
+    ]
+    assert compare(*runs) == []
+    assert [len(checkpoints(run)) for run in runs] == [2, 4]
+    assert torch.load(runs[0] / "last-1.ckpt", weights_only=True)["step"] == 3
+
+
+def test_a_finished_run_is_left_as_it_is(settings, tmp_path):
+    argv = ["--resume", "auto", "--set", *settings, "max_steps=1"]
+    run_dir = train_coco_object_detection.main(argv)
+    before = (run_dir / "last.ckpt").stat().st_mtime_ns
+    assert train_coco_object_detection.main(argv) == run_dir
+    assert (run_dir / "last.ckpt").stat().st_mtime_ns == before
+    assert len(checkpoints(run_dir)) == 1
+
+
+def test_auto_without_a_run_starts_one_and_says_so(settings, capsys):
+    run_dir = resume(CFG, [*settings, "max_steps=1"], DETECTION, "auto")
+    assert "no run to resume" in capsys.readouterr().err and (run_dir / "last.ckpt").is_file()
+
+
+def test_rates_of_a_resumed_run_follow_its_settings(settings, tmp_path):
+    old = state_of(settings, DETECTION)
+    save_checkpoint(tmp_path, old)
+    new = state_of([*settings, "lr=5", "weight_decay=0.3"], DETECTION)
+    load_checkpoint(tmp_path, new)
+    again = state_of([*settings, "lr=5"], DETECTION)
+    assert new.scheduler.base_lrs == again.scheduler.base_lrs == [5]
+    for state in (new, again):
+        state.optimizer.step()
+        state.scheduler.step()
+    assert new.scheduler.get_last_lr() == again.scheduler.get_last_lr() != [0]
+    assert new.optimizer.param_groups[0]["weight_decay"] == 0.3
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(state, tmp_path, keep):
+    for state.step in range(1, 6):
+        save_checkpoint(tmp_path, state, keep=keep)
+    steps = [torch.load(path, weights_only=True)["step"] for path in checkpoints(tmp_path)]
+    assert steps == [5, 4, 3][:keep] and len(list(tmp_path.iterdir())) == keep
+    save_checkpoint(tmp_path, state, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # within a tensor: only a checksum can tell
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"hello"),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "cut": _cut,
+    "flipped": _flip,
+    "other": lambda path: torch.save([1, 2], path),
+    "pickle": lambda path: torch.save({"step": StopAt(1)}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_is_told_and_the_one_before_used(two, state, capsys, damage):
+    DAMAGES[damage](two / "last.ckpt")
+    state.step = 0
+    assert load_checkpoint(two, state) == two / "last-1.ckpt" and state.step == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "last.ckpt is damaged" in told[0]
+    DAMAGES[damage](two / "last-1.ckpt")
+    with pytest.raises(UserError, match=r"all its checkpoints \(2\) are damaged") as error:
+        load_checkpoint(two, state)
+    assert "\n" not in str(error.value)
+
+
+def test_a_kill_between_two_renames_loses_nothing(two, state):
+    (two / "last.ckpt").replace(two / "last-1.ckpt")
+    (two / ".last.99.ckpt").write_bytes(b"half")
+    (two / "best").mkdir()
+    (two / "best" / ".metrics.99.json").touch()
+    remove_leftovers(two)
+    assert load_checkpoint(two, state).name == "last-1.ckpt" and state.step == 4
+    assert {path.name for path in two.rglob("*")} == {"last-1.ckpt", "best"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dim=64", "size mismatch"),
+        ("num_layers=1", "Unexpected key"),
+        ("encoder_lr_factor=0.5", "parameter groups"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(two, settings, override, message):
+    with pytest.raises(UserError, match=f"cannot continue from .*last.ckpt.*{message}") as error:
+        load_checkpoint(two, state_of([*settings, override], DETECTION))
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_version_is_refused(two, state):
+    torch.save({"step": 1}, two / "last.ckpt")
+    with pytest.raises(UserError, match="another version"):
+        load_checkpoint(two, state)
+
+
+def test_an_unwritable_folder_is_one_line(state, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        save_checkpoint(tmp_path / "file", state)
+
+
+def test_when_to_save():
+    by_steps = Saver(keep=1, steps=4, minutes=60)
+    assert [step for step in range(1, 10) if by_steps.due(step)] == [4, 8]
+    every_epoch = Saver(keep=1, steps=0, minutes=0)
+    assert every_epoch.due(3, epoch_end=True) and not every_epoch.due(3)
+    assert Saver(keep=1, steps=0, minutes=1e-9).due(1)
+    with pytest.raises(UserError, match="keep_checkpoints must be at least 1"):
+        Saver(keep=0, steps=0, minutes=5)
+
+
+# ---- killed ------------------------------------------------------------------------------------
+
+SUICIDAL = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from train import engine, train_coco_object_detection
+from utils.cli import run
+step = engine.train_step
+
+def step_or_die(state, *more):
+    if state.step == 4 and not os.path.exists({marker!r}):
+        open({marker!r}, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(state, *more)
+
+engine.train_step = step_or_die
+run(train_coco_object_detection.main)
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_worker_where_it_was(settings, tmp_path):
+    overrides = [*settings, "ema_decay=0.9", "save_steps=3"]
+    whole = train(snapshot(CFG, overrides), DETECTION)
+    marker, script = tmp_path / "died", tmp_path / "script.py"
+    script.write_text(SUICIDAL.format(root=str(ROOT), marker=str(marker)))
+    runs = tmp_path / "killed"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "1", "--max-restarts", "1", script, "--resume", "auto"]
+    command += ["--set", *overrides, f"runs_dir={runs}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (part,) = (runs / "detection").iterdir()
+    assert marker.exists() and "from step 3" in done.stderr
+    assert compare(whole, part) == []
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_like_one_left_alone(tmp_path):
+    assert kill_test(tmp_path, kills=3, steps=120, seed=1) == []
+
+
+def test_the_comparison_sees_a_difference(tmp_path, settings):
+    run = train(snapshot(CFG, [*settings, "ema_decay=0.9", "max_steps=1"]), DETECTION)
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    assert compare(run, other) == []
+    values = torch.load(other / "last.ckpt", weights_only=True)
+    values["rng"][0]["python"] = (3, (1, 2), None)
+    values["model"]["decoder.output_bias"][5] += 1e-7
+    torch.save(values, other / "last.ckpt")
+    names = compare(run, other)
+    assert any("rng" in name for name in names) and "/model/decoder.output_bias" in names

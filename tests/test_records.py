@@ -1,0 +1,90 @@
+"""What a run leaves behind about itself, and which run `--resume` means."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+
+from train.environment import environment, git_state
+from train.records import RunRecords, find_run_dir, new_run_dir, read_settings, write_environment
+from utils.errors import UserError
+
+
+def run_folder(parent, name, *files):
+    folder = parent / "detection" / name
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file).touch()
+    return folder
+
+
+def test_auto_is_the_newest_run_that_was_saved(tmp_path):
+    assert find_run_dir(tmp_path, ["detection"], "auto") is None
+    run_folder(tmp_path, "2026-01-01_00-00-09", "last.ckpt")
+    run_folder(tmp_path, "2026-01-02_00-00-00-2", "last.ckpt")
+    newest = run_folder(tmp_path, "2026-01-02_00-00-00-10", "last-1.ckpt")  # killed in between
+    run_folder(tmp_path, "2026-01-03_00-00-00", ".last.123.ckpt")  # killed while saving
+    assert find_run_dir(tmp_path, ["detection"], "auto") == newest
+    assert find_run_dir(tmp_path, ["keypoint"], "auto") is None
+    with pytest.raises(UserError, match="no run in"):
+        find_run_dir(tmp_path, ["detection"], str(tmp_path))
+
+
+def test_a_run_folder_is_never_used_twice(tmp_path):
+    folders = [new_run_dir(tmp_path, ["detection"]) for _ in range(3)]
+    assert len(set(folders)) == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_damaged_settings_are_one_line(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(UserError, match="resume another run") as error:
+        read_settings(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_curves_of_a_killed_run_end_at_its_checkpoint(tmp_path):
+    records = RunRecords(tmp_path)
+    for step in range(1, 6):
+        records.scalars(step, {"train/loss": step / 2})
+    records.scalars(2, {"val/detection/AP": 0.5})
+    records.scalars(4, {"val/detection/AP": 0.6})
+    records.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "train/lo')
+    RunRecords(tmp_path, step=4, evaluated=2).close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "val/detection/AP" in row] == [2], "4 is repeated"
+
+
+def test_the_environment_of_every_sitting_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("SECRET_TOKEN", "hidden")
+    for step in (0, 7):
+        write_environment(tmp_path, seed=5, device=torch.device("cpu"), step=step)
+    lines = (tmp_path / "environment.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows] == [0, 7] and rows[0]["seed"] == 5
+    assert rows[0]["versions"]["torch"] and rows[0]["device"] == "cpu"
+    assert rows[0]["variables"]["OMP_NUM_THREADS"] == "3" and "hidden" not in lines[0]
+    assert {"command", "python", "git", "host", "gpus", "world_size"} <= set(rows[0])
+
+
+def test_the_commit_is_told_and_whether_files_were_changed(tmp_path):
+    def git(*arguments):
+        options = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *options, *arguments], check=True)
+
+    assert git_state(tmp_path) is None
+    git("init", "-q")
+    assert git_state(tmp_path) is None, "no commit yet"
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "a")
+    clean = git_state(tmp_path)
+    assert len(clean["commit"]) == 40 and not clean["dirty"]
+    (tmp_path / "a").write_text("2")
+    assert git_state(tmp_path) == clean | {"dirty": True}
+    assert environment(torch.device("cpu"))["world_size"] >= 1
