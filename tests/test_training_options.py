@@ -32,7 +32,7 @@ def steps(state, count):
     for _ in range(count):
         state.model.train()
         state.before_step()
-        train_step(state, {"detection": state.streams["detection"].next()}, None, 0.0)
+        train_step(state, [{"detection": state.streams["detection"].next()}], None, 0.0)
         state.after_step()
 
 
