@@ -26,8 +26,27 @@ from utils.errors import UserError
 EVALUATORS = {"captioning": evaluate_captioning, "segmentation": evaluate_segmentation}
 
 
-def train_case(overrides: list[str], tasks: list[str]) -> dict:
-    """Losses of all steps, unrounded, the run folder, and whether the weights were sharded."""
+class StopAt:
+    """Stands in for `StopSignal`: stops after a number of steps."""
+
+    signal = 0
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def reason(self) -> str:
+        self.left -= 1
+        return "" if self.left else "asked"
+
+    def restore(self) -> None: ...
+
+
+def train_case(overrides: list[str], tasks: list[str], stop: int = 0) -> dict:
+    """Losses of all steps, unrounded, the run folder, and whether the weights were sharded.
+
+    Args:
+        stop: leave after so many steps and resume; 0 = train in one go.
+    """
     losses = []
     scalars = RunRecords.scalars
 
@@ -42,11 +61,17 @@ def train_case(overrides: list[str], tasks: list[str]) -> dict:
         sharded.append(state.sharded)
         train_epoch(cfg, state, *more)
 
+    signal = engine.StopSignal
     RunRecords.scalars, engine.train_epoch = keep, look
     try:
+        if stop:
+            engine.StopSignal = lambda _: StopAt(stop)
         run_dir = engine.train(snapshot(CFG, overrides), tasks)
+        engine.StopSignal = signal
+        if stop:
+            run_dir = engine.resume(CFG, [], tasks, str(run_dir))
     finally:
-        RunRecords.scalars, engine.train_epoch = scalars, train_epoch
+        RunRecords.scalars, engine.train_epoch, engine.StopSignal = scalars, train_epoch, signal
     return {"losses": losses, "run_dir": str(run_dir), "sharded": all(sharded)}
 
 
@@ -70,7 +95,7 @@ def main() -> None:
             if "fail" in case:
                 fail_on_rank_1(case["fail"], world)
             elif "overrides" in case:
-                out = train_case(case["overrides"], case["tasks"])
+                out = train_case(case["overrides"], case["tasks"], case.get("stop", 0))
             else:
                 out = evaluate_case(case["weights"], case["root"], case["task"], world)
             if world.is_main:

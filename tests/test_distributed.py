@@ -68,6 +68,10 @@ def together(settings, multi_weights, demo_set, tmp_path_factory):
         name: {"overrides": [*settings, "batch_size=4", *more], "tasks": tasks}
         for name, (tasks, more) in trainings.items()
     }
+    drops = ["drop_units=0.2", "ema_decay=0.9", "max_steps=8"]
+    for name, stop in (("in_one_go", 0), ("resumed", 5)):
+        overrides = [*settings, "batch_size=4", *drops]
+        cases[name] = {"overrides": overrides, "tasks": ["detection"], "stop": stop}
     for task in ("captioning", "segmentation"):
         cases[f"evaluate_{task}"] = {
             "weights": str(multi_weights), "root": str(demo_set), "task": task,
@@ -111,6 +115,16 @@ def test_sharded_weights_train_as_copies_do(together):
     print("fsdp", difference(together["fsdp"], together["ddp"]))
     assert difference(together["fsdp"], together["ddp"]) < 1e-5
     assert weights_difference(together["fsdp"], together["ddp"]) < 1e-4
+
+
+def test_two_processes_resume_bit_for_bit(together):
+    """With dropout and a moving average; stopped in the middle of an epoch."""
+    whole, parts = together["in_one_go"], together["resumed"]
+    assert len(whole["losses"]) == 8 and parts["losses"] == whole["losses"]
+    for name in ("last", "last_ema"):
+        paths = (Path(run["run_dir"]) / f"{name}.safetensors" for run in (whole, parts))
+        one, other = (load_model(path).state_dict() for path in paths)
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 @pytest.mark.parametrize("task", ["captioning", "segmentation"])

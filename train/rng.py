@@ -18,7 +18,7 @@ def rng_state() -> dict:
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.copy()), *rest),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),  # uint32 does not travel
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -28,7 +28,7 @@ def set_rng_state(state: dict) -> None:
     """Inverse of `rng_state`; CUDA states of another number of devices are left out."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy(), *rest))  # noqa: NPY002
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
