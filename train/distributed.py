@@ -50,6 +50,7 @@ def session() -> Iterator[World]:
         world = World(rank, size)
         yield world
         world.gather(None)  # nobody leaves while another still asks for something
+        watch.stop()  # before the store it looks into goes
         dist.destroy_process_group()
     except Exception as error:
         if watch.tell(error):
@@ -88,6 +89,7 @@ class _Watch:
     def stop(self) -> None:
         self.told.set()
         self.thread.join()
+        self.store = None
 
     def _look(self) -> None:
         while not self.told.wait(POLL_SECONDS):
