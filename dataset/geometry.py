@@ -232,8 +232,19 @@ class Geometry:
     def _move_polygons(self, polygons):
         if polygons is None:
             return None
-        moved = [[clip_polygon(self.points(p), self.unpadded) for p in parts] for parts in polygons]
-        return [[part for part in parts if len(part)] for parts in moved]
+        parts = [part for parts in polygons for part in parts if len(part)]
+        if not parts:
+            return [[] for _ in polygons]
+        points = self.points(np.concatenate(parts))  # of all parts at once
+        inside = ((points >= 0) & (points <= np.float32(self.unpadded[::-1]))).all(1)
+        ends = np.cumsum([len(part) for part in parts]).tolist()
+        whole = np.logical_and.reduceat(inside, [0, *ends[:-1]]).tolist()
+        moved = iter(
+            points[start:end] if all_in else clip_polygon(points[start:end], self.unpadded)
+            for start, end, all_in in zip([0, *ends[:-1]], ends, whole, strict=True)
+        )
+        moved = [[next(moved) for part in parts if len(part)] for parts in polygons]
+        return [[part for part in parts if len(part) >= 3] for parts in moved]
 
 
 def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int, int, int, int]:
