@@ -31,6 +31,7 @@ class CFG:
     eval_limit: int = 0  # only the first N evaluation images; 0 = all
     eval_split: str = "val"  # COCO split that validation during training uses: "val" | "train"
     num_workers: int = 4  # loader processes per GPU; 0 = load in the main process
+    prefetch_batches: int = 2  # that every one of them keeps ready
 
     # ---- augmentation (training) ---------------------------------------------------------------
     augment: bool = True  # False = letterbox only
@@ -149,6 +150,8 @@ class CFG:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float = 0.0  # largest gradient norm; 0 = off (official)
     amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
+    compile: bool = False  # torch.compile of the training step: minutes once, then faster steps
+    num_lengths: int = 8  # with compile, sequences are cut to one of so many lengths
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
     save_minutes: float = 5.0  # time between checkpoints (at the end of an epoch); 0 = every epoch
     log_every: int = 20  # steps between points of the curves

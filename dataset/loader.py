@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -27,6 +28,9 @@ class Batch:
     target_tokens: Tensor  # as input_tokens
     token_weights: Tensor  # as input_tokens, float32
     image_ids: list[int | str]
+    # (M,) int64, where the flattened targets carry weight: found on the host, the device need not
+    positions: Tensor | None = None
+    full_length: int = 0  # tokens of a sequence before its tail was cut; 0 = none was
 
     def __len__(self) -> int:
         return len(self.images)
@@ -214,12 +218,17 @@ class _GuardedCollate:
         return errors[0] if errors else self.collate_fn(rows)
 
 
-def collate(rows: list[dict]) -> Batch:
-    ids = [row.pop("image_ids") for row in rows]
-    batch = trim(default_collate(rows))
+def collate(rows: list[dict], num_lengths: int = 0) -> Batch:
+    """
+    Args:
+        num_lengths: see `trim`.
+    """
+    ids, full_length = [row.pop("image_ids") for row in rows], rows[0]["token_weights"].shape[-1]
+    batch = trim(default_collate(rows), num_lengths)
     # a view: the device brings the channels to the front (`pad_batch`), in a tenth of the time
     batch["images"] = batch["images"].permute(0, 3, 1, 2)  # (B, 3, H, W)
-    return Batch(**batch, image_ids=ids)
+    positions = batch["token_weights"].flatten().nonzero()[:, 0]
+    return Batch(**batch, image_ids=ids, positions=positions, full_length=full_length)
 
 
 def collate_originals(rows: list[tuple[Tensor, int | str]]) -> EvalBatch:
@@ -236,12 +245,16 @@ def build_train_loader(
     world_size: int = 1,
     shuffle: bool = True,
     drop_last: bool = False,
+    num_lengths: int = 0,
+    prefetch: int = 2,
 ) -> Loader:
     """Loader whose `sampler` is an `EpochSampler`: call `loader.sampler.set_epoch` every epoch.
 
     Args:
         batch_size: per rank.
         drop_last: every rank the same number of full batches; otherwise nothing is left out.
+        num_lengths: of sequences, see `trim`.
+        prefetch: batches that each worker keeps ready.
     """
     sampler = EpochSampler(
         len(dataset),
@@ -253,11 +266,11 @@ def build_train_loader(
     )
     return Loader(
         dataset,
-        collate,
+        partial(collate, num_lengths=num_lengths),
         batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last,
-        **_worker_arguments(num_workers),
+        **_worker_arguments(num_workers, prefetch),
     )
 
 
@@ -274,7 +287,7 @@ def build_eval_loader(
     )
 
 
-def _worker_arguments(num_workers: int) -> dict:
+def _worker_arguments(num_workers: int, prefetch: int = 2) -> dict:
     arguments = {
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
@@ -284,7 +297,7 @@ def _worker_arguments(num_workers: int) -> dict:
     if num_workers:
         arguments |= {
             "persistent_workers": True,
-            "prefetch_factor": 2,
+            "prefetch_factor": prefetch,
             "worker_init_fn": _init_worker,
         }
     return arguments

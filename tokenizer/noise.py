@@ -61,7 +61,7 @@ def noise_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.nda
         num_duplicates = int(rng.integers(0, num + 1))
         num_bad = num - num_duplicates
         bad = np.concatenate([shifted_boxes(boxes, num_bad, rng), random_boxes(num_bad, rng)])
-        bad = bad[rng.permutation(len(bad))[:num_bad]]
+        bad = bad[rng.permutation(2 * num_bad)[:num_bad]]
         noise = np.concatenate([jittered_boxes(boxes, num_duplicates, rng), bad])
     noise = noise[rng.permutation(num)].astype(np.float32)
     return np.minimum(np.maximum(noise, 0), 1)  # `np.clip` takes as long as all the rest

@@ -111,7 +111,12 @@ def streams(cfg, sources: dict, task_tokenizers: dict[str, TaskTokenizer]) -> di
                 f"of {task}; use --set {name}={len(train_set)} or less"
             )
         loader = build_train_loader(
-            train_set, batch_size=size, num_workers=num_workers, drop_last=True
+            train_set,
+            batch_size=size,
+            num_workers=num_workers,
+            drop_last=True,
+            num_lengths=cfg.num_lengths if cfg.compile else 0,
+            prefetch=cfg.prefetch_batches,
         )
         out[task] = TaskStream(loader, size)
     return out

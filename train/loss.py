@@ -107,11 +107,14 @@ def batch_loss(model: nn.Module, batch: Batch, loss_type: LossType = XENT) -> Te
     Only positions that carry weight are projected onto the vocabulary.
     """
     images = pad_batch(batch.images, batch.unpadded)
-    supervised = batch.token_weights > 0  # (B, T) or (B, N, T)
+    targets, weights = batch.target_tokens.flatten(), batch.token_weights.flatten()
+    supervised = batch.positions  # (M,)
+    if supervised is None:
+        supervised = weights.nonzero()[:, 0]
     logits = model(images, batch.input_tokens, supervised)  # (M, V)
-    length = batch.target_tokens.shape[-1]
-    losses = token_losses(logits, batch.target_tokens[supervised], loss_type, length=length)
-    return weighted_mean(losses, batch.token_weights[supervised])
+    length = batch.full_length or batch.target_tokens.shape[-1]
+    losses = token_losses(logits, targets[supervised], loss_type, length=length)
+    return weighted_mean(losses, weights[supervised])
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
