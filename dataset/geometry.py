@@ -146,7 +146,7 @@ class Geometry:
             sample,
             geometry=self,
             image=self._picture(sample, antialias),
-            boxes=np.clip(self.boxes(sample.boxes), 0, np.float32([w, h, w, h])),
+            boxes=np.minimum(np.maximum(self.boxes(sample.boxes), 0), np.float32([w, h, w, h])),
             keypoints=self._move_keypoints(sample.keypoints, sample.flip_pairs),
             polygons=self._move_polygons(sample.polygons),
         )

@@ -1,6 +1,7 @@
 """Reading pictures of every kind into one form: (H, W, 3) uint8 RGB."""
 
 import glob
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError
 from utils.jpeg import decode_jpeg, is_plain_jpeg, read_content, reduction
@@ -92,12 +93,16 @@ def open_image(path: str | Path, *, exif: bool = True) -> JpegFile | np.ndarray:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The file as Pillow opens it; whatever goes wrong with it is an error of the user."""
     try:
-        with Image.open(path) as image:
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             yield image
     except FileNotFoundError:
         raise UserError(f"no image at {path}; check the path") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name one image file") from None
+    except UnidentifiedImageError as error:
+        reason = "it is no image, or one of a kind that Pillow does not know"
+        raise UserError(f"cannot read image {path}: {reason}; replace or remove it") from error
     except Exception as error:  # Pillow's decoders raise far more than OSError on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read image {path}: {reason}; replace or remove it") from error
@@ -153,6 +158,8 @@ def _rgb_array(image: Image.Image) -> np.ndarray:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation; a block nobody can read counts as none."""
+    if is_plain_jpeg(image) and not image.info.keys() & {"exif", "xmp"}:
+        return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
