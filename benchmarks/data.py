@@ -5,7 +5,7 @@ python benchmarks/data.py --coco-root data/coco --img-size 640 --json data.json
 
 One thread works, and its own processor time counts: other programs on the machine matter little.
 The bound is what no loader can leave out: reading the file, decoding it (reduced where ours is) and
-resizing it. All stages and the bound take turns, image by image; medians over the repeats.
+resizing it. The loader, its stages one by one and the bound take turns; medians over the repeats.
 
   read       annotation, header and bytes of the file
   decode     JPEG to pixels
@@ -106,12 +106,15 @@ def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
     colour, times = color_jitter(CFG.color_jitter), []
     for epoch in range(repeat + 1):  # the first one warms up
         clock, rows = Clock(), []
-        for index in indices:
-            sample = stages_of(data, index, epoch, clock)
+        samples = [stages_of(data, index, epoch, clock) for index in indices]
+        for sample in samples[:BATCH]:
+            clock("colour", colour, sample, np.random.default_rng(0))
+        clock.seconds["colour"] *= len(samples) / len(samples[:BATCH])
+        for index, sample in zip(indices, samples, strict=True):
             clock("bound", bound_of, path_of(data.source, index), sample.geometry)
+        del samples, sample
+        for index in indices:
             rows.append(clock("whole", data.__getitem__, (epoch, index)))
-            if epoch % 2:  # it takes longer than all the rest
-                clock("colour", colour, sample, np.random.default_rng(0))
             if len(rows) == BATCH or index == indices[-1]:
                 clock("collate", collate, rows)
                 rows = []
