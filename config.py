@@ -31,6 +31,7 @@ class CFG:
     eval_limit: int = 0  # only the first N evaluation images; 0 = all
     eval_split: str = "val"  # COCO split that validation during training uses: "val" | "train"
     num_workers: int = 4  # loader processes per GPU; 0 = load in the main process
+    prefetch_batches: int = 2  # that every one of them keeps ready
 
     # ---- augmentation (training) ---------------------------------------------------------------
     augment: bool = True  # False = letterbox only
@@ -153,15 +154,15 @@ class CFG:
     decay_exclude: tuple[str, ...] = ()  # regular expressions on names of parameters to spare
     betas: tuple[float, float] = (0.9, 0.95)
     encoder_lr_factor: float = 1.0  # learning rate of the encoder / lr (official: 1)
-    layer_decay: float = (
-        1.0  # rate of a layer of the encoder / that of the next; 1 = off (official)
-    )
+    layer_decay: float = 1.0  # rate of an encoder layer / that of the next; 1 = off (official)
     freeze_encoder_steps: int = 0  # first steps in which the encoder stays as it is
     clip_grad: float = 0.0  # largest gradient norm; 0 = off (official)
     amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
     recompute_activations: bool = False  # of transformer blocks: less memory, more time
     fsdp: bool = False  # several processes share one copy of weights and optimiser state
     max_nonfinite: int = 10  # steps in a row without a finite loss that stop the run
+    compile: bool = False  # torch.compile of the training step: minutes once, then faster steps
+    num_lengths: int = 8  # with compile, sequences are cut to one of so many lengths
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
     save_minutes: float = 5.0  # time between checkpoints, within epochs too; 0 = at their ends
     save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone

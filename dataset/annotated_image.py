@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.sample import image_size
 from utils.errors import UserError
-from utils.images import load_image
+from utils.images import JpegFile, open_image
 
 
-def read_annotated_image(path: Path, stated_size: tuple[int, int], advice: str) -> np.ndarray:
-    """The pixels in the frame of the annotation, (H, W, 3) uint8.
+def read_annotated_image(
+    path: Path, stated_size: tuple[int, int], advice: str
+) -> tuple[np.ndarray | JpegFile, tuple[int, int]]:
+    """The picture in the frame of the annotation, as a `Sample` takes it, and its (H, W).
 
     A photograph with an EXIF orientation may have been annotated upright or as stored: the size
     that the annotation states decides, upright where both agree with it.
@@ -20,13 +23,14 @@ def read_annotated_image(path: Path, stated_size: tuple[int, int], advice: str) 
     """
     if not path.is_file():
         raise UserError(f"image {path} is missing; {advice}")
-    image = load_image(path)
-    if 0 in stated_size or image.shape[:2] == stated_size:
-        return image
-    stored = load_image(path, exif=False)
-    if stored.shape[:2] == stated_size:
-        return stored
-    is_size, said = ("x".join(map(str, size)) for size in (image.shape[:2], stated_size))
+    image = open_image(path)
+    size = image_size(image)
+    if 0 in stated_size or size == stated_size:
+        return image, size
+    stored = open_image(path, exif=False)
+    if image_size(stored) == stated_size:
+        return stored, stated_size
+    is_size, said = ("x".join(map(str, each)) for each in (size, stated_size))
     raise UserError(
         f"image {path} is {is_size} (HxW), but its annotation says {said}: its boxes cannot fit; "
         "correct the annotation or remove the image"

@@ -67,12 +67,12 @@ class CocoCaptions:
 
     def __getitem__(self, index: int) -> Sample:
         image_id = int(self.image_ids[index])
-        image = read_annotated_image(
+        image, size = read_annotated_image(
             self.image_path(index),
             self._sizes[index],
             f"image id {image_id} needs it: complete the download or use --set coco_root=FOLDER",
         )
-        return Sample(image, image_id, image.shape[:2], captions=self.captions(index))
+        return Sample(image, image_id, size, captions=self.captions(index))
 
     def captions(self, index: int) -> list[str]:
         """The captions of an image; it is not read."""

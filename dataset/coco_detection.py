@@ -74,12 +74,11 @@ class CocoDetection:
     def sample(self, index: int, only: int | None = None) -> Sample:
         """Image number `index` with its objects, or with just one of those `objects` lists."""
         image_id, stated = int(self.image_ids[index]), self._sizes[index].tolist()
-        image = read_annotated_image(
+        image, size = read_annotated_image(
             self.image_path(index),
             tuple(stated),
             f"image id {image_id} needs it: complete the download or use --set coco_root=FOLDER",
         )
-        size = image.shape[:2]
         boxes, labels = self.objects(index)
         boxes = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1)

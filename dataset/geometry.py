@@ -138,15 +138,15 @@ class Geometry:
             raise ValueError("sample.geometry must be None, got a sample that was moved already")
         if any(self.pad):
             raise ValueError(f"pad must be (0, 0) to move a sample, got {self.pad}")
-        if sample.image.shape[:2] != self.orig_size:
-            got = sample.image.shape[:2]
+        if sample.image_size != self.orig_size:
+            got = sample.image_size
             raise ValueError(f"image must be {self.orig_size} (H, W) for this Geometry, got {got}")
         h, w = self.unpadded
         return replace(
             sample,
             geometry=self,
-            image=self._resize_array(sample.image, antialias),
-            boxes=np.clip(self.boxes(sample.boxes), 0, np.float32([w, h, w, h])),
+            image=self._picture(sample, antialias),
+            boxes=np.minimum(np.maximum(self.boxes(sample.boxes), 0), np.float32([w, h, w, h])),
             keypoints=self._move_keypoints(sample.keypoints, sample.flip_pairs),
             polygons=self._move_polygons(sample.polygons),
         )
@@ -186,16 +186,31 @@ class Geometry:
             corners[..., 0] = corners[..., ::-1, 0].copy()  # left and right change places
         return corners.reshape(xyxy.shape)
 
-    def _resize_array(self, image: np.ndarray, antialias: bool) -> np.ndarray:
-        y, x, height, width = self.crop
-        region, (h, w) = image[y : y + height, x : x + width], self.resized
-        if self.resized != (height, width) and antialias:
-            region = np.asarray(Image.fromarray(region).resize((w, h), Image.Resampling.BILINEAR))
-        elif self.resized != (height, width):
-            region = cv2.resize(np.ascontiguousarray(region), (w, h))  # bilinear
+    def _picture(self, sample: Sample, antialias: bool) -> np.ndarray:
+        """The pixels, decoded no larger than needed; where only a part is shown, all of them."""
+        if self.crop == (0, 0, *self.orig_size):
+            region, blocks = sample.image_of_size(self.resized)
+            region = self._resize_array(region, blocks, antialias)
+        else:
+            y, x, height, width = self.crop
+            region = self._resize_array(sample.image[y : y + height, x : x + width], 1, antialias)
         (y, x), (h, w) = self.offset, self.unpadded
         window = region[y : y + h, x : x + w]
-        return np.ascontiguousarray(window[:, ::-1] if self.flip else window)
+        return cv2.flip(window, 1) if self.flip else window
+
+    def _resize_array(self, region: np.ndarray, blocks: int, antialias: bool) -> np.ndarray:
+        """Bilinear; pixels of `region` are means of blocks, which may reach beyond its border."""
+        (height, width), (h, w) = self.crop[2:], self.resized
+        if (h, w) == region.shape[:2] and (height, width) == (h * blocks, w * blocks):
+            return region
+        if antialias:
+            box = (0, 0, width / blocks, height / blocks)
+            picture = Image.fromarray(region)
+            return np.asarray(picture.resize((w, h), Image.Resampling.BILINEAR, box))
+        if blocks == 1:
+            return cv2.resize(region, (w, h))
+        scale = {"fx": w * blocks / width, "fy": h * blocks / height}
+        return cv2.resize(region, None, **scale)[:h, :w]  # without what lies beyond the border
 
     def _move_keypoints(self, keypoints: np.ndarray | None, flip_pairs) -> np.ndarray | None:
         """(N, K, 3); a point on or over the border counts as outside, as in the official crop."""
@@ -217,8 +232,19 @@ class Geometry:
     def _move_polygons(self, polygons):
         if polygons is None:
             return None
-        moved = [[clip_polygon(self.points(p), self.unpadded) for p in parts] for parts in polygons]
-        return [[part for part in parts if len(part)] for parts in moved]
+        parts = [part for parts in polygons for part in parts if len(part)]
+        if not parts:
+            return [[] for _ in polygons]
+        points = self.points(np.concatenate(parts))  # of all parts at once
+        inside = ((points >= 0) & (points <= np.float32(self.unpadded[::-1]))).all(1)
+        ends = np.cumsum([len(part) for part in parts]).tolist()
+        whole = np.logical_and.reduceat(inside, [0, *ends[:-1]]).tolist()
+        moved = iter(
+            points[start:end] if all_in else clip_polygon(points[start:end], self.unpadded)
+            for start, end, all_in in zip([0, *ends[:-1]], ends, whole, strict=True)
+        )
+        moved = [[next(moved) for part in parts if len(part)] for parts in polygons]
+        return [[part for part in parts if len(part) >= 3] for parts in moved]
 
 
 def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int, int, int, int]:

@@ -5,7 +5,7 @@ from torch import Tensor
 TOKENS = ("input_tokens", "target_tokens", "token_weights")
 
 
-def trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def trim(batch: dict[str, Tensor], num_lengths: int = 0) -> dict[str, Tensor]:
     """Cuts the sequences behind the last target that carries weight in any of them.
 
     Attention is causal, so nothing that is learned sees what comes later. By their official
@@ -13,9 +13,13 @@ def trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         batch: its `TOKENS` are (B, T) or (B, N, T).
+        num_lengths: the cut is rounded up to one of so many lengths, so that shapes come again
+            (a compiled model is specialised on them); 0 = it is exact.
     """
     weighted = batch["token_weights"].flatten(0, -2).any(0).nonzero()  # (positions, 1)
-    if not len(weighted):
+    full = batch["token_weights"].shape[-1]
+    step = -(-full // num_lengths) if num_lengths else 1
+    end = -(-(int(weighted.max()) + 1) // step) * step if len(weighted) else full
+    if end >= full:
         return batch
-    end = int(weighted.max()) + 1
     return batch | {name: batch[name][..., :end].contiguous() for name in TOKENS}

@@ -68,10 +68,9 @@ class VocDetection:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
-        image = read_annotated_image(
+        image, size = read_annotated_image(
             self._images[index], self._annotations[index].size, "check --set voc_root=FOLDER"
         )
-        size = image.shape[:2]
         boxes, labels, difficult = self.objects(index)
         keep = np.ones(len(labels), bool) if self.use_difficult else ~difficult
         boxes = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))

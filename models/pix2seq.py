@@ -62,15 +62,18 @@ class Pix2Seq(nn.Module):
         Args:
             images: (B, 3, H, W), see `encode`.
             tokens: (B, T) or (B, N, T), N sequences per image.
-            positions: optional bool mask of the shape of `tokens`: only these positions get
-                logits (a loss needs no others).
+            positions: only these positions get logits (a loss needs no others): (M,) indices into
+                the flattened `tokens`, or a bool mask of its shape. To count the places of a mask
+                the host waits for the device.
 
         Returns:
-            (B * N, T, V), or (positions.sum(), V).
+            (B * N, T, V), or (M, V).
         """
         hidden = self.decoder(tokens.flatten(0, -2), self.encode(images))  # (B * N, T, D)
         if positions is not None:
-            hidden = hidden[positions.flatten(0, -2)]
+            if positions.dtype == torch.bool:
+                positions = positions.flatten().nonzero()[:, 0]
+            hidden = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
         return self.decoder.logits(hidden)
 
     def generate(

@@ -103,19 +103,17 @@ class CaptionTokenizer(TaskTokenizer):
             responses: N captions as `encode` writes them.
             draws: (N, max_len) uniform; an input token whose draw is above `drop` is shown.
         """
-        rows = [
-            self.shift(
-                self.prompt,
-                response,
-                response,
-                np.where(response == self.eos_id, self.end_weight, 1).astype(np.float32),
-                max_len=self.max_len,
-                eos_weight=self.pad_weight,
-            )
-            for response in responses
-        ]
-        fields = ("input", "target", "weight")
-        out = TokenSequence(*(np.stack([getattr(row, name) for row in rows]) for name in fields))
+        padded = np.full((len(responses), self.max_tokens), self.vocab.pad)
+        lengths = np.array([[len(response)] for response in responses])  # (N, 1)
+        padded[np.arange(self.max_tokens) < lengths] = np.concatenate(responses)
+        out = self.shift(
+            self.prompt,
+            padded,
+            padded,
+            np.where(padded == self.eos_id, self.end_weight, 1),
+            max_len=self.max_len,
+            eos_weight=self.pad_weight,
+        )
         if self.drop > 0:
             out.input[~(draws > self.drop)] = self.vocab.fake
         return out

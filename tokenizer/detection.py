@@ -102,8 +102,9 @@ class DetectionTokenizer(TaskTokenizer):
         labels = np.asarray(labels, dtype=np.int64)
         boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
         coords = (boxes / np.array([w, h, w, h], np.float32))[:, self._order]
-        bins = quantize(coords, v.num_bins, floor=v.floors)
-        tokens = np.column_stack([v.coord0 + bins, v.class0 + labels - v.first_label])
+        tokens = np.empty((len(labels), TOKENS_PER_OBJECT), np.int64)
+        tokens[:, :4] = v.coord0 + quantize(coords, v.num_bins, floor=v.floors)
+        tokens[:, 4] = v.class0 + labels - v.first_label
         tokens[labels == 0] = v.pad
         return tokens.reshape(-1)
 
@@ -130,7 +131,7 @@ class DetectionTokenizer(TaskTokenizer):
             scale = np.array([w, h, w, h], np.float32)
             extra = noise_boxes(boxes / scale, self.max_objects - len(labels), rng) * scale
             boxes = np.concatenate([boxes, extra])
-            labels = np.append(labels, np.full(len(extra), self.vocab.noise_label))
+            labels = np.concatenate([labels, np.full(len(extra), self.vocab.noise_label)])
         lo, hi = self.vocab.class_range
         return self.train_sequence(
             boxes, labels, size, ClassDraws.sample(len(labels), hi - lo, rng)
@@ -156,16 +157,17 @@ class DetectionTokenizer(TaskTokenizer):
         """(5 * N,) the response with its class tokens replaced; boxes and padding stay."""
         v, shown = self.vocab, response.copy()
         real = response[4::TOKENS_PER_OBJECT]
-        rand = v.class0 + draws.rand_cls
-        rand_n_fake = np.where(draws.rand_n_fake > 0.5, rand, v.fake)
-        corrupted = {
-            "none": real,
-            "rand_cls": rand,
-            "real_n_fake_cls": np.where(draws.real_n_fake > 0.5, real, v.fake),
-            "rand_n_fake_cls": rand_n_fake,
-            "real_n_rand_n_fake_cls": np.where(draws.real_n_rand_n_fake > 0.5, real, rand_n_fake),
-        }[self.corruption]
-        shown[4::TOKENS_PER_OBJECT] = np.where(real == v.pad, v.pad, corrupted)
+        if self.corruption == "none":
+            return shown
+        if self.corruption == "real_n_fake_cls":
+            wrong, chosen = v.fake, draws.real_n_fake > 0.5
+        else:
+            wrong, chosen = v.class0 + draws.rand_cls, False
+        if self.corruption in ("rand_n_fake_cls", "real_n_rand_n_fake_cls"):
+            wrong = np.where(draws.rand_n_fake > 0.5, wrong, v.fake)
+        if self.corruption == "real_n_rand_n_fake_cls":
+            chosen = draws.real_n_rand_n_fake > 0.5
+        shown[4::TOKENS_PER_OBJECT] = np.where((real == v.pad) | chosen, real, wrong)
         return shown
 
     def weights(self, labels: np.ndarray) -> np.ndarray:

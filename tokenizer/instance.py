@@ -23,13 +23,10 @@ def instance_prompt(
     """
     labels = np.asarray(labels, dtype=np.int64)
     corners = np.asarray(boxes, np.float32).reshape(-1, 2, 2)  # (N, 2, 2) of (x, y)
-    tokens = np.column_stack(
-        [
-            np.full(len(labels), vocab.prompts[task]),
-            points_to_tokens(vocab, corners, size).reshape(-1, 4),
-            vocab.class0 + labels,
-        ]
-    )
+    tokens = np.empty((len(labels), PROMPT_LEN), np.int64)
+    tokens[:, 0] = vocab.prompts[task]
+    tokens[:, 1:5] = points_to_tokens(vocab, corners, size).reshape(-1, 4)
+    tokens[:, 5] = vocab.class0 + labels
     tokens[labels == 0] = vocab.pad
     return tokens
 

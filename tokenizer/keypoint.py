@@ -135,7 +135,8 @@ class KeypointTokenizer(TaskTokenizer):
         response = self.encode(keypoints, size)
         if label == 0:
             response[:] = v.pad
-        shown = np.where(np.append(hidden, False), v.invisible, response)
+        shown = response.copy()
+        shown[:-1][hidden] = v.invisible
         weight = np.where(response == v.invisible, self.invisible_weight, 1)
         return self.shift(
             prompt, shown, response, weight, max_len=self.max_len, eos_weight=self.eos_weight

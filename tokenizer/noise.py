@@ -12,7 +12,8 @@ def _truncated_normal(rng: np.random.Generator, std: float, size: tuple[int, ...
 
 
 def _boxes_at(centers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return np.concatenate([centers - sizes / 2, centers + sizes / 2], axis=1)  # (N, 4)
+    half = sizes / 2
+    return np.concatenate([centers - half, centers + half], axis=1)  # (N, 4)
 
 
 def random_boxes(num: int, rng: np.random.Generator) -> np.ndarray:
@@ -29,14 +30,15 @@ def shifted_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.n
 def jittered_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
     """(num, 4) near-duplicates: each edge moves by a truncated normal 0.05 of the box's side."""
     chosen = _draw_rows(boxes, num, rng)
-    sides = np.tile(chosen[:, 2:] - chosen[:, :2], 2)  # (num, 4)
-    return chosen + _truncated_normal(rng, 0.05, chosen.shape) * sides
+    sides = chosen[:, 2:] - chosen[:, :2]
+    moves = _truncated_normal(rng, 0.05, (len(chosen), 2, 2))  # corner, axis
+    return chosen + (moves * sides[:, None]).reshape(-1, 4)
 
 
 def _draw_rows(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
     """`num` rows without replacement from as many copies of `boxes` as that takes."""
-    tiled = np.tile(boxes, (-(-num // max(len(boxes), 1)), 1))
-    return tiled[rng.permutation(len(tiled))[:num]]
+    copies = -(-num // max(len(boxes), 1))
+    return boxes[rng.permutation(copies * len(boxes))[:num] % max(len(boxes), 1)]
 
 
 def noise_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
@@ -59,6 +61,7 @@ def noise_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.nda
         num_duplicates = int(rng.integers(0, num + 1))
         num_bad = num - num_duplicates
         bad = np.concatenate([shifted_boxes(boxes, num_bad, rng), random_boxes(num_bad, rng)])
-        bad = bad[rng.permutation(len(bad))[:num_bad]]
+        bad = bad[rng.permutation(2 * num_bad)[:num_bad]]
         noise = np.concatenate([jittered_boxes(boxes, num_duplicates, rng), bad])
-    return np.clip(noise[rng.permutation(num)], 0, 1).astype(np.float32)
+    noise = noise[rng.permutation(num)].astype(np.float32)
+    return np.minimum(np.maximum(noise, 0), 1)  # `np.clip` takes as long as all the rest

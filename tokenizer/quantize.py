@@ -13,9 +13,8 @@ def quantize(coords: np.ndarray, num_bins: int, *, floor: bool = False) -> np.nd
     Returns:
         int64 bins of the same shape.
     """
-    coords = np.nan_to_num(np.asarray(coords, dtype=np.float32), nan=0.0)
-    # Clamp first: the result is the same, and huge values cannot overflow.
-    scaled = np.clip(coords, 0, 1) * np.float32(num_bins - 1)
+    # Clamp first: the result is the same, and huge values cannot overflow. `fmax` drops NaN.
+    scaled = np.fmin(np.fmax(np.asarray(coords, dtype=np.float32), 0), 1) * np.float32(num_bins - 1)
     return (np.floor(scaled) if floor else np.rint(scaled)).astype(np.int64)
 
 

@@ -132,25 +132,41 @@ class SegmentationTokenizer(TaskTokenizer):
         size: tuple[int, int],
     ) -> TokenSequence:
         """The deterministic part of `sequence`: at most `max_objects` objects as given."""
-        absent = self.max_objects - len(labels)
-        prompts = np.pad(self.prompts(boxes, labels, size), ((0, absent), (0, 0)))
-        rows = []
-        for prompt, parts in zip(prompts, [*polygons, *[[]] * absent], strict=True):
-            there = prompt[0] != self.vocab.pad
-            response = self.encode(parts if there else [], size)
-            row = self.shift(
-                prompt,
-                response,
-                response,
-                np.ones(len(response), np.float32),
-                max_len=self.max_len,
-                eos_weight=self.eos_weight if there or self.weigh_absent else 0.0,
-            )
-            if self.first_end_only:
-                row.weight[len(prompt) + len(response) :] = 0
-            rows.append(row)
-        fields = ("input", "target", "weight")
-        return TokenSequence(*(np.stack([getattr(row, name) for row in rows]) for name in fields))
+        prompts = np.full((self.max_objects, PROMPT_LEN), self.vocab.pad)
+        prompts[: len(labels)] = self.prompts(boxes, labels, size)
+        there = prompts[:, 0] != self.vocab.pad
+        present = [parts if there[i] else [] for i, parts in enumerate(polygons)]
+        responses, lengths = self._responses(present, size)
+        sequence = self.shift(
+            prompts,
+            responses,
+            responses,
+            np.ones((), np.float32),
+            max_len=self.max_len,
+            eos_weight=np.where(there | self.weigh_absent, self.eos_weight, 0)[:, None],
+        )
+        if self.first_end_only:
+            sequence.weight[np.arange(self.max_len) >= PROMPT_LEN + lengths[:, None]] = 0
+        return sequence
+
+    def _responses(
+        self, polygons: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` of all objects at once: (max_objects, R) padded, and how long each is."""
+        between = np.full((1, 2), np.nan, np.float32)
+        pieces, lengths = [], np.zeros(self.max_objects, np.int64)
+        for i, parts in enumerate(polygons):
+            fitted = fit_polygons(parts, self.max_points)
+            joined = [piece for part in fitted for piece in (between, part)][1:]
+            lengths[i] = sum(map(len, joined))
+            pieces += joined
+        out = np.full((self.max_objects, self.max_points, 2), self.vocab.pad)
+        if pieces:
+            points = np.concatenate(pieces)
+            tokens = points_to_tokens(self.vocab, points, size)  # (all points, 2)
+            tokens[np.isnan(points[:, 0])] = self.vocab.separator
+            out[np.arange(self.max_points) < lengths[:, None]] = tokens  # row after row
+        return out.reshape(self.max_objects, -1), 2 * lengths
 
     def decode(self, tokens: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
         """Any token sequence as polygons (official `decode_instance_seq_to_points` and after).
@@ -217,4 +233,4 @@ class SegmentationTokenizer(TaskTokenizer):
 
 def turn(polygon: np.ndarray, start: int) -> np.ndarray:
     """The same outline, beginning at point `start`."""
-    return np.roll(polygon, -int(start), axis=0)
+    return np.concatenate([polygon[start:], polygon[:start]])

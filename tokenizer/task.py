@@ -56,23 +56,29 @@ class TaskTokenizer:
         weight: np.ndarray,
         *,
         max_len: int,
-        eos_weight: float,
+        eos_weight: float | np.ndarray,
     ) -> TokenSequence:
-        """Input and target of one sequence, padded to `max_len`.
+        """Input and target of one sequence, or of N at once, padded to `max_len`.
 
         Args:
-            prompt: (P,) tokens with no loss.
-            shown, wanted: (R,) the response as the decoder sees it and as it should say it.
-            weight: (R,) loss weights of the response.
+            prompt: (P,) tokens with no loss; (N, P) or one for all where there are N.
+            shown, wanted: (R,) or (N, R), the response as the decoder sees it and as it should
+                say it.
+            weight: (R,) or (N, R) loss weights of the response.
             max_len: length T of the result; a longer response is an error.
-            eos_weight: weight of every target that is padding.
+            eos_weight: weight of every target that is padding; (N, 1) if they differ.
+
+        Returns:
+            arrays of shape (T,) or (N, T).
         """
-        length = len(prompt) + len(wanted) - 1
-        if length > max_len:
-            raise ValueError(f"sequence must have at most {max_len} tokens, got {length}")
-        out = [np.zeros(max_len + 1, dtype) for dtype in (np.int64, np.int64, np.float32)]
-        for row, response in zip(out, (shown, wanted, weight), strict=True):
-            row[len(prompt) : length + 1] = response
-        out[0][: len(prompt)] = out[1][: len(prompt)] = prompt
-        out[2][out[1] == self.vocab.pad] = eos_weight
-        return TokenSequence(out[0][:-1], out[1][1:], out[2][1:])
+        start, end = prompt.shape[-1], prompt.shape[-1] + wanted.shape[-1]
+        if end - 1 > max_len:
+            raise ValueError(f"sequence must have at most {max_len} tokens, got {end - 1}")
+        shape = (*wanted.shape[:-1], max_len + 1)
+        given, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        weights = np.zeros(shape, np.float32)
+        given[..., :start] = targets[..., :start] = prompt
+        given[..., start:end], targets[..., start:end] = shown, wanted
+        weights[..., start:end] = weight
+        np.copyto(weights, eos_weight, where=targets == self.vocab.pad)
+        return TokenSequence(given[..., :-1], targets[..., 1:], weights[..., 1:])

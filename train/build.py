@@ -131,6 +131,8 @@ def streams(
             world_size=world.size,
             drop_last=True,
             accumulate_steps=cfg.accumulate_steps,
+            num_lengths=cfg.num_lengths if cfg.compile else 0,
+            prefetch=cfg.prefetch_batches,
         )
         out[task] = TaskStream(loader, size, cfg.accumulate_steps)
     return out

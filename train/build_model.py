@@ -77,4 +77,6 @@ def model(
     }
     if cfg.init_weights is not None:
         log(start_from(out, load_model(cfg.init_weights)).text(cfg.init_weights))
+    if cfg.compile:  # calls of the model alone, which are training: not `encode`, not `generate`
+        out.compile()
     return out.to(device)

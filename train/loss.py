@@ -114,11 +114,14 @@ def batch_loss(
             the parts' losses then add up to the mean. None = those of this batch.
     """
     images = pad_batch(batch.images, batch.unpadded)
-    supervised = batch.token_weights > 0  # (B, T) or (B, N, T)
+    targets, weights = batch.target_tokens.flatten(), batch.token_weights.flatten()
+    supervised = batch.positions  # (M,)
+    if supervised is None:
+        supervised = weights.nonzero()[:, 0]
     logits = model(images, batch.input_tokens, supervised)  # (M, V)
-    length = batch.target_tokens.shape[-1]
-    losses = token_losses(logits, batch.target_tokens[supervised], loss_type, length=length)
-    weights = batch.token_weights[supervised]
+    length = batch.full_length or batch.target_tokens.shape[-1]
+    losses = token_losses(logits, targets[supervised], loss_type, length=length)
+    weights = weights[supervised]
     if total is None:
         return weighted_mean(losses, weights)
     return (losses * weights).sum() / (total + 1e-9)

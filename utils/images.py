@@ -1,25 +1,32 @@
 """Reading pictures of every kind into one form: (H, W, 3) uint8 RGB."""
 
 import glob
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError
+from utils.jpeg import decode_jpeg, is_plain_jpeg, read_content, reduction
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".gif", ".ppm")
 ORIENTATION_TAG = 0x0112
-TRANSPOSE = {  # EXIF orientation -> what turns the stored pixels upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+TURNS = {  # EXIF orientation -> what turns the stored pixels upright
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
+QUARTER_TURNS = (5, 6, 7, 8)  # width and height change places
 
 
 def load_image(path: str | Path, *, exif: bool = True) -> np.ndarray:
@@ -33,13 +40,69 @@ def load_image(path: str | Path, *, exif: bool = True) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
+    with _opened(path) as image:
+        pixels = None
+        if is_plain_jpeg(image):
+            pixels = decode_jpeg(read_content(image), (image.height, image.width))
+        pixels = _rgb_array(image) if pixels is None else pixels
+        return _turned(pixels, _orientation(image) if exif else 1)
+
+
+@dataclass(frozen=True)
+class JpegFile:
+    """A picture that is not decoded yet."""
+
+    path: Path
+    content: np.ndarray  # the bytes of the file
+    stored_size: tuple[int, int]  # (H, W)
+    orientation: int  # EXIF, 1 = upright or not to be turned
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) as `read` gives it."""
+        height, width = self.stored_size
+        return (width, height) if self.orientation in QUARTER_TURNS else (height, width)
+
+    def read(self, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
+        """The pixels, or means of blocks of them where that leaves `at_least` (H, W).
+
+        Returns:
+            (H, W, 3) uint8 RGB and the side d of the blocks: 1, 2, 4 or 8. Sides are divided by d
+            and rounded up, pixel i is the mean from d * i on.
+        """
+        denominator = 1
+        if at_least is not None:  # a turn may bring incomplete blocks to the front
+            denominator = reduction(self.size, at_least, exact=self.orientation != 1)
+        pixels = decode_jpeg(self.content, self.stored_size, denominator)
+        if pixels is None:
+            with _opened(self.path) as image:
+                pixels, denominator = _rgb_array(image), 1
+        return _turned(pixels, self.orientation), denominator
+
+
+def open_image(path: str | Path, *, exif: bool = True) -> JpegFile | np.ndarray:
+    """As `load_image`, but a JPEG is not decoded yet."""
+    with _opened(path) as image:
+        if is_plain_jpeg(image):
+            size, orientation = (image.height, image.width), _orientation(image) if exif else 1
+            return JpegFile(Path(path), read_content(image), size, orientation)
+    return load_image(path, exif=exif)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file as Pillow opens it; whatever goes wrong with it is an error of the user."""
     try:
-        with Image.open(path) as image:
-            return _rgb_array(image, exif)
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            yield image
     except FileNotFoundError:
         raise UserError(f"no image at {path}; check the path") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name one image file") from None
+    except UnidentifiedImageError as error:
+        reason = "it is no image, or one of a kind that Pillow does not know"
+        raise UserError(f"cannot read image {path}: {reason}; replace or remove it") from error
     except Exception as error:  # Pillow's decoders raise far more than OSError on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read image {path}: {reason}; replace or remove it") from error
@@ -54,7 +117,7 @@ def as_image(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, (str, Path)):
         return load_image(image)
     if isinstance(image, Image.Image):
-        return _rgb_array(image, exif=True)
+        return _turned(_rgb_array(image), _orientation(image))
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
         raise ValueError(
@@ -81,10 +144,8 @@ def list_images(pattern: str | Path) -> list[Path]:
     return found
 
 
-def _rgb_array(image: Image.Image, exif: bool) -> np.ndarray:
+def _rgb_array(image: Image.Image) -> np.ndarray:
     image.load()
-    if exif:
-        image = _upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         gray, opaque = _gray_8bit(image)
         return np.repeat(np.where(opaque, gray, np.uint8(255))[..., None], 3, axis=2)
@@ -95,15 +156,20 @@ def _rgb_array(image: Image.Image, exif: bool) -> np.ndarray:
     return np.array(image.convert("RGB"))  # a copy: the result is writable
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation; an EXIF block nobody can read counts as none."""
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; a block nobody can read counts as none."""
+    if is_plain_jpeg(image) and not image.info.keys() & {"exif", "xmp"}:
+        return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            turn = TRANSPOSE.get(image.getexif().get(ORIENTATION_TAG))
+            return image.getexif().get(ORIENTATION_TAG, 1)
         except Exception:  # malformed EXIF raises SyntaxError, struct.error, KeyError, …
-            turn = None
-    return image if turn is None else image.transpose(turn)
+            return 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return TURNS[orientation](pixels) if orientation in TURNS else pixels
 
 
 def _gray_8bit(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:

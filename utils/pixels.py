@@ -36,4 +36,5 @@ def pad_batch(images: Tensor, unpadded: Tensor, pad_value: float = PAD_VALUE) ->
     rows = torch.arange(height, device=images.device) < unpadded[:, :1]  # (B, H)
     columns = torch.arange(width, device=images.device) < unpadded[:, 1:]  # (B, W)
     inside = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
-    return images.float().div_(255).masked_fill_(~inside, pad_value)
+    images = images.to(torch.float32, memory_format=torch.contiguous_format)
+    return images.div_(255).masked_fill_(~inside, pad_value)

@@ -1,0 +1,188 @@
+"""Training data: images per second and core of every stage, beside the bound of decoding alone.
+
+python benchmarks/data.py
+python benchmarks/data.py --coco-root data/coco --img-size 640 --json data.json
+
+One thread works, and its own processor time counts: other programs on the machine matter little.
+The bound is what no loader can leave out: reading the file, decoding it (reduced where ours is) and
+resizing it. The loader, its stages one by one and the bound take turns; medians over the repeats.
+
+  read       annotation, header and bytes of the file
+  decode     JPEG to pixels
+  geometry   the rest of the first transforms: resize, window, mirror, boxes, points, outlines
+  tokenise   objects to tokens
+  collate    padded pictures and tensors: a batch of 8, per image
+  colour     the colour jitter of the default settings; switched off in the sum
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.decode import machine
+from config import CFG
+from dataset.build import TASKS, build_source, build_tokenizer, build_train_set
+from dataset.loader import TrainSet, collate
+from dataset.sample import Sample
+from dataset.transforms import color_jitter
+from download.demo.write import DemoSet, write_demo_set
+from tokenizer import TextTokenizer, Vocabulary
+from utils.cli import log, run
+from utils.images import JpegFile
+from utils.jpeg import REDUCED, reduction
+
+BATCH = 8
+STAGES = ("read", "decode", "geometry", "tokenise", "collate")
+
+
+def parse(argv=None) -> argparse.Namespace:
+    args = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    args.add_argument("--coco-root", type=Path, help="COCO folder (default: a drawn set)")
+    args.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    args.add_argument("--img-size", type=int, default=640, help="side of the model input")
+    args.add_argument("--images", type=int, default=40, help="of each task")
+    args.add_argument("--repeat", type=int, default=7, help="turns")
+    args.add_argument("--json", type=Path, help="write the figures there")
+    args.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return args.parse_args(argv)
+
+
+class Clock:
+    """Adds up processor seconds by name."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable, *args):
+        start = time.process_time()
+        out = work(*args)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
+        return out
+
+
+def stages_of(data: TrainSet, index: int, epoch: int, clock: Clock) -> Sample:
+    """What `data[(epoch, index)]` does, stage by stage."""
+    decode = JpegFile.read
+    JpegFile.read = lambda file, at_least=None: clock("decode", decode, file, at_least)
+    try:
+        before = clock.seconds.get("decode", 0.0)
+        sample = clock("read", data.source.__getitem__, index)
+        rng = clock("geometry", np.random.default_rng, [data.seed, epoch, index])
+        for transform in data.transforms:
+            sample = clock("geometry", transform, sample, rng)
+        clock.seconds["geometry"] -= clock.seconds.get("decode", 0.0) - before
+    finally:
+        JpegFile.read = decode
+    clock("tokenise", data.encode, sample, rng)
+    return sample
+
+
+def bound_of(path: Path, geometry) -> np.ndarray:
+    """Decoding and resizing alone."""
+    y, x, height, width = geometry.crop
+    whole = (height, width) == geometry.orig_size
+    blocks = reduction(geometry.orig_size, geometry.resized, exact=False) if whole else 1
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), REDUCED[blocks])
+    region = pixels if whole else pixels[y : y + height, x : x + width]
+    return cv2.resize(region, geometry.resized[::-1])
+
+
+def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
+    """One line of the table: milliseconds per image of each stage, and the ratios."""
+    indices = np.linspace(0, len(data) - 1, min(num_images, len(data))).astype(int).tolist()
+    colour, times = color_jitter(CFG.color_jitter), []
+    for epoch in range(repeat + 1):  # the first one warms up
+        clock, rows = Clock(), []
+        samples = [stages_of(data, index, epoch, clock) for index in indices]
+        for sample in samples[:BATCH]:
+            clock("colour", colour, sample, np.random.default_rng(0))
+        clock.seconds["colour"] *= len(samples) / len(samples[:BATCH])
+        for index, sample in zip(indices, samples, strict=True):
+            clock("bound", bound_of, path_of(data.source, index), sample.geometry)
+        del samples, sample
+        for index in indices:
+            rows.append(clock("whole", data.__getitem__, (epoch, index)))
+            if len(rows) == BATCH or index == indices[-1]:
+                clock("collate", collate, rows)
+                rows = []
+        times.append({name: 1e3 * s / len(indices) for name, s in clock.seconds.items()})
+    names = (*STAGES, "whole", "bound", "colour")
+    out = {n: statistics.median(row[n] for row in times[1:] if n in row) for n in names}
+    total = [row["whole"] + row["collate"] for row in times[1:]]
+    bounds = [row["bound"] for row in times[1:]]
+    return {f"{name}_ms": value for name, value in out.items()} | {
+        "images": len(indices),
+        "images_per_s": 1e3 / statistics.median(total),
+        "bound_images_per_s": 1e3 / out["bound"],
+        "share_of_bound": statistics.median(b / t for b, t in zip(bounds, total, strict=True)),
+        "tokenise_share": statistics.median(
+            row["tokenise"] / t for row, t in zip(times[1:], total, strict=True)
+        ),
+    }
+
+
+def path_of(source, index: int) -> Path:
+    """The image file of item `index`, which may be one object of an image."""
+    items = getattr(source, "_items", None)
+    return source.image_path(index if items is None else items[index][0])
+
+
+def train_set(task: str, root: Path, img_size: int) -> TrainSet:
+    """As the default settings have it, without colour jitter."""
+    options, extra = {}, {}
+    if task == "keypoint":
+        options, extra = {"per_object": True}, {"crop": CFG.keypoint_crop}
+    source = build_source(task, "coco", root, "train", **options)
+    text = {}
+    if task == "captioning":
+        captions = [text for texts in source.references.values() for text in texts]
+        text = {"text": TextTokenizer.train(captions, 2000)}
+    num_text = text["text"].size if text else 0
+    tokenizer = build_tokenizer(task, Vocabulary(num_text=num_text), **text)
+    size = (img_size, img_size)
+    return build_train_set(task, source, tokenizer, size, seed=0, **extra)
+
+
+def show(figures: dict[str, dict]) -> None:
+    columns = [*(f"{stage}_ms" for stage in STAGES), "whole_ms", "bound_ms", "colour_ms"]
+    columns += ["images_per_s", "share_of_bound", "tokenise_share"]
+    print(f"{'':14}" + "".join(f"{name.removesuffix('_ms'):>15}" for name in columns))
+    for task, row in figures.items():
+        print(f"{task:14}" + "".join(f"{row[name]:15.3f}" for name in columns))
+
+
+def main(argv=None):
+    args = parse(argv)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = args.coco_root
+        if root is None:
+            root = Path(folder) / "demo"
+            log("drawing pictures of 480 to 640 pixels")
+            write_demo_set(DemoSet(args.images, 1, (480, 640), 0), root, workers=1, progress=False)
+        figures = {}
+        for task in args.tasks:
+            figures[task] = measure(train_set(task, root, args.img_size), args.images, args.repeat)
+    print(f"{args.img_size} px, milliseconds per image on one core, {machine(torch.device('cpu'))}")
+    show(figures)
+    if args.json:
+        out = {"machine": machine(torch.device("cpu")), "torch": torch.__version__}
+        args.json.write_text(json.dumps(vars(args) | out | figures, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
