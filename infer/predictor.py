@@ -21,17 +21,15 @@ from infer.keypoints import KeypointOptions, find_keypoints, with_keypoints
 from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints
 from infer.segmentation import PAPER as PAPER_SEGMENTATION
 from infer.segmentation import SegmentationOptions, segment
+from infer.weight_meta import read_meta, tokenizer_of
 from models import Pix2Seq, load_model
 from tokenizer import (
     CaptionTokenizer,
     DetectionTokenizer,
     KeypointTokenizer,
     SegmentationTokenizer,
-    Vocabulary,
 )
-from utils.categories import Categories
 from utils.errors import UserError
-from utils.pixels import Resizing
 
 
 class Predictor:
@@ -52,12 +50,9 @@ class Predictor:
     def __init__(self, weights: str | Path | Pix2Seq, device: str | torch.device = "cpu"):
         self.source = "the given model" if isinstance(weights, Pix2Seq) else str(weights)
         self.model = weights if isinstance(weights, Pix2Seq) else load_model(weights, device)
-        meta = self.model.meta
-        self.tasks: dict[str, dict] = meta["tasks"]
-        self.vocab = Vocabulary.from_json(meta["vocabulary"])
-        self.categories = Categories.from_json(meta["categories"])
-        self.resize_mode: str = meta["resize_mode"]
-        self.resizing = Resizing(**meta.get("resizing", {}))
+        meta = read_meta(self.model.meta, self.model.config, self.source)
+        self.tasks, self.vocab, self.categories = meta.tasks, meta.vocab, meta.categories
+        self.resize_mode, self.resizing = meta.resize_mode, meta.resizing
         self._caption_tokenizer: CaptionTokenizer | None = None
 
     def require(self, task: str) -> dict:
@@ -245,7 +240,10 @@ class Predictor:
     def caption_tokenizer(self) -> CaptionTokenizer:
         """The tokenizer the weights were trained with; it is built once."""
         if self._caption_tokenizer is None:
-            self._caption_tokenizer = CaptionTokenizer(self.vocab, **self.require("captioning"))
+            settings = self.require("captioning")
+            self._caption_tokenizer = tokenizer_of(
+                "captioning", settings, self.vocab, self.model.config, self.source
+            )
         return self._caption_tokenizer
 
     def captioner(self, options: CaptionOptions = GREEDY) -> Callable[..., list[Captions]]:

@@ -1,6 +1,11 @@
 """Everything that defines a model's shape; stored with every weight file."""
 
+import typing
 from dataclasses import asdict, dataclass
+
+from utils.plain import check_fields
+
+RATES = ("drop_path", "drop_units", "drop_attention")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class ModelConfig:
     drop_attention: float = 0.0  # dropout on attention probabilities
 
     def __post_init__(self):
+        self._check_numbers()
         if self.dim % self.num_heads:
             raise ValueError(
                 f"dim must be a multiple of num_heads, got dim={self.dim}, "
@@ -73,9 +79,30 @@ class ModelConfig:
                 f"got resnet_depth={self.resnet_depth}, resnet_width={self.resnet_width}"
             )
 
+    def _check_numbers(self) -> None:
+        for name, value in vars(self).items():
+            sizes = value if name == "image_size" else (value,)
+            counts = [n for n in sizes if isinstance(n, int) and not isinstance(n, bool)]
+            if any(n < 1 for n in counts) and name not in RATES:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in RATES:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError(
+                "image_mean and image_std must be three numbers, the latter above 0, got "
+                f"{self.image_mean} and {self.image_std}"
+            )
+
     def to_json(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict) -> "ModelConfig":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: values that are no such model.
+        """
+        check_fields(values, typing.get_type_hints(cls))
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -7,9 +7,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from models.config import ModelConfig
+from models.checks import check_finite, check_tensors, read_metadata
 from models.pix2seq import Pix2Seq, build_model
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import atomic_path
 
 FORMAT = "pix2seq/1"
@@ -48,21 +48,20 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
+            if texts.get("format") != FORMAT:
+                raise UserError(
+                    f"{path} was not written by this project (format {texts.get('format')!r}, "
+                    f"wanted {FORMAT!r}); convert it, see download/"
+                )
+            config, meta = read_metadata(path, texts)
+            check_tensors(path, file, config)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is no safetensors file ({error}); convert it, see download/"
+            f"{path} is no safetensors file ({one_line(error)}); convert it, see download/"
         ) from error
-    if texts.get("format") != FORMAT:
-        raise UserError(
-            f"{path} was not written by this project (format {texts.get('format')!r}, wanted "
-            f"{FORMAT!r}); convert it, see download/"
-        )
-    model = build_model(ModelConfig.from_json(json.loads(texts["config"])))
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the weights in {path} do not fit its config: {reason[:300]}") from error
-    model.meta = json.loads(texts["meta"])
+    check_finite(path, tensors)
+    model = build_model(config)
+    model.load_state_dict(tensors)
+    model.meta = meta
     return model.to(device).eval()

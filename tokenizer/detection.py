@@ -66,6 +66,8 @@ class DetectionTokenizer(TaskTokenizer):
         super().__init__(vocab)
         if corruption not in CORRUPTIONS:
             raise ValueError(f"corruption must be one of {CORRUPTIONS}, got {corruption!r}")
+        if max_objects < 1:
+            raise ValueError(f"max_objects must be at least 1, got {max_objects}")
         self.max_objects, self.noise, self.corruption = max_objects, noise, corruption
         self.noise_weight, self.eos_weight = noise_weight, eos_weight
 

@@ -39,6 +39,10 @@ class Vocabulary:
     def __post_init__(self):
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        numbers = (self.num_text, self.first_label, *self.prompts.values())
+        ids = (self.pad, self.fake, self.separator, self.invisible, self.class0, self.coord0)
+        if min(n for n in (*numbers, *ids, self.text0) if n is not None) < 0:
+            raise ValueError("token ids and their numbers must not be negative")
         if self.layout == "simple":
             self._check_simple()
             return

@@ -2,6 +2,7 @@
 
 import torch
 
+from infer.weight_meta import read_meta
 from models import ModelConfig, Pix2Seq, build_model, load_model
 from models.encoder import image_statistics
 from models.pix2seq import smooth_coordinates
@@ -76,7 +77,9 @@ def model(
         "tasks": {task: tokenizer.settings() for task, tokenizer in task_tokenizers.items()},
     }
     if cfg.init_weights is not None:
-        log(start_from(out, load_model(cfg.init_weights)).text(cfg.init_weights))
+        start = load_model(cfg.init_weights)
+        read_meta(start.meta, start.config, str(cfg.init_weights))  # checked, like the weights
+        log(start_from(out, start).text(cfg.init_weights))
     if cfg.compile:  # calls of the model alone, which are training: not `encode`, not `generate`
         out.compile()
     return out.to(device)

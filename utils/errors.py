@@ -7,3 +7,9 @@ class UserError(Exception):
     The message is one line: what is wrong and what to do. Scripts print it on stderr and leave
     with exit status 2 (`utils.cli.run`).
     """
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What an exception of a library says, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 
 @contextmanager
@@ -43,6 +43,24 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json(path: str | Path, advice: str) -> object:
+    """The content of a JSON file.
+
+    Args:
+        advice: what to do if it cannot be read.
+
+    Raises:
+        UserError: there is no such file, or it holds no JSON.
+    """
+    path = Path(path).expanduser()
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}); {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path} as JSON ({one_line(error)}); {advice}") from error
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
