@@ -29,6 +29,7 @@ from tokenizer import (
     KeypointTokenizer,
     SegmentationTokenizer,
 )
+from utils.categories import Categories
 from utils.errors import UserError
 
 

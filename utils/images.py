@@ -12,10 +12,14 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.jpeg import decode_jpeg, is_plain_jpeg, read_content, reduction
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".gif", ".ppm")
+MAX_PIXELS = 178_956_970  # of a picture; Pillow, too, refuses what is larger
+MAX_SIDE = 65_535  # pixels; a JPEG cannot be longer
+# Said from half that size on, about pictures that are read; `_opened` refuses the larger ones.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 ORIENTATION_TAG = 0x0112
 TURNS = {  # EXIF orientation -> what turns the stored pixels upright
     2: lambda pixels: cv2.flip(pixels, 1),
@@ -95,6 +99,12 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise ValueError(
+                    f"it claims to be {height}x{width} (HxW), more than {MAX_PIXELS} pixels or "
+                    f"{MAX_SIDE} on a side"
+                )
             yield image
     except FileNotFoundError:
         raise UserError(f"no image at {path}; check the path") from None
@@ -104,8 +114,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         reason = "it is no image, or one of a kind that Pillow does not know"
         raise UserError(f"cannot read image {path}: {reason}; replace or remove it") from error
     except Exception as error:  # Pillow's decoders raise far more than OSError on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read image {path}: {reason}; replace or remove it") from error
+        raise UserError(
+            f"cannot read image {path}: {one_line(error)}; replace or remove it"
+        ) from error
 
 
 def as_image(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
