@@ -30,6 +30,8 @@ class CFG:
     train_limit: int = 0  # only the first N training images (by id); 0 = all
     eval_limit: int = 0  # only the first N evaluation images; 0 = all
     eval_split: str = "val"  # COCO split that validation during training uses: "val" | "train"
+    # what cannot be used for training: "refuse" = stop and name it | "skip" = leave out and count
+    bad_samples: str = "refuse"
     num_workers: int = 4  # loader processes per GPU; 0 = load in the main process
     prefetch_batches: int = 2  # that every one of them keeps ready
 

@@ -21,6 +21,7 @@ from dataset.presets import (
     keypoint_train,
     segmentation_train,
 )
+from dataset.replacement import ReplaceUnreadable
 from dataset.sample import Sample
 from dataset.voc_detection import VocDetection
 from dataset.voc_files import parse_voc_sets
@@ -33,6 +34,7 @@ from tokenizer import (
     TokenSequence,
     Vocabulary,
 )
+from utils.cli import log
 from utils.errors import UserError
 
 Encode = Callable[[Sample, np.random.Generator], TokenSequence]
@@ -173,9 +175,11 @@ def build_tokenizer(task: str, vocab: Vocabulary, **options) -> TaskTokenizer:
 def build_source(task: str, dataset: str, root: Path, split: str, **options):
     """A sequence of `Sample`s in original pixels, with `.categories`.
 
+    What the annotation files hold but nobody can use is said in one line.
+
     Args:
         split: "train" or "val" of COCO, or sets of VOC such as "2007:trainval,2012:trainval".
-        options: `classes`, `limit` and those of the task, see the source classes.
+        options: `classes`, `limit`, `skip_bad` and those of the task, see the source classes.
 
     Raises:
         UserError: unknown task or dataset, or files that are missing or wrong.
@@ -183,7 +187,10 @@ def build_source(task: str, dataset: str, root: Path, split: str, **options):
     sources = find_task(task).sources
     if dataset not in sources:
         raise UserError(f"dataset of {task} must be one of {sorted(sources)}, got {dataset!r}")
-    return sources[dataset](root, split, **options)
+    source = sources[dataset](root, split, **options)
+    if notice := source.faults.notice():
+        log(f"notice: {task}: {notice}")
+    return source
 
 
 def build_train_set(
@@ -196,6 +203,7 @@ def build_train_set(
     augment: bool = True,
     resize_mode: str = "letterbox",
     crop: float | None = None,
+    skip_bad: bool = False,
     **augmentation,
 ) -> TrainSet:
     """Source, transforms and tokenizer of one task.
@@ -204,6 +212,7 @@ def build_train_set(
         size: (H, W) of the model input.
         augment: False = only `resize_mode`; then `augmentation` does not count.
         crop: for samples of one object, see `box_region`.
+        skip_bad: images that cannot be read are replaced by others (`ReplaceUnreadable`).
         augmentation: options of the task's training preset (`dataset/presets.py`).
     """
     spec = find_task(task)
@@ -212,4 +221,5 @@ def build_train_set(
         transforms = spec.train_transforms(size, **region, **augmentation)
     else:
         transforms = evaluation(size, resize_mode, crop=crop)
+    source = ReplaceUnreadable(source) if skip_bad else source
     return TrainSet(source, transforms, spec.encode(tokenizer), seed)

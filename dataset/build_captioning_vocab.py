@@ -21,6 +21,7 @@ import numpy as np
 from config import PRESETS
 from dataset.coco_captions import read_captions
 from dataset.coco_files import coco_paths, read_annotations
+from dataset.faults import Faults
 from tokenizer.text import TextTokenizer
 from utils.cli import find_preset, log, parser, run, snapshot
 
@@ -38,7 +39,7 @@ def main(argv=None) -> Path:
     if path is None:
         path, _ = coco_paths(cfg.coco_root, "train", kind="captions")
     rows = read_annotations(path, "captions")["annotations"]
-    captions = [text for texts in read_captions(rows, path).values() for text in texts]
+    captions = [text for texts in read_captions(rows, Faults(path)).values() for text in texts]
     text = TextTokenizer.train(captions, args.vocab_size, lower_case=args.lower_case)
     out = args.out or cfg.caption_vocab
     text.save(out)

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from dataset.annotated_image import read_annotated_image
-from dataset.coco_files import coco_paths, read_annotations
+from dataset.coco_files import coco_paths, read_annotations, read_images
+from dataset.coco_rows import describe
+from dataset.faults import Faults
 from dataset.sample import Sample
 from utils.categories import Categories
 from utils.errors import UserError
+from utils.plain import fits, shown
 
 
 class CocoCaptions:
@@ -31,6 +34,7 @@ class CocoCaptions:
         image_folder: str | Path | None = None,
         image_ids: Sequence[int] | None = None,
         limit: int | None = None,
+        skip_bad: bool = False,
     ):
         """
         Args:
@@ -38,6 +42,7 @@ class CocoCaptions:
             split: "train" or "val".
             image_ids: only these images.
             limit: only the first images, in the order of their ids.
+            skip_bad: leave out, and count in `faults`, captions that otherwise are errors.
         """
         self.annotation_file, self.image_folder = coco_paths(
             root,
@@ -46,9 +51,13 @@ class CocoCaptions:
             annotation_file=annotation_file,
             image_folder=image_folder,
         )
-        content = read_annotations(self.annotation_file, "captions")
-        captions = read_captions(content["annotations"], self.annotation_file)
-        rows = {row["id"]: row for row in content["images"]}
+        self.faults = Faults(self.annotation_file, skip=skip_bad)
+        content = read_annotations(self.annotation_file, "captions", self.faults)
+        images = read_images(content["images"], self.faults)
+        captions = read_captions(content["annotations"], self.faults)
+        rows = {image_id: i for i, image_id in enumerate(images.ids.tolist())}
+        for image_id in sorted(captions.keys() - rows.keys()):
+            self.faults.add("unlisted", f"captions of image {image_id}")
         if image_ids is not None:
             unknown = sorted(set(image_ids) - set(rows))
             if unknown:
@@ -59,8 +68,8 @@ class CocoCaptions:
             raise UserError(f"{self.annotation_file} leaves no image to use; check the settings")
         self.image_ids = np.array(ids, np.int64)
         self._captions = [captions[i] for i in ids]
-        self._file_names = [str(rows[i]["file_name"]) for i in ids]
-        self._sizes = [(rows[i].get("height", 0), rows[i].get("width", 0)) for i in ids]
+        self._file_names = [str(images.file_names[rows[i]]) for i in ids]
+        self._sizes = [tuple(images.sizes[rows[i]].tolist()) for i in ids]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -87,19 +96,19 @@ class CocoCaptions:
         return dict(zip(self.image_ids.tolist(), self._captions, strict=True))
 
 
-def read_captions(annotations: Sequence[dict], path: Path) -> dict[int, list[str]]:
-    """Image id -> its captions, of those that say something.
-
-    Raises:
-        UserError: an entry is not as it has to be; it names the file.
-    """
+def read_captions(annotations: Sequence[dict], faults: Faults) -> dict[int, list[str]]:
+    """Image id -> its captions, of those that say something."""
     captions: dict[int, list[str]] = {}
     for row in annotations:
-        if not isinstance(row["caption"], str) or not isinstance(row["image_id"], int):
-            raise UserError(
-                f"{path}: annotation {row.get('id')}: caption must be text and image_id a whole "
-                f"number, got {row['caption']!r} and {row['image_id']!r}"
+        if not isinstance(row["caption"], str) or not fits(row["image_id"], int):
+            faults.add(
+                "caption",
+                f"annotation {row.get('id')}",
+                "caption must be text and image_id a whole number, got "
+                f"{shown(row['caption'])} and {shown(row['image_id'])}",
             )
-        if text := row["caption"].strip():
+        elif text := row["caption"].strip():
             captions.setdefault(row["image_id"], []).append(text)
+        else:
+            faults.add("empty_caption", describe(row))
     return captions

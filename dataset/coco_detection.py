@@ -10,10 +10,13 @@ import numpy as np
 
 from dataset.annotated_image import read_annotated_image
 from dataset.classes import check_class_names
-from dataset.coco_files import coco_paths, read_annotations
+from dataset.coco_files import ImageTable, coco_paths, read_annotations, read_images
+from dataset.coco_rows import describe, read_numbers, read_objects
+from dataset.faults import Faults
 from dataset.sample import Sample
 from utils.categories import Categories
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+from utils.plain import fits, shown
 
 
 class CocoDetection:
@@ -36,6 +39,7 @@ class CocoDetection:
         classes: Sequence[str] | None = None,
         image_ids: Sequence[int] | None = None,
         limit: int | None = None,
+        skip_bad: bool = False,
     ):
         """
         Args:
@@ -45,6 +49,7 @@ class CocoDetection:
             classes: names; only objects of these classes. Their class ids do not change.
             image_ids: only these images.
             limit: only the first images, in the order of their ids.
+            skip_bad: leave out, and count in `faults`, annotations that otherwise are errors.
         """
         self.annotation_file, self.image_folder = coco_paths(
             root,
@@ -53,11 +58,18 @@ class CocoDetection:
             annotation_file=annotation_file,
             image_folder=image_folder,
         )
-        content = read_annotations(self.annotation_file, self.kind)
+        self.faults = Faults(self.annotation_file, skip=skip_bad)
+        content = read_annotations(self.annotation_file, self.kind, self.faults)
         everything = self._read_categories(content["categories"])
         self.categories = self._choose(everything, classes)
-        self._index_images(content["images"], image_ids)
-        self._index_objects(content["annotations"], everything)
+        images = read_images(content["images"], self.faults)
+        self._index_images(images)
+        self._index_objects(content["annotations"], everything, images)
+        if image_ids is not None:
+            unknown = sorted(set(image_ids) - set(self.image_ids.tolist()))
+            if unknown:
+                raise UserError(f"{self.annotation_file} has no image with the id {unknown[0]}")
+            self._keep_images(np.isin(self.image_ids, np.array(image_ids, np.int64)))
         if not keep_empty:
             self._keep_images(self._counts > 0)
         if limit is not None:
@@ -108,6 +120,12 @@ class CocoDetection:
             for row in content["annotations"]
             if row["image_id"] in images and row["category_id"] in known
         ]
+        for row in rows:
+            if not fits(row["area"], float):
+                raise UserError(
+                    f"{self.annotation_file}: {describe(row)}: area must be a number, got "
+                    f"{shown(row['area'])}; correct it"
+                )
         ids = {row.get("id", 0) for row in rows}
         if len(ids) < len(rows) or 0 in ids:  # pycocotools takes id 0 for "not matched"
             rows = [{**row, "id": i} for i, row in enumerate(rows, 1)]
@@ -135,8 +153,10 @@ class CocoDetection:
     def _read_categories(self, rows: list[dict]) -> Categories:
         try:
             return Categories.from_coco(rows)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.annotation_file}: bad categories ({error})") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{self.annotation_file}: bad categories ({one_line(error)}); correct the list"
+            ) from error
 
     def _choose(self, categories: Categories, classes: Sequence[str] | None) -> Categories:
         if classes is None:
@@ -147,69 +167,31 @@ class CocoDetection:
             {i: categories.names[i] for i in keep}, {i: categories.source_ids[i] for i in keep}
         )
 
-    def _index_images(self, images: list[dict], image_ids: Sequence[int] | None) -> None:
-        try:
-            ids = np.array([row["id"] for row in images]).astype(np.int64, casting="safe")
-        except TypeError as error:
-            raise UserError(f"{self.annotation_file}: image ids must be whole numbers") from error
-        order = np.argsort(ids, kind="stable")
-        self.image_ids = ids[order]  # (I,) int64, ascending
-        double = np.flatnonzero(self.image_ids[1:] == self.image_ids[:-1])
-        if len(double):
-            raise UserError(f"{self.annotation_file}: image id {self.image_ids[double[0]]} twice")
-        self._file_names = np.array([images[i]["file_name"] for i in order], dtype=str)
-        sizes = [(images[i].get("height") or 0, images[i].get("width") or 0) for i in order]
-        self._sizes = np.array(sizes, np.int32).reshape(-1, 2)  # (0, 0) if not stated
-        self._first = self._counts = np.zeros(len(ids), np.int64)  # no objects yet
-        if image_ids is not None:
-            unknown = sorted(set(image_ids) - set(self.image_ids.tolist()))
-            if unknown:
-                raise UserError(f"{self.annotation_file} has no image with the id {unknown[0]}")
-            self._keep_images(np.isin(self.image_ids, np.array(image_ids, np.int64)))
+    def _index_images(self, images: ImageTable) -> None:
+        self.image_ids, self._sizes = images.ids, images.sizes
+        self._file_names = images.file_names
+        self._first = self._counts = np.zeros(len(images.ids), np.int64)  # no objects yet
 
-    def _index_objects(self, rows: list[dict], everything: Categories) -> None:
+    def _index_objects(self, rows: list[dict], everything: Categories, images: ImageTable) -> None:
         """Sorts the targets by image: objects of image i are rows first[i] .. first[i] + counts."""
-        rows = [row for row in rows if not row.get("iscrowd")]
-        boxes = self._numbers(rows, "bbox", np.float64, 4)
-        image = self._numbers(rows, "image_id", np.int64)
-        category = self._numbers(rows, "category_id", np.int64)
-        known = np.array(list(everything.source_ids.values()), np.int64)
-        strange = np.flatnonzero(~np.isin(category, known))
-        if len(strange):
-            raise UserError(
-                f"{self.annotation_file}: annotation {rows[strange[0]].get('id')} has the unknown "
-                f"category {category[strange[0]]}"
-            )
-        labels = np.zeros(len(rows), np.int16)
+        for key, width in (("image_id", None), ("category_id", None), ("bbox", 4)):
+            read_numbers([row for row in rows if row.get("iscrowd")], key, self.faults, width)
+        found = read_objects(
+            [row for row in rows if not row.get("iscrowd")],
+            self.faults,
+            known=everything.source_ids.values(),
+            image_ids=images.ids,
+            sizes=images.sizes,
+        )
+        labels = np.zeros(len(found.rows), np.int16)
         for class_id, source in self.categories.source_ids.items():
-            labels[category == source] = class_id
-        with np.errstate(invalid="ignore"):
-            boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
-            usable = (boxes[:, 2:] > boxes[:, :2]).all(1) & np.isfinite(boxes).all(1)
-        keep = np.flatnonzero(usable & (labels > 0) & np.isin(image, self.image_ids))
-        keep = keep[np.argsort(image[keep], kind="stable")]
-        self._boxes, self._labels = boxes[keep].astype(np.float32), labels[keep]
-        self._index_rows([rows[i] for i in keep])
-        self._first = np.searchsorted(image[keep], self.image_ids, "left")
-        self._counts = np.searchsorted(image[keep], self.image_ids, "right") - self._first
-
-    def _numbers(self, rows: list[dict], key: str, dtype: type, width: int = 1) -> np.ndarray:
-        """One field of all annotations: (N,), or (N, width) if the field is a list."""
-        shape = (len(rows), width)[: min(width, 2)]
-        try:
-            return np.array([row[key] for row in rows], dtype).reshape(shape)
-        except (TypeError, ValueError, OverflowError):
-            pass
-        for row in rows:  # only now: which one is it?
-            try:
-                np.array(row[key], dtype).reshape(shape[1:])
-            except (TypeError, ValueError, OverflowError) as error:
-                wanted = "a whole number" if width == 1 else f"{width} numbers"
-                raise UserError(
-                    f"{self.annotation_file}: annotation {row.get('id')}: {key} must be {wanted}, "
-                    f"got {row[key]!r}"
-                ) from error
-        raise UserError(f"{self.annotation_file}: the {key} fields do not fit together")
+            labels[found.category == source] = class_id
+        keep = np.flatnonzero(labels > 0)
+        keep = keep[np.argsort(found.image[keep], kind="stable")]
+        self._boxes, self._labels = found.boxes[keep].astype(np.float32), labels[keep]
+        self._index_rows([found.rows[i] for i in keep])
+        self._first = np.searchsorted(found.image[keep], self.image_ids, "left")
+        self._counts = np.searchsorted(found.image[keep], self.image_ids, "right") - self._first
 
     def _keep_images(self, keep: np.ndarray) -> None:
         self.image_ids, self._sizes = self.image_ids[keep], self._sizes[keep]

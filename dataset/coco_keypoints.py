@@ -8,9 +8,12 @@ import numpy as np
 
 from dataset.classes import check_class_names
 from dataset.coco_detection import CocoDetection
+from dataset.coco_files import ImageTable
+from dataset.coco_rows import read_keypoints
 from dataset.sample import Sample
 from utils.categories import Categories
 from utils.errors import UserError
+from utils.plain import fits
 from utils.skeleton import Skeleton
 
 
@@ -104,20 +107,25 @@ class CocoKeypoints(CocoDetection):
         self.skeleton = used.pop()
         return Categories(posed, {i: everything.source_ids[i] for i in posed})
 
-    def _index_objects(self, rows: list[dict], everything: Categories) -> None:
-        super()._index_objects([row for row in rows if _is_labelled(row)], everything)
+    def _index_objects(self, rows: list[dict], everything: Categories, images: ImageTable) -> None:
+        used, num_points = set(self.categories.source_ids.values()), len(self.skeleton)
+        posed = [
+            row for row in rows if fits(row["category_id"], int) and row["category_id"] in used
+        ]
+        _, good = read_keypoints(posed, num_points, self.faults)
+        bad = {id(row) for row, is_good in zip(posed, good, strict=True) if not is_good}
+        rows = [row for row in rows if id(row) not in bad and _is_labelled(row)]
+        super()._index_objects(rows, everything, images)
 
     def _index_rows(self, rows: list[dict]) -> None:
-        num_points = len(self.skeleton)
-        points = self._numbers(rows, "keypoints", np.float64, 3 * num_points)
-        points = points.reshape(-1, num_points, 3)
-        points[~((points[..., 2] > 0) & np.isfinite(points).all(-1))] = 0
+        points, _ = read_keypoints(rows, len(self.skeleton), self.faults)
+        points[points[..., 2] == 0] = 0
         self._keypoints = points.astype(np.float32)
 
 
 def _is_labelled(row: dict) -> bool:
-    """Whether an annotation has a labelled point; what is no list of numbers is for later."""
+    """Whether an annotation has a labelled point; those of categories not in use do not matter."""
     points = row["keypoints"]
-    if not isinstance(points, list) or row.get("iscrowd"):
-        return not row.get("iscrowd")
-    return any(not isinstance(v, (int, float)) or v > 0 for v in points[2::3])
+    if row.get("iscrowd") or not isinstance(points, list):
+        return False
+    return any(isinstance(v, (int, float)) and v > 0 for v in points[2::3])

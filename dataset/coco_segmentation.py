@@ -1,14 +1,19 @@
 """Outlines of the objects of a COCO `instances_*.json`."""
 
+import contextlib
+import io
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from dataset.coco_detection import CocoDetection
+from dataset.coco_rows import describe, read_outline
+from dataset.faults import Faults
 from dataset.sample import Sample
 from utils.errors import UserError
-from utils.masks import MIN_POINTS, cut_polygons, fit_polygons, rle_to_polygons
+from utils.masks import cut_polygons, fit_polygons, rle_to_polygons
 
 
 class CocoSegmentation(CocoDetection):
@@ -66,6 +71,33 @@ class CocoSegmentation(CocoDetection):
         ends = self._object_ends[rows.start : rows.stop + 1]
         return [self._parts(first, end) for first, end in pairwise(ends)]
 
+    @cached_property
+    def coco(self):
+        """As that of `CocoDetection`, with outlines that are safe to draw.
+
+        Objects without one become crowds in their boxes: no mask is right or wrong there.
+        """
+        truth, rows, faults = super().coco, [], Faults(self.annotation_file)
+        for row in truth.dataset["annotations"]:
+            image = truth.imgs[row["image_id"]]
+            if not (image.get("height") and image.get("width")):
+                raise UserError(
+                    f"{self.annotation_file}: image {image['id']} states no height and width, "
+                    "which the evaluation of masks needs; add them"
+                )
+            parts = read_outline(row, faults, size=(image["height"], image["width"]))
+            if not parts:
+                x, y, w, h = row["bbox"]
+                corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+                row = {**row, "segmentation": [corners], "iscrowd": 1}
+            elif isinstance(row["segmentation"], list) and len(parts) < len(row["segmentation"]):
+                row = {**row, "segmentation": [part.ravel().tolist() for part in parts]}
+            rows.append(row)
+        truth.dataset["annotations"] = rows
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+            truth.createIndex()
+        return truth
+
     def _parts(self, first: int, end: int) -> list[np.ndarray]:
         return [self._points[a:b] for a, b in pairwise(self._part_ends[first : end + 1])]
 
@@ -74,16 +106,17 @@ class CocoSegmentation(CocoDetection):
         return {"polygons": [polygons[i] for i in np.flatnonzero(keep)]}
 
     def _index_rows(self, rows: list[dict]) -> None:
-        self._segmentations = [(row.get("id"), row.get("segmentation")) for row in rows]
+        self._annotations = rows
 
     def _index_outlines(self, max_points: int) -> np.ndarray:
         """Reads the outlines of the images in use; (objects,) bool, which ones have some."""
-        objects: list[list[np.ndarray]] = [[] for _ in self._segmentations]
+        objects: list[list[np.ndarray]] = [[] for _ in self._annotations]
         for image in self._images():
-            rows = self._rows(image)
+            rows, size = self._rows(image), tuple(self._sizes[image].tolist())
             for row in range(rows.start, rows.stop):
-                objects[row] = self._shorten(self._outlines(*self._segmentations[row]), max_points)
-        del self._segmentations  # lists of numbers: many times the size of the arrays
+                parts = self._outlines(self._annotations[row], size)
+                objects[row] = self._shorten(parts, max_points)
+        del self._annotations  # lists of numbers: many times the size of the arrays
         counts = np.array([len(parts) for parts in objects], np.int64)
         lengths = [len(part) for parts in objects for part in parts]
         points = [part for parts in objects for part in parts]
@@ -92,20 +125,14 @@ class CocoSegmentation(CocoDetection):
         self._points = np.concatenate([np.zeros((0, 2), np.float32), *points])  # (all, 2)
         return counts > 0
 
-    def _outlines(self, annotation_id, segmentation) -> list[np.ndarray]:
+    def _outlines(self, row: dict, size: tuple[int, int]) -> list[np.ndarray]:
         """Polygons or run lengths of an annotation as parts, each (M, 2) float32."""
-        try:
-            if isinstance(segmentation, dict):
-                return rle_to_polygons(segmentation)
-            parts = [np.array(part, np.float32).reshape(-1, 2) for part in segmentation or []]
-            if not all(np.isfinite(part).all() for part in parts):
-                raise ValueError("coordinates must be finite")
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{self.annotation_file}: annotation {annotation_id}: segmentation must be "
-                f"polygons or run lengths ({error})"
-            ) from error
-        return [part for part in parts if len(part) >= MIN_POINTS]
+        parts = read_outline(row, self.faults, size=size)
+        if parts and isinstance(parts[0], dict):
+            parts = rle_to_polygons(parts[0])
+        if not parts:
+            self.faults.add("no_outline", describe(row))
+        return parts
 
     def _images(self) -> range:
         return range(super().__len__())

@@ -16,7 +16,7 @@ from dataset.sample import Sample
 Size = tuple[int, int]  # (H, W)
 HANDLED = {
     *("image", "image_id", "orig_size", "geometry", "boxes", "labels"),
-    *("keypoints", "flip_pairs", "polygons", "captions"),
+    *("keypoints", "flip_pairs", "polygons", "captions", "skipped"),
 }
 
 

@@ -31,6 +31,7 @@ class Batch:
     # (M,) int64, where the flattened targets carry weight: found on the host, the device need not
     positions: Tensor | None = None
     full_length: int = 0  # tokens of a sequence before its tail was cut; 0 = none was
+    skipped: tuple[str, ...] = ()  # see `Sample`
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,6 +94,7 @@ class TrainSet(Dataset):
             "target_tokens": tokens.target,
             "token_weights": tokens.weight,
             "image_id": sample.image_id,
+            "skipped": sample.skipped,
         }
 
     def sample(self, epoch: int, index: int) -> tuple[Sample, np.random.Generator]:
@@ -178,6 +180,7 @@ def collate(rows: list[dict], num_lengths: int = 0) -> Batch:
         image_ids=[row["image_id"] for row in rows],
         positions=tokens["token_weights"].flatten().nonzero()[:, 0],
         full_length=full_length,
+        skipped=tuple(reason for row in rows for reason in row["skipped"]),
     )
 
 

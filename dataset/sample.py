@@ -58,6 +58,7 @@ class Sample:
     flip_pairs: tuple[tuple[int, int], ...] | None = None  # keypoints a mirror swaps (left, right)
     polygons: list[list[np.ndarray]] | None = None  # per object its parts, each (M, 2) float32
     captions: list[str] | None = None
+    skipped: tuple[str, ...] = ()  # why other images could not be used, in whose place this stands
 
     def image_of_size(self, at_least: tuple[int, int]) -> tuple[np.ndarray, int]:
         """The image, or the means of its d x d blocks where that leaves `at_least` (H, W) pixels.

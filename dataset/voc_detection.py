@@ -7,6 +7,7 @@ import numpy as np
 
 from dataset.annotated_image import read_annotated_image
 from dataset.classes import check_class_names
+from dataset.faults import Faults
 from dataset.sample import Sample
 from dataset.voc_files import (
     VocAnnotation,
@@ -18,6 +19,7 @@ from dataset.voc_files import (
 from utils.categories import Categories
 from utils.errors import UserError
 from utils.images import SUFFIXES
+from utils.plain import shown
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -40,6 +42,7 @@ class VocDetection:
         classes: Sequence[str] | None = None,
         use_difficult: bool = False,
         limit: int | None = None,
+        skip_bad: bool = False,
     ):
         """
         Args:
@@ -50,10 +53,12 @@ class VocDetection:
                 else all names found in the folders, sorted.
             use_difficult: train on difficult objects too.
             limit: only the first images.
+            skip_bad: leave out, and count in `faults`, images and objects that otherwise are
+                errors.
         """
         if root is None:
             raise UserError("no VOC folder given; use --set voc_root=FOLDER")
-        self.use_difficult = use_difficult
+        self.use_difficult, self.faults = use_difficult, Faults(root, skip=skip_bad)
         self.image_ids: list[str] = []
         self._images: list[Path] = []
         self._annotations: list[VocAnnotation] = []
@@ -87,6 +92,10 @@ class VocDetection:
     def image_path(self, index: int) -> Path:
         return self._images[index]
 
+    def stated_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of an image as its annotation has it, (0, 0) if it does not say."""
+        return self._annotations[index].size
+
     def ground_truth(self) -> dict[str, dict[str, np.ndarray]]:
         """image id -> boxes (N, 4) clipped to the image, labels (N,), difficult (N,) bool."""
         truth = {}
@@ -107,22 +116,49 @@ class VocDetection:
         for name in read_split(folder, split):
             path = images.get(name) or images.get(_without_suffix(name))
             if path is None:
-                raise UserError(
-                    f"image {name!r} of split {split!r} is missing in {folder / 'JPEGImages'}; "
-                    "check --set voc_root=FOLDER"
+                self.faults.add(
+                    "image_missing",
+                    f"image {shown(name)} of split {split!r} is missing in {folder / 'JPEGImages'}",
                 )
+                continue
             if path in seen:
                 continue
             seen.add(path)
+            annotation = self._read(folder / "Annotations" / f"{path.stem}.xml")
+            if annotation is None:
+                continue
             # two years of a data set of one's own may use the same names
             self.image_ids.append(f"{folder.name}/{path.stem}" if path.stem in have else path.stem)
             self._images.append(path)
-            xml = folder / "Annotations" / f"{path.stem}.xml"
-            self._annotations.append(read_voc_annotation(xml))
+            self._annotations.append(annotation)
+
+    def _read(self, xml: Path) -> VocAnnotation | None:
+        """An annotation, its faults counted; None where it cannot be used and is left out."""
+        try:
+            annotation = read_voc_annotation(xml)
+        except UserError as error:
+            if not self.faults.skip:
+                raise
+            self.faults.add("xml" if xml.is_file() else "xml_missing", str(error))
+            return None
+        for kind, said in annotation.faults:
+            self.faults.add(kind, xml.name, said)
+        height, width = annotation.size
+        boxes = np.clip(annotation.boxes, 0, [width or np.inf, height or np.inf] * 2)
+        for i in np.flatnonzero(~(boxes[:, 2:] > boxes[:, :2]).all(1)):
+            said = f"box of {annotation.names[i]!r} {annotation.boxes[i].tolist()}"
+            self.faults.add("outside", xml.name, said)
+        return annotation
 
     def _choose(self, folders: list[Path], classes: Sequence[str] | None) -> Categories:
         files = {path for folder in folders for path in (folder / "Annotations").glob("*.xml")}
-        found = {name for path in files for name in read_voc_annotation(path).names}
+        found: set[str] = set()
+        for path in files:  # of other splits too: all of them have the same classes
+            try:
+                found.update(read_voc_annotation(path).names)
+            except UserError:
+                if not self.faults.skip:
+                    raise
         if classes is not None:
             check_class_names(classes, found | set(VOC_CLASSES), str(folders[0].parent))
             return Categories.from_names(list(classes))

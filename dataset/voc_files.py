@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
-from utils.images import SUFFIXES
+from dataset.faults import LARGEST
+from utils.errors import UserError, one_line
+from utils.images import MAX_SIDE, SUFFIXES
+from utils.plain import shown
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class VocAnnotation:
     boxes: np.ndarray  # (N, 4) float32 xyxy, 0-based continuous pixels, only boxes with an area
     difficult: np.ndarray  # (N,) bool
     size: tuple[int, int]  # (H, W), (0, 0) if not stated
+    faults: tuple[tuple[str, str], ...] = ()  # kind of `Faults` and what it is about
 
 
 def parse_voc_sets(text: str) -> list[tuple[str, str]]:
@@ -64,7 +67,9 @@ def read_split(folder: Path, split: str) -> list[str]:
     """The image names in ImageSets/Main/<split>.txt; a -1/0/1 column of a class list is ignored."""
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"split list {path} is no text: {error}; correct it") from error
     except OSError as error:
         found = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
         there = f"there is {', '.join(found)}" if found else "check --set voc_root=FOLDER"
@@ -104,23 +109,32 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
 
 @cache
 def _parse(path: Path, _changed: int) -> VocAnnotation:
+    faults: list[tuple[str, str]] = []
     try:
-        root = ElementTree.parse(path).getroot()
-        rows = [_parse_object(node) for node in root.findall("object")]
-        sides = [float(root.findtext(f"size/{side}") or 0) for side in ("height", "width")]
-    except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"annotation {path} is no VOC annotation ({error})") from error
-    rows = [row for row in rows if row[1] is not None]
+        content = path.read_bytes()
+        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+            raise ValueError("it declares a document type or entities")
+        root = ElementTree.fromstring(content)
+        rows = [_parse_object(node, faults) for node in root.findall("object")]
+        size = tuple(_side(root.findtext(f"size/{side}")) for side in ("height", "width"))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise UserError(
+            f"annotation {path} is no VOC annotation ({one_line(error)}); correct or remove it"
+        ) from error
+    rows = [row for row in rows if row is not None]
     return VocAnnotation(
         names=tuple(row[0] for row in rows),
         boxes=np.array([row[1] for row in rows], np.float32).reshape(-1, 4),
         difficult=np.array([row[2] for row in rows], bool),
-        size=(int(sides[0]), int(sides[1])),
+        size=size,
+        faults=tuple(faults),
     )
 
 
-def _parse_object(node) -> tuple[str, tuple[float, ...] | None, bool]:
-    """Name, box and difficult flag; no box where the corners enclose nothing.
+def _parse_object(
+    node, faults: list[tuple[str, str]]
+) -> tuple[str, tuple[float, ...], bool] | None:
+    """Name, box and difficult flag; None where the corners enclose nothing.
 
     VOC counts pixels from 1 and includes the last one, so only the first corner moves.
     """
@@ -133,7 +147,27 @@ def _parse_object(node) -> tuple[str, tuple[float, ...] | None, bool]:
         if text is None:
             raise ValueError(f"object {name!r} has no {corner}")
         box.append(float(text))
+    said = f"box of {name!r} {shown(box)}"
+    if not (np.abs(box) < LARGEST).all():
+        faults.append(("not_finite", said))
+        return None
     xmin, ymin, xmax, ymax = box
-    usable = xmax > xmin and ymax > ymin and np.isfinite(box).all()
-    difficult = int(float(node.findtext("difficult") or 0)) != 0
-    return name, (xmin - 1, ymin - 1, xmax, ymax) if usable else None, difficult
+    if not (xmax > xmin and ymax > ymin):
+        faults.append(("no_area", said))
+        return None
+    return name, (xmin - 1, ymin - 1, xmax, ymax), _flag(node.findtext("difficult"))
+
+
+def _flag(text: str | None) -> bool:
+    value = float(text or 0)
+    if value not in (0, 1):
+        raise ValueError(f"difficult must be 0 or 1, got {text}")
+    return value == 1
+
+
+def _side(text: str | None) -> int:
+    """Height or width in pixels; 0 if not stated."""
+    side = float(text or 0)
+    if not 0 <= side <= MAX_SIDE:
+        raise ValueError(f"height and width must be 1 to {MAX_SIDE} pixels, got {text}")
+    return int(side)

@@ -130,18 +130,18 @@ def test_stored_or_upright_is_decided_by_the_stated_size(coco_root):
                 root,
                 changed(annotations=[{"id": 8, "image_id": 10, "category_id": 5, "bbox": [1] * 4}]),
             ),
-            "annotation 8 has the unknown category 5",
+            "annotation 8 of image 10: it has the unknown category 5",
         ),
         (
             lambda root: write_coco(root, changed(images=COCO["images"] * 2)),
-            "image id 10 twice",
+            "image id 30 twice",
         ),
         (
             lambda root: write_coco(
                 root,
                 changed(annotations=[{"id": 8, "image_id": 10, "category_id": 3, "bbox": [1]}]),
             ),
-            r"annotation 8: bbox must be 4 numbers, got \[1\]",
+            r"annotation 8 of image 10: bbox must be 4 numbers, got \[1\]",
         ),
     ],
 )

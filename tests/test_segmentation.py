@@ -254,7 +254,7 @@ def test_objects_as_samples_of_their_own(tmp_path):
 )
 def test_a_damaged_annotation_is_one_line(tmp_path, bad):
     root = write_coco(tmp_path, [{"segmentation": bad}])
-    with pytest.raises(UserError, match="annotation 1: segmentation must be") as error:
+    with pytest.raises(UserError, match="annotation 1 of image 1: segmentation must be") as error:
         CocoSegmentation(root)
     assert "\n" not in str(error.value)
 

@@ -70,7 +70,7 @@ def tokenizers(
 
 def source(cfg, task: str, *, train: bool):
     """Training images, or those that validation during training uses."""
-    options = {"classes": cfg.classes or None}
+    options = {"classes": cfg.classes or None, "skip_bad": train and skips_bad(cfg)}
     if task == "segmentation":
         options |= {"max_points": cfg.max_points, "keep_empty": not train}
         options["per_object"] = train and cfg.seg_crop
@@ -107,6 +107,7 @@ def streams(
             seed=cfg.seed,
             augment=cfg.augment,
             resize_mode=cfg.resize_mode,
+            skip_bad=skips_bad(cfg),
             **geometric_options(cfg, task),
             diagonal=cfg.diagonal_crops,
             color_strength=cfg.color_jitter,
@@ -136,6 +137,13 @@ def streams(
         )
         out[task] = TaskStream(loader, size, cfg.accumulate_steps)
     return out
+
+
+def skips_bad(cfg) -> bool:
+    """Whether training goes on without what it cannot use; evaluation never does."""
+    if cfg.bad_samples not in ("refuse", "skip"):
+        raise UserError(f"bad_samples must be refuse or skip, got {cfg.bad_samples!r}")
+    return cfg.bad_samples == "skip"
 
 
 def geometric_options(cfg, task: str) -> dict:

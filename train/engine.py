@@ -29,6 +29,7 @@ from train.records import (
     write_settings,
 )
 from train.rng import seed_all
+from train.skipped import report_skipped
 from train.state import TrainState
 from train.stopping import Stopped, StopSignal, check_stop
 from train.validate import validate
@@ -135,6 +136,7 @@ def _loop(
             bar.set_description(f"epoch {epoch + 1}/{cfg.epochs}", refresh=False)
             end = min((epoch + 1) * epoch_steps, total_steps)
             train_epoch(cfg, state, records, watch, stop, bar, end, saver)
+            report_skipped(state.streams, epoch + 1)
     except Stopped as reason:
         saver.save(state)
         log(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")

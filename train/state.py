@@ -33,6 +33,7 @@ class TaskStream:
         self.loader, self.batch_size = loader, batch_size
         self.accumulate_steps = accumulate_steps
         self.epoch, self.batch = 0, 0  # the next batch to deliver
+        self.skipped: list[str] = []  # why samples were replaced, until somebody says so
         self._iterator: Iterator | None = None
 
     def __len__(self) -> int:
@@ -54,6 +55,7 @@ class TaskStream:
             self.epoch, self.batch, self._iterator = self.epoch + 1, 0, None
             return self.next()
         self.batch += 1
+        self.skipped += batch.skipped
         return batch
 
     def state_dict(self) -> dict:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from utils.plain import fits, shown
+
 MAX_CLASS_ID = 899  # class tokens are 100 + id and end below the coordinates at 1000
 
 
@@ -24,10 +26,16 @@ class Categories:
     @classmethod
     def from_coco(cls, categories: Sequence[dict]) -> "Categories":
         """From the `categories` list of a COCO annotation file."""
+        for row in categories:
+            if not (fits(row, dict) and fits(row.get("id"), int) and fits(row.get("name"), str)):
+                raise ValueError(f"one must have a whole number as id and a name, got {shown(row)}")
         rows = sorted(categories, key=lambda row: row["id"])
+        ids = [row["id"] for row in rows]
+        if len(set(ids)) < len(ids):
+            raise ValueError("an id stands there twice")
         keep = all(1 <= row["id"] <= MAX_CLASS_ID for row in rows)
         ids = [row["id"] if keep else i for i, row in enumerate(rows, 1)]
-        names = {i: str(row["name"]) for i, row in zip(ids, rows, strict=True)}
+        names = {i: row["name"] for i, row in zip(ids, rows, strict=True)}
         return cls(names, {i: row["id"] for i, row in zip(ids, rows, strict=True)})
 
     @classmethod

@@ -93,6 +93,17 @@ def open_image(path: str | Path, *, exif: bool = True) -> JpegFile | np.ndarray:
     return load_image(path, exif=exif)
 
 
+def image_size(path: str | Path, *, exif: bool = True) -> tuple[int, int]:
+    """(H, W) of a picture file from its header; the pixels are not decoded.
+
+    Args:
+        exif: of the upright picture, see `load_image`.
+    """
+    with _opened(path) as image:
+        turned = exif and _orientation(image) in QUARTER_TURNS
+        return image.size if turned else image.size[::-1]
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The file as Pillow opens it; whatever goes wrong with it is an error of the user."""

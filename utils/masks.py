@@ -6,6 +6,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from utils.images import MAX_PIXELS
+from utils.plain import shown
+
 MIN_POINTS = 3  # fewer enclose nothing
 RLE_TOLERANCE = 0.5  # pixels; how far the outline of a mask may leave the edges of its pixels
 
@@ -80,6 +83,54 @@ def polygon_area(polygon: np.ndarray) -> float:
     return cv2.contourArea(np.ascontiguousarray(polygon, np.float32)) if len(polygon) else 0.0
 
 
+def check_rle(rle: dict, size: tuple[int, int] = (0, 0)) -> None:
+    """Raises a ValueError if this is no mask of a picture, before it is decoded.
+
+    Args:
+        rle: COCO run lengths, compressed or not.
+        size: (H, W) that it has to have; a 0 leaves it free, up to the largest pictures.
+    """
+    if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
+        raise ValueError("run lengths need size and counts")
+    sides, counts = rle["size"], rle["counts"]
+    whole = isinstance(sides, list) and len(sides) == 2 and all(type(n) is int for n in sides)
+    if not whole or min(sides) < 1 or sides[0] * sides[1] > MAX_PIXELS:
+        raise ValueError(f"size of run lengths must be that of a picture, got {shown(sides)}")
+    if 0 not in size and tuple(sides) != tuple(size):
+        raise ValueError(f"size of run lengths is {sides}, that of the picture {list(size)}")
+    if isinstance(counts, (str, bytes)):
+        counts = _read_counts(counts.encode() if isinstance(counts, str) else counts)
+    elif not isinstance(counts, list):
+        raise ValueError(f"counts of run lengths must be a list or text, got {shown(counts)}")
+    if not all(type(n) is int and n >= 0 for n in counts) or sum(counts) != sides[0] * sides[1]:
+        raise ValueError(f"run lengths must add up to the {sides[0] * sides[1]} pixels")
+
+
+def _read_counts(text: bytes) -> list[int]:
+    """Run lengths out of COCO's text; of other texts pycocotools writes past its memory.
+
+    Six bits a character from "0": five of the number, low ones first, and whether more follow. From
+    the fourth number on it is the difference to the last but one.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = character - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError(f"run lengths are no text of COCO's: {shown(text)}")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:  # negative
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError(f"run lengths are cut off: {shown(text)}")
+    return counts
+
+
 def rle_to_polygons(rle: dict) -> list[np.ndarray]:
     """The outlines of a mask along the edges of its pixels; holes are filled.
 
@@ -89,9 +140,7 @@ def rle_to_polygons(rle: dict) -> list[np.ndarray]:
     Returns:
         parts, each (M, 2) float32 pixels (x, y), without those too small to have an area.
     """
-    if isinstance(rle["counts"], list):
-        rle = coco_mask.frPyObjects(rle, *rle["size"])
-    mask = coco_mask.decode(rle)
+    mask = rle_to_mask(rle).astype(np.uint8)
     # Twice the size and one pixel more to the right and the bottom: the centres of the border
     # pixels, which OpenCV connects, then are the corners of the original pixels.
     fine = np.pad(mask.repeat(2, 0).repeat(2, 1), 1)
@@ -127,7 +176,9 @@ def mask_to_rle(mask: np.ndarray) -> dict:
 
 
 def rle_to_mask(rle: dict) -> np.ndarray:
-    """Compressed COCO run lengths -> (H, W) bool."""
+    """COCO run lengths, compressed or not -> (H, W) bool."""
+    if isinstance(rle["counts"], list):
+        rle = coco_mask.frPyObjects(rle, *rle["size"])
     return coco_mask.decode(rle).astype(bool)
 
 

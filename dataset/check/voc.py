@@ -1,0 +1,53 @@
+"""One set of a VOCdevkit, looked through."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dataset.check.checked import Checked, ImageEntry
+from dataset.check.statistics import TOLERANCE, label_statistics, repeats
+from dataset.voc_detection import VocDetection
+from utils.visualize import draw_detections
+
+
+def check_voc(root: Path, year: str, split: str, classes: Sequence[str] | None = None) -> Checked:
+    """The images of VOC<year>/ImageSets/Main/<split>.txt and their annotations.
+
+    Raises:
+        UserError: there is no such set, or nothing in it can be used.
+    """
+    source = VocDetection(root, [(year, split)], classes=classes, skip_bad=True)
+    numbers = range(len(source))
+    entries = [
+        ImageEntry(f"image {source.image_ids[i]}", source.image_path(i), source.stated_size(i))
+        for i in numbers
+    ]
+    found = [source.objects(i) for i in numbers]
+    for entry, (boxes, labels, _) in zip(entries, found, strict=True):
+        if 0 in entry.size:
+            source.faults.add("size_unstated", entry.name)
+        if not len(labels):
+            source.faults.add("empty", entry.name)
+        upper = np.where(entry.size, entry.size, np.inf)[::-1]
+        far = (boxes[:, :2] < -TOLERANCE).any(1) | (boxes[:, 2:] > upper + TOLERANCE).any(1)
+        for i in np.flatnonzero(far):
+            size = "x".join(map(str, entry.size))
+            said = f"box {boxes[i].tolist()} of a picture of {size} (HxW)"
+            source.faults.add("reaches_out", entry.name, said)
+        for i in np.flatnonzero(repeats(np.column_stack([labels, boxes]))):
+            source.faults.add("same_box", entry.name, f"box {boxes[i].tolist()}")
+    boxes, labels, difficult = (np.concatenate(column) for column in zip(*found, strict=True))
+    image = np.repeat(np.arange(len(found)), [len(row[1]) for row in found])
+    lines, panels = label_statistics(boxes, labels, image, len(found), source.categories.names)
+    lines = [f"{len(found)} images, {difficult.sum()} difficult objects", *lines]
+    checked = Checked(f"VOC{year} {split}", source.faults, entries, lines, panels)
+
+    def draw(number: int, picture: np.ndarray) -> np.ndarray:
+        boxes, labels, _ = found[number]
+        return draw_detections(
+            picture, boxes, [source.categories.names[k] for k in labels.tolist()]
+        )
+
+    checked.draw, checked.drawable = draw, np.unique(image).tolist()
+    return checked

@@ -1,0 +1,113 @@
+"""What is wrong with annotations: refused, left out with a notice, or merely noted."""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+
+from utils.errors import UserError
+
+MAX_EXAMPLES = 5  # of a kind that are kept
+LARGEST = 1e6  # no picture has such a coordinate
+IN_NOTICE = 2  # of these, in a notice
+SKIP = "correct or remove it, or train without such with --set bad_samples=skip"
+
+
+class Level(Enum):
+    """What training does about a fault."""
+
+    FATAL = "refused"  # always: nobody can say what was meant, or whom it serves
+    REFUSED = "refused unless bad_samples=skip"
+    LEFT_OUT = "left out"  # and said in one line
+    NOTED = "accepted"  # worth a look
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault."""
+
+    text: str  # in the plural
+    level: Level
+
+
+KINDS = {
+    # of files and images
+    "image_id_twice": Kind("images with the id of another", Level.FATAL),
+    "file_name": Kind("file names that are none or leave their folder", Level.FATAL),
+    "image_entry": Kind("images without a usable entry", Level.FATAL),
+    "categories": Kind("lists of categories that are none", Level.FATAL),
+    "image_missing": Kind("missing images", Level.REFUSED),
+    "image_unreadable": Kind("images that cannot be read", Level.REFUSED),
+    "image_size": Kind("images of another size than their annotation says", Level.REFUSED),
+    "xml_missing": Kind("missing XML annotations", Level.REFUSED),
+    "xml": Kind("XML files that are no VOC annotation", Level.REFUSED),
+    # of annotations
+    "entry": Kind("annotations that lack a field", Level.REFUSED),
+    "not_numbers": Kind("fields that are not the numbers they have to be", Level.REFUSED),
+    "not_finite": Kind("numbers that are not finite or beyond all pictures", Level.REFUSED),
+    "unknown_category": Kind("annotations of an unknown category", Level.REFUSED),
+    "outline": Kind("outlines that are neither polygons nor run lengths", Level.REFUSED),
+    "caption": Kind("captions that are no text", Level.REFUSED),
+    "no_area": Kind("boxes without an area", Level.LEFT_OUT),
+    "outside": Kind("boxes outside their image", Level.LEFT_OUT),
+    "unlisted": Kind("annotations of images that the file does not list", Level.LEFT_OUT),
+    "few_points": Kind("polygons of fewer than three points", Level.LEFT_OUT),
+    "no_outline": Kind("objects without an outline", Level.LEFT_OUT),
+    "empty_caption": Kind("captions that say nothing", Level.LEFT_OUT),
+    "id_twice": Kind("annotations with the id of another", Level.NOTED),
+    "same_box": Kind("boxes that repeat another of the same class", Level.NOTED),
+    "reaches_out": Kind("boxes that reach out of their image", Level.NOTED),
+    "point_outside": Kind("labelled keypoints outside their image", Level.NOTED),
+    "size_unstated": Kind("images whose annotation states no size", Level.NOTED),
+    "empty": Kind("images without an object", Level.NOTED),
+}
+
+
+class Faults:
+    """Faults by kind: how many, and a few of them.
+
+    Attributes:
+        counts: kind -> number.
+        examples: kind -> the first few, in words.
+    """
+
+    def __init__(self, source: object, *, skip: bool = False, report: bool = False):
+        """
+        Args:
+            source: the file or dataset, for messages.
+            skip: count what else is refused.
+            report: count everything, refuse nothing.
+        """
+        self.source, self.skip, self.report = source, skip, report
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, kind: str, where: str, detail: str = "") -> None:
+        """Counts a fault, or raises it.
+
+        Args:
+            where: e.g. "annotation 12 of image 5".
+            detail: what is wrong there; default: the kind's name.
+
+        Raises:
+            UserError: it is of a kind that is refused.
+        """
+        level = KINDS[kind].level
+        said = f"{where}: {detail}" if detail else where
+        tolerant = self.report or (self.skip and level is not Level.FATAL)
+        if level in (Level.FATAL, Level.REFUSED) and not tolerant:
+            advice = "correct or remove it" if level is Level.FATAL else SKIP
+            raise UserError(f"{self.source}: {said}; {advice}")
+        self.counts[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < MAX_EXAMPLES:
+            examples.append(said)
+
+    def notice(self) -> str:
+        """One line on what was left out; empty if nothing was."""
+        parts = []
+        for kind, count in self.counts.items():
+            if KINDS[kind].level is Level.NOTED:
+                continue
+            shown = "; ".join(self.examples[kind][:IN_NOTICE]) + "; …" * (count > IN_NOTICE)
+            parts.append(f"{KINDS[kind].text}, {count} ({shown})")
+        return f"{self.source}: left out: {'; '.join(parts)}" if parts else ""

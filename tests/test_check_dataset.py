@@ -1,0 +1,153 @@
+"""The check of a dataset finds what training would refuse, and says so by its exit status."""
+
+import json
+import shutil
+
+import pytest
+
+from dataset import check_dataset
+from dataset.check.checked import columns
+from dataset.coco_detection import CocoDetection
+from dataset.faults import KINDS
+from utils.errors import UserError
+from utils.images import load_image
+
+ARGUMENTS = ["--set", "num_workers=2", "voc_sets=2012:train", "voc_eval_sets=2012:val"]
+
+
+@pytest.fixture
+def root(demo_set, tmp_path):
+    return shutil.copytree(demo_set, tmp_path / "set")
+
+
+def check(root, *options, out=None):
+    """Exit status of the script."""
+    places = [f"coco_root={root}", f"voc_root={root}"]
+    try:
+        check_dataset.main([*options, "--out-dir", str(out or root / "out"), *ARGUMENTS, *places])
+    except SystemExit as leaving:
+        return leaving.code
+    return 0
+
+
+@pytest.mark.parametrize("dataset", ["coco", "voc"])
+def test_a_clean_dataset_passes_and_is_drawn(root, capsys, dataset):
+    before = sorted(root.rglob("*"))
+    assert check(root, "--dataset", dataset, "--decode", out=root.parent / "out") == 0
+    assert "nothing that training would refuse" in capsys.readouterr().out
+    assert sorted(root.rglob("*")) == before
+    pictures = sorted((root.parent / "out").iterdir())
+    assert len(pictures) >= (11 if dataset == "coco" else 4)  # of persons val may have none
+    assert all(load_image(path).std() > 5 for path in pictures)
+
+
+def spoil_instances(content):
+    rows, images = content["annotations"], content["images"]
+    rows[0]["bbox"][2] = 0
+    rows[1]["bbox"][0] = float("nan")
+    rows[2]["bbox"] = rows[2]["bbox"][:3]
+    rows[3]["category_id"] = 777
+    rows[4]["segmentation"] = [[1, 2, 3, 4]]
+    rows[5]["segmentation"] = [[1, 2, 3, 4, 5, 6, 7]]
+    rows[6]["bbox"][:2] = [4000, 4000]
+    rows[7]["id"] = rows[8]["id"]
+    rows[9]["bbox"][2] += 500
+    rows[10]["image_id"] = 424242
+    del rows[11]["image_id"]
+    images[0]["file_name"] = "../../secret.png"
+    images[1]["id"] = images[2]["id"]
+    images[3]["width"] = -5
+
+
+def spoil_keypoints(content):
+    rows = [row for row in content["annotations"] if row["num_keypoints"]]
+    rows[0]["keypoints"] = rows[0]["keypoints"][:-1]
+    rows[1]["keypoints"][:3] = [5000, 5000, 2]
+
+
+def spoil_captions(content):
+    for row, text in zip(content["annotations"], (7, "   "), strict=False):
+        row["caption"] = text
+
+
+def test_every_kind_of_fault_is_found_and_counted(root, capsys):
+    files = sorted((root / "train2017").iterdir())
+    files[-1].unlink()
+    files[-2].write_bytes(files[-2].read_bytes()[:300])
+    for kind, spoil in (
+        ("instances", spoil_instances),
+        ("person_keypoints", spoil_keypoints),
+        ("captions", spoil_captions),
+    ):
+        path = root / "annotations" / f"{kind}_train2017.json"
+        content = json.loads(path.read_text())
+        spoil(content)
+        path.write_text(json.dumps(content))
+    assert check(root, "--dataset", "coco", "--split", "train", "--decode") == 1
+    text = capsys.readouterr().out
+    found = {kind for kind, what in KINDS.items() if f" {what.text}\n" in text}
+    only_voc = {"xml", "xml_missing"}
+    other = {"categories", "image_size", "same_box", "size_unstated", "empty"}
+    assert set(KINDS) - only_voc - other <= found
+    for line in ("annotation", "image", files[-1].name, files[-2].name, "errors"):
+        assert line in text
+    with pytest.raises(UserError):
+        CocoDetection(root)
+
+
+def test_a_header_shows_another_size_but_not_a_cut(root, capsys):
+    files = sorted((root / "val2017").iterdir())
+    files[0].write_bytes(files[0].read_bytes()[:-200])
+    assert check(root, "--dataset", "coco", "--split", "val", "--task", "captioning") == 0
+    path = root / "annotations" / "captions_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][1]["height"] += 1
+    path.write_text(json.dumps(content))
+    assert check(root, "--dataset", "coco", "--split", "val", "--task", "captioning") == 1
+    assert "1 images of another size than their annotation says" in capsys.readouterr().out
+
+
+def test_voc_faults(root, capsys):
+    folder = root / "VOCdevkit" / "VOC2012"
+    names = (folder / "ImageSets" / "Main" / "train.txt").read_text().split()
+    (folder / "Annotations" / f"{names[0]}.xml").write_text("<annotation")
+    (folder / "Annotations" / f"{names[1]}.xml").unlink()
+    next((folder / "JPEGImages").glob(f"{names[2]}.*")).unlink()
+    assert check(root, "--dataset", "voc", "--split", "2012:train") == 1
+    text = capsys.readouterr().out
+    for kind in ("xml", "xml_missing", "image_missing"):
+        assert f"1 {KINDS[kind].text}" in text
+    assert "3 errors" in text
+
+
+def test_choices_that_are_none_end_in_one_line(root):
+    for options, message in (
+        (["--dataset", "imagenet"], "--dataset must be coco or voc"),
+        (["--dataset", "voc", "--task", "captioning"], "voc has no annotations of captioning"),
+        (["--dataset", "coco", "--task", "poses"], "task must be one of"),
+        (["--dataset", "coco", "--split", "test", "--task", "detection"], "does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(root, *options)
+
+
+def test_a_split_without_some_files_is_checked_as_far_as_it_goes(root, capsys):
+    (root / "annotations" / "captions_train2017.json").unlink()
+    assert check(root, "--dataset", "coco") == 0
+    assert "notice: no" in capsys.readouterr().err
+
+
+def test_cells_are_read_down_the_columns():
+    assert columns(["a", "b", "c"], width=8) == ["a   c", "b"]
+    assert columns([]) == []
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("dataset", "folder", "split"),
+    [("coco", "coco_partial", "val"), ("voc", "voc_bccd", "2007:val")],
+)
+def test_real_data_passes(real_data, tmp_path, dataset, folder, split, capsys):
+    options = ["--dataset", dataset, "--split", split]
+    assert check(real_data / folder, *options, out=tmp_path) == 0
+    assert ("1 boxes without an area" in capsys.readouterr().out) == (folder == "voc_bccd")
