@@ -111,7 +111,8 @@ class CFG:
     keypoint_sigmas: tuple[float, ...] = ()  # of the OKS: one a point, or one; empty = COCO's 17
 
     # ---- captioning --------------------------------------------------------------------------
-    # made by dataset/build_captioning_vocab.py, or a SentencePiece .model file
+    # made by dataset/build_captioning_vocab.py; or a SentencePiece .model file, or a weight file of
+    # ours that knows captions
     caption_vocab: Path = ROOT / "data" / "caption_vocab.json"
     max_caption_tokens: int = 128  # of an answer, </s> included; COCO's longest need about 60
     captions_per_image: int = 5  # in one step, on one encoder pass
@@ -218,6 +219,24 @@ class DemoCFG(CFG):
     eval_every = 4
 
 
+class DemoMultiTaskCFG(DemoCFG):
+    """All four tasks of the demo set in one model, started from weights that know detection."""
+
+    max_points = 24
+    seg_max_objects = 4
+    seg_first_end_only = True
+    caption_pad_weight = 0.0
+    flip_prob = 0.5
+    detection_batch_size = 16
+    segmentation_batch_size = 8
+    keypoint_batch_size = 12
+    captioning_batch_size = 8
+    epochs = 3
+    warmup_epochs = 0.2
+    lr = 6e-4
+    eval_every = 1
+
+
 class DemoVocCFG(DemoCFG):
     """The demo set in its VOC layout."""
 
@@ -293,6 +312,7 @@ PRESETS: dict[str, type[CFG]] = {
     "default": CFG,
     "voc": VocCFG,
     "demo": DemoCFG,
+    "demo_multi_task": DemoMultiTaskCFG,
     "demo_voc": DemoVocCFG,
     "det_finetune": DetFinetuneCFG,
     "multi_task": MultiTaskCFG,
