@@ -117,7 +117,8 @@ class CFG:
     keypoint_sigmas: tuple[float, ...] = ()  # of the OKS: one a point, or one; empty = COCO's 17
 
     # ---- captioning --------------------------------------------------------------------------
-    # made by dataset/build_captioning_vocab.py, or a SentencePiece .model file
+    # made by dataset/build_captioning_vocab.py; or a SentencePiece .model file, or a weight file of
+    # ours that knows captions
     caption_vocab: Path = ROOT / "data" / "caption_vocab.json"
     max_caption_tokens: int = 128  # of an answer, </s> included; COCO's longest need about 60
     captions_per_image: int = 5  # in one step, on one encoder pass

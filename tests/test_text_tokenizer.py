@@ -116,6 +116,18 @@ def test_files_that_are_none_are_one_line(tmp_path):
         TextTokenizer.load(tmp_path / "other.json")
 
 
+def test_a_weight_file_gives_the_pieces_it_was_trained_with(
+    multi_weights, tiny_weights, caption_vocab
+):
+    again = TextTokenizer.load(multi_weights)
+    assert again.to_json() == TextTokenizer.load(caption_vocab).to_json()
+    for path in (tiny_weights, multi_weights.parent / "settings.safetensors"):
+        if path != tiny_weights:
+            path.write_bytes(b"none")
+        with pytest.raises(UserError, match="is no weight file that knows captions; make a"):
+            TextTokenizer.load(path)
+
+
 @pytest.fixture(scope="module")
 def spm_file(tmp_path_factory):
     sentencepiece = pytest.importorskip("sentencepiece")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -93,7 +94,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":
-        """From the JSON file of `save`, or from a SentencePiece `.model` file.
+        """From the JSON file of `save`, a SentencePiece `.model` file, or a weight file.
 
         Raises:
             UserError: the file is missing or is no such file.
@@ -104,8 +105,23 @@ class TextTokenizer:
                 f"no caption vocabulary at {path}; make one with "
                 "dataset/build_captioning_vocab.py, or name one with --set caption_vocab=FILE"
             )
+        if path.suffix == ".safetensors":
+            return cls._of_weights(path)
         content = path.read_bytes()
         return cls(content if path.suffix == ".model" else _from_text(content, str(path)))
+
+    @classmethod
+    def _of_weights(cls, path: Path) -> "TextTokenizer":
+        """The pieces that a weight file was trained with; they stand in its header."""
+        try:
+            with safe_open(path, framework="np") as file:
+                tasks = json.loads((file.metadata() or {})["meta"])["tasks"]
+            return cls.from_json(tasks["captioning"]["text"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{path} is no weight file that knows captions; make a caption vocabulary with "
+                "dataset/build_captioning_vocab.py"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         write_text_atomic(path, self._model.to_str(pretty=True) + "\n")
