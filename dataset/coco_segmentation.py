@@ -90,7 +90,7 @@ class CocoSegmentation(CocoDetection):
                 x, y, w, h = row["bbox"]
                 corners = [x, y, x + w, y, x + w, y + h, x, y + h]
                 row = {**row, "segmentation": [corners], "iscrowd": 1}
-            elif isinstance(row["segmentation"], list) and len(parts) < len(row["segmentation"]):
+            elif isinstance(parts[0], np.ndarray) and len(parts) < len(row["segmentation"]):
                 row = {**row, "segmentation": [part.ravel().tolist() for part in parts]}
             rows.append(row)
         truth.dataset["annotations"] = rows

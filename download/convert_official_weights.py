@@ -11,7 +11,6 @@ sha256 sum, OUT.sha256.
 
 import argparse
 import hashlib
-import json
 import sys
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from tokenizer.text import TextTokenizer
 from utils.categories import Categories
 from utils.cli import log, run
 from utils.errors import UserError
-from utils.files import write_text_atomic
+from utils.files import read_json, write_text_atomic
 
 MAX_OBJECTS, MAX_POINTS, MAX_CAPTION = 100, 128, 128  # in all official configs
 
@@ -91,10 +90,7 @@ def read_settings(args: argparse.Namespace) -> tuple[ModelConfig, Vocabulary]:
     if args.variant is not None:
         settings = variant_settings(args.variant, args.image_size, multi_task=args.task == "multi")
         return model_config(settings), vocabulary(settings)
-    try:
-        content = json.loads(args.config.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {args.config} as JSON: {error}") from error
+    content = read_json(args.config, "name an official config.json")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{args.config} has no object 'model'; name an official config.json")
     settings, num_bins = content["model"], content.get("quantization_bins")

@@ -15,7 +15,6 @@ for 91 classes those of COCO; name others with --class-names.
 """
 
 import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -35,7 +34,8 @@ from tokenizer import DetectionTokenizer, Vocabulary
 from tokenizer.detection import TOKENS_PER_OBJECT
 from utils.categories import Categories
 from utils.cli import run
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+from utils.files import read_json
 from utils.pixels import Resizing
 
 COCO_CLASSES = 91  # ids 0 to 90
@@ -104,7 +104,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of another kind fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{path} is no file of tensors that torch.save wrote: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(
@@ -137,7 +137,7 @@ def read_class_names(path: Path | None, num_classes: int) -> dict[int, str]:
         text = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
             return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
-        rows = json.loads(text)
+        rows = read_json(path, "name another file with --class-names")
         if "categories" in rows:
             return {int(row["id"]): str(row["name"]) for row in rows["categories"]}
         return {int(i): str(name) for i, name in rows.items() if name != "N/A"}  # COCO's gaps

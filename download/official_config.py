@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from models import ModelConfig
 from tokenizer import Vocabulary
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 COMMON = {
     "max_seq_len": 512,
@@ -97,8 +97,8 @@ def model_config(settings: dict) -> ModelConfig:
         )
     except KeyError as error:
         raise UserError(f"the official settings have no {error.args[0]!r} in 'model'") from error
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"the official settings describe no model: {error}") from error
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f"the official settings describe no model: {one_line(error)}") from error
 
 
 def vocabulary(settings: dict, num_bins: int | None = None) -> Vocabulary:
@@ -108,11 +108,13 @@ def vocabulary(settings: dict, num_bins: int | None = None) -> Vocabulary:
         num_bins: coordinate bins; None = 1000, or as many as the layout has room for.
     """
     s = COMMON | settings
-    coord0, text0 = s["coord_vocab_shift"], min(s["text_vocab_shift"], s["vocab_size"])
-    if num_bins is None:
-        num_bins = min(Vocabulary().num_bins, text0 - coord0)
     try:
+        coord0, text0 = s["coord_vocab_shift"], min(s["text_vocab_shift"], s["vocab_size"])
+        if num_bins is None:
+            num_bins = min(Vocabulary().num_bins, text0 - coord0)
         base = Vocabulary(num_bins=num_bins, coord0=coord0, text0=text0)
         return replace(base, num_text=s["vocab_size"] - text0)
-    except ValueError as error:
-        raise UserError(f"the official settings describe no vocabulary: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"the official settings describe no vocabulary: {one_line(error)}"
+        ) from error

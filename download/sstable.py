@@ -21,6 +21,8 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         byte = data[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
+        if shift > 70:
+            raise ValueError("a number does not end")
         if byte < 0x80:
             return value, at
 

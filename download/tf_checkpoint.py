@@ -8,6 +8,7 @@ in `PREFIX.data-00000-of-00001` and further shards.
 """
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -21,9 +22,11 @@ import numpy as np
 from download.crc32c import masked_crc32c
 from download.sstable import read_table, read_varint
 from utils.cli import run
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+from utils.plain import shown
 
 STRING, BFLOAT16 = 7, 14  # types.proto
+MAX_SHARDS = 10_000  # data files of one checkpoint; the format has room for 100,000
 DTYPES = {
     1: "<f4",
     2: "<f8",
@@ -116,8 +119,12 @@ def read_index(prefix: Path) -> tuple[int, dict[str, Entry]]:
         table = read_table(data)
         header = dict(_fields(table.pop(b"")))
         entries = {key.decode(): _entry(key.decode(), value) for key, value in table.items()}
-    except (ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and fetch it again") from error
+        if not 0 < header.get(1, 1) <= MAX_SHARDS:
+            raise ValueError(f"it claims to have {header[1]} data files")
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}); delete it and fetch it again"
+        ) from error
     if header.get(2, 0) != 0:
         raise UserError(f"{path} was written on a big-endian machine, which is not supported")
     return header.get(1, 0), entries
@@ -128,7 +135,10 @@ def _entry(key: str, data: bytes) -> Entry:
     if 7 in fields:
         raise ValueError(f"{key} is stored in slices, which is not supported")
     sizes = [dict(_fields(dim)).get(1, 0) for n, dim in _fields(fields.get(2, b"")) if n == 2]
-    place = (fields.get(number, 0) for number in (3, 4, 5, 6))
+    place = [fields.get(number, 0) for number in (3, 4, 5, 6)]
+    numbers = (fields.get(1, 0), *sizes, *place)
+    if not all(isinstance(n, int) and 0 <= n < 2**63 for n in numbers):
+        raise ValueError(f"the entry of {shown(key)} holds no sensible numbers")
     return Entry(fields.get(1, 0), tuple(sizes), *place)
 
 
@@ -156,10 +166,12 @@ def _read_variable(shards: list[Path], key: str, entry: Entry) -> np.ndarray:
         raise UserError(f"cannot read {key}: type {entry.dtype} in shard {entry.shard}")
     file = shards[entry.shard]
     dtype = np.dtype(DTYPES[entry.dtype])
-    with open(file, "rb") as stream:
-        stream.seek(entry.offset)
-        data = stream.read(entry.size)
-    if len(data) != np.prod(entry.shape, dtype=np.int64) * dtype.itemsize:
+    data = b""
+    if entry.offset + entry.size <= file.stat().st_size:
+        with open(file, "rb") as stream:
+            stream.seek(entry.offset)
+            data = stream.read(entry.size)
+    if len(data) != math.prod(entry.shape) * dtype.itemsize:
         raise UserError(f"{file} is cut off: {key} is not whole; delete it and fetch it again")
     if masked_crc32c(data) != entry.crc:
         raise UserError(f"{file} is damaged: {key} has another checksum; delete and fetch it again")

@@ -1,6 +1,5 @@
 """Where an evaluation of masks or keypoints takes its boxes from."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,9 @@ from dataset.loader import EvalBatch
 from infer.detection import DecodingOptions
 from infer.encode import Encoded
 from infer.predictor import Predictor
+from infer.results_file import read_results
 from utils.categories import Categories
+from utils.cli import log
 from utils.errors import UserError
 
 Boxes = tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]  # boxes, labels, scores
@@ -79,24 +80,21 @@ def read_boxes(path: Path, image_ids: list[int], categories: Categories) -> dict
     Raises:
         UserError: no such file, not of this format, or about other images.
     """
-    try:
-        rows = json.loads(Path(path).expanduser().read_bytes())
-        image = np.array([row["image_id"] for row in rows], np.int64)
-        category = np.array([row["category_id"] for row in rows], np.int64)
-        boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(len(rows), 4)
-        scores = np.array([row["score"] for row in rows], np.float32)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"cannot read the boxes in {path} ({error}); --boxes must be gt, detected or a COCO "
-            "results file: a list of image_id, category_id, bbox and score"
-        ) from error
+    rows = read_results(path)
+    image = np.array([row["image_id"] for row in rows], np.int64)
+    category = np.array([row["category_id"] for row in rows], np.int64)
+    boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(len(rows), 4)
+    scores = np.array([row["score"] for row in rows], np.float32)
     others = sorted(set(image.tolist()) - set(image_ids))
     if others:
         raise UserError(f"{path} is about other images than the data, id {others[0]} for one")
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
     class_of = {number: i for i, number in categories.source_ids.items()}
     labels = np.array([class_of.get(k, 0) for k in category.tolist()], np.int64)
-    usable = (labels > 0) & np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    flat = ~(boxes[:, 2:] > boxes[:, :2]).all(1)
+    if flat.any():
+        log(f"notice: {path}: left out: boxes without an area, {flat.sum()}")
+    usable = (labels > 0) & ~flat
     rows_of = {i: np.flatnonzero(usable & (image == i)) for i in image_ids}
     return {i: (boxes[rows], labels[rows], scores[rows]) for i, rows in rows_of.items()}
 

@@ -16,7 +16,7 @@ from tokenizers import (
     trainers,
 )
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import write_text_atomic
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -169,7 +169,7 @@ def _from_text(content: bytes, name: str) -> Tokenizer:
         return Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(
-            f"{name} holds no caption vocabulary ({error}); make one with "
+            f"{name} holds no caption vocabulary ({one_line(error)}); make one with "
             "dataset/build_captioning_vocab.py"
         ) from error
 
@@ -185,4 +185,4 @@ def _sentencepiece(content: bytes):
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=content)
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"not a SentencePiece model ({error})") from error
+        raise UserError(f"not a SentencePiece model ({one_line(error)})") from error

@@ -10,7 +10,7 @@ from infer.evaluate_keypoints import check_sigmas
 from tokenizer import TaskTokenizer, TextTokenizer, Vocabulary
 from train.multi_task import batch_sizes
 from train.state import TaskStream
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.world import ALONE, World
 
 
@@ -171,5 +171,8 @@ def pixel_transforms(path: str) -> list:
 
     try:
         return [A.load(path, data_format="yaml" if path.endswith((".yaml", ".yml")) else "json")]
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is no saved albumentations pipeline: {error}") from error
+    except Exception as error:  # the content decides which class is built, and how that fails
+        raise UserError(
+            f"{path} is no saved albumentations pipeline ({one_line(error)}); write one with "
+            "albumentations.save, without Lambda"
+        ) from error

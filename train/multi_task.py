@@ -7,6 +7,7 @@ from train.records import find_run_dir, read_settings
 from utils.categories import Categories
 from utils.cli import snapshot
 from utils.errors import UserError
+from utils.plain import shown
 
 
 def tasks_of_run(base: type, overrides: list[str], name: str) -> list[str]:
@@ -14,7 +15,10 @@ def tasks_of_run(base: type, overrides: list[str], name: str) -> list[str]:
     if name == "auto":
         return list(TASKS)
     settings = read_settings(find_run_dir(snapshot(base, overrides).runs_dir, TASKS, name))
-    return settings.get("tasks", list(TASKS))
+    tasks = settings.get("tasks", list(TASKS))
+    if not isinstance(tasks, list) or not tasks or any(task not in TASKS for task in tasks):
+        raise UserError(f"the settings of {name} name no tasks of ours, got {shown(tasks)}")
+    return tasks
 
 
 def batch_sizes(cfg, tasks: Sequence[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 
 from train.environment import environment
 from utils.errors import UserError
-from utils.files import write_json_atomic, write_text_atomic
+from utils.files import read_json, write_json_atomic, write_text_atomic
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
@@ -124,13 +124,9 @@ def read_settings(run_dir: Path) -> dict:
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = run_dir / "settings.json"
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); resume another run") from error
+    values = read_json(run_dir / "settings.json", "resume another run")
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings; resume another run")
+        raise UserError(f"{run_dir / 'settings.json'} holds no settings; resume another run")
     return values
 
 

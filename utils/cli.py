@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.plain import fits, shown
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -79,8 +80,15 @@ def snapshot(base: type, overrides: Sequence[str] = (), *, saved: dict | None = 
     kinds = settings_types(base)
     cfg = type("Frozen" + base.__name__, (base,), {"__setattr__": _refuse})()
     for name, value in (saved or {}).items():
-        if name in kinds:
-            cfg.__dict__[name] = _from_plain(value, kinds[name])
+        if name not in kinds:
+            continue
+        if not fits(value, kinds[name]):
+            expected = getattr(kinds[name], "__name__", kinds[name])
+            raise UserError(
+                f"the saved settings are damaged: {name} must be of type {expected}, got "
+                f"{shown(value)}; resume another run"
+            )
+        cfg.__dict__[name] = _from_plain(value, kinds[name])
     for item in overrides:
         name, eq, text = item.partition("=")
         if not eq:
