@@ -63,10 +63,10 @@ def read_objects(
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
     narrow = boxes.astype(np.float32)  # as the index has them
     leave_out("no_area", ~(narrow[:, 2:] > narrow[:, :2]).all(1), bbox)
-    place = np.minimum(np.searchsorted(image_ids, image), len(image_ids) - 1)
-    if len(image_ids):
-        leave_out("unlisted", image_ids[place] != image, lambda i: "")
-    upper = np.tile(sizes[place][:, ::-1], 2).astype(np.float32)  # (N, 4)
+    listed, size = np.isin(image, image_ids), np.zeros((len(rows), 2), np.float32)
+    leave_out("unlisted", ~listed, lambda i: "")
+    size[listed] = sizes[np.searchsorted(image_ids, image[listed])]
+    upper = np.tile(size[:, ::-1], 2)  # (N, 4)
     upper[(upper == 0).any(1)] = np.inf
     inside = np.clip(narrow, 0, upper)
     leave_out("outside", ~(inside[:, 2:] > inside[:, :2]).all(1), bbox)

@@ -15,6 +15,7 @@ for 91 classes those of COCO; name others with --class-names.
 """
 
 import argparse
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -102,7 +103,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no weight file at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it refuses in the end
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose text tells how to run it all the same
+        raise UserError(
+            f"{path} holds objects whose code would run, or no tensors at all; save the state dict "
+            "alone: torch.save(model.state_dict())"
+        ) from error
     except Exception as error:  # bytes of another kind fail in any way
         reason = one_line(error)
         raise UserError(f"{path} is no file of tensors that torch.save wrote: {reason}") from error

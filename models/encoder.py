@@ -93,7 +93,8 @@ def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
 def _check_timm_name(name: str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        raise UserError(f"no encoder {name!r} in timm; near it: {', '.join(near)}")
+        there = f"near it: {', '.join(near)}" if near else "timm.list_models() names all"
+        raise UserError(f"no encoder {name!r} in timm; {there}")
 
 
 def _timm_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:

@@ -1,6 +1,7 @@
 """Settings to tokens, data and their loaders; with `build_model` and `build_state` the one
 translator between `CFG` and the library."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -170,9 +171,14 @@ def pixel_transforms(path: str) -> list:
     import albumentations as A  # takes seconds to import
 
     try:
-        return [A.load(path, data_format="yaml" if path.endswith((".yaml", ".yml")) else "json")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said below, on one line
+            return [
+                A.load(path, data_format="yaml" if path.endswith((".yaml", ".yml")) else "json")
+            ]
     except Exception as error:  # the content decides which class is built, and how that fails
+        reason = f"it names {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
-            f"{path} is no saved albumentations pipeline ({one_line(error)}); write one with "
+            f"{path} is no saved albumentations pipeline ({reason}); write one with "
             "albumentations.save, without Lambda"
         ) from error

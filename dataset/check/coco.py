@@ -90,7 +90,7 @@ def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> Non
         try:
             if row.get("keypoints"):
                 skeletons[row["id"]] = Skeleton.from_coco(row)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError) as error:
             faults.add("categories", "categories", str(error))
     rows = []
     for category, skeleton in skeletons.items():

@@ -1,0 +1,79 @@
+"""What reads a crafted input: the same code that the scripts run."""
+
+import numpy as np
+
+from config import CFG
+from dataset.build import build_source
+from dataset.transforms import PixelTransform
+from download import convert_official_weights, convert_port_weights
+from infer.evaluate_segmentation import read_boxes
+from infer.predictor import Predictor
+from tests.damaged.place import Place
+from tokenizer import TextTokenizer
+from train.build import pixel_transforms
+from train.records import read_settings
+from utils.categories import Categories
+from utils.cli import snapshot
+from utils.images import load_image
+
+
+def coco(task: str):
+    def read(place: Place) -> None:
+        source = build_source(task, "coco", place.root, "train")
+        for index in range(len(source)):
+            source[index]
+
+    return read
+
+
+def voc(place: Place) -> None:
+    source = build_source("detection", "voc", place.root, "2012:train")
+    for index in range(len(source)):
+        source[index]
+
+
+def ground_truth(place: Place) -> None:
+    """As the evaluation of masks needs it."""
+    truth = build_source("segmentation", "coco", place.root, "train").coco
+    for row in truth.dataset["annotations"]:
+        truth.annToMask(row)
+
+
+def image(place: Place) -> None:
+    load_image(next(place.root.glob("picture*")))
+
+
+def weights(place: Place) -> None:
+    Predictor(place.root / "w.safetensors").detect(np.zeros((8, 8, 3), np.uint8))
+
+
+def settings(place: Place) -> None:
+    snapshot(CFG, saved=read_settings(place.root))
+
+
+def vocabulary(place: Place) -> None:
+    TextTokenizer.load(next(place.root.glob("vocab*")))
+
+
+def boxes(place: Place) -> None:
+    read_boxes(place.root / "boxes.json", [1, 2], Categories.from_names(["cat"]))
+
+
+def transform(place: Place) -> None:
+    for one in pixel_transforms(str(next(place.root.glob("transform*")))):
+        PixelTransform(one)
+
+
+def port(place: Place) -> None:
+    sizes = ["--num-classes", "20", "--num-bins", "160", "--image-size", "160"]
+    out = str(place.root / "out.safetensors")
+    options = ["--port", "moein", "--encoder", "test_vit", *sizes]
+    convert_port_weights.main([str(place.root / "w.pth"), out, *options])
+
+
+def official(place: Place) -> None:
+    configs = [*place.root.glob("config.json")]
+    how = ["--config", str(configs[0])] if configs else ["--variant", "vit-b"]
+    how += [] if configs else ["--image-size", "640"]
+    out = str(place.root / "out.safetensors")
+    convert_official_weights.main([str(place.root / "ckpt-1"), out, *how])
