@@ -155,7 +155,7 @@ OTHERS = [
         "a pickle that runs code",
         file("w.pth", pickled),
         readers.port,
-        "is no file of tensors",
+        "holds objects whose code would run",
     ),
     Case(
         "port's .pth",

@@ -6,7 +6,7 @@ from config import CFG
 from dataset.build import build_source
 from dataset.transforms import PixelTransform
 from download import convert_official_weights, convert_port_weights
-from infer.evaluate_segmentation import read_boxes
+from infer.box_sources import read_boxes
 from infer.predictor import Predictor
 from tests.damaged.place import Place
 from tokenizer import TextTokenizer
@@ -21,7 +21,7 @@ def coco(task: str):
     def read(place: Place) -> None:
         source = build_source(task, "coco", place.root, "train")
         for index in range(len(source)):
-            source[index]
+            _ = source[index].image  # decoded as late as this
 
     return read
 
@@ -29,7 +29,7 @@ def coco(task: str):
 def voc(place: Place) -> None:
     source = build_source("detection", "voc", place.root, "2012:train")
     for index in range(len(source)):
-        source[index]
+        _ = source[index].image
 
 
 def ground_truth(place: Place) -> None:
