@@ -108,8 +108,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # whose text tells how to run it all the same
         raise UserError(
-            f"{path} is no file of tensors alone, and what else it holds may run code; write it with "
-            "torch.save(model.state_dict(), FILE)"
+            f"{path} is no file of tensors alone, and what else it holds may run code; write it "
+            "with torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # bytes of another kind fail in any way
         reason = one_line(error)

@@ -155,7 +155,7 @@ OTHERS = [
         "a pickle that runs code",
         file("w.pth", pickled),
         readers.port,
-        "holds objects whose code would run",
+        "is no file of tensors",
     ),
     Case(
         "port's .pth",
