@@ -62,7 +62,7 @@ format: $(STAMP)  ## let ruff fix and format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure decoding speed
+bench: $(STAMP)  ## measure decoding, training and its data
 	@test -d benchmarks || { echo "there is no folder benchmarks/ in this checkout" >&2; exit 2; }
 	@for script in $(filter-out benchmarks/kill_test.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
 

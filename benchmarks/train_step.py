@@ -127,7 +127,7 @@ def build_batches(tokenizer: TaskTokenizer, side: int, batch: int, num_lengths: 
     rows, pixels = [], rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
     for _ in range(batch):
         tokens = sequence(tokenizer, side, rng)
-        row = {"image": pixels, "size": (side, side), "image_id": 0}
+        row = {"image": pixels, "size": (side, side), "image_id": 0, "skipped": ()}
         row |= {"input_tokens": tokens.input, "target_tokens": tokens.target}
         rows.append(row | {"token_weights": tokens.weight})
     whole = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in

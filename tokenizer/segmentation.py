@@ -156,7 +156,7 @@ class SegmentationTokenizer(TaskTokenizer):
         between = np.full((1, 2), np.nan, np.float32)
         pieces, lengths = [], np.zeros(self.max_objects, np.int64)
         for i, parts in enumerate(polygons):
-            fitted = fit_polygons(parts, self.max_points)
+            fitted = self._shorten(parts, self.max_points)
             joined = [piece for part in fitted for piece in (between, part)][1:]
             lengths[i] = sum(map(len, joined))
             pieces += joined
