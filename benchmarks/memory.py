@@ -42,7 +42,7 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        raise NotImplementedError("only what is kept is looked at")
+        raise RuntimeError("this counts what a forward pass keeps; there is no backward pass")
 
 
 class Kept:
