@@ -159,6 +159,7 @@ class CFG:
     encoder_lr_factor: float = 1.0  # learning rate of the encoder / lr (official: 1)
     layer_decay: float = 1.0  # rate of an encoder layer / that of the next; 1 = off (official)
     freeze_encoder_steps: int = 0  # first steps in which the encoder stays as it is
+    freeze_batch_norm: bool = False  # the encoder's keep their statistics: for trained encoders
     clip_grad: float = 0.0  # largest gradient norm; 0 = off (official)
     amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
     recompute_activations: bool = False  # of transformer blocks: less memory, more time
@@ -186,6 +187,10 @@ class CFG:
 
     # ---- decoding ----------------------------------------------------------------------------
     eval_batch_size: int = 16
+    infer_dtype: str = "float32"  # what inference computes in | "bfloat16"
+    # "plain" | "static" = fixed shapes, on a GPU one CUDA graph per token | "compiled" = that and
+    # torch.compile, also of the encoder
+    decode_mode: str = "plain"
     top_k: int = 0  # 1 = greedy, 0 = no limit
     top_p: float = 0.4  # nucleus; the papers' value for detection
     temperature: float = 1.0

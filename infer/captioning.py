@@ -109,6 +109,7 @@ def _decode(
             prompt,
             num_beams=options.beams,
             length_penalty=options.length_penalty,
+            mode=model.decode_mode,
             **common,
         )
         return tokens.cpu().numpy(), log_probs.cpu().numpy()

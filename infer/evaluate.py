@@ -22,9 +22,9 @@ from config import PRESETS
 from dataset.build import TASKS, build_source, find_tasks
 from infer.predictor import Predictor
 from infer.report import Report, compact_table
+from infer.script import predictor_of
 from infer.tasks import Request, evaluate_task
 from utils.cli import find_preset, log, parser, run, snapshot
-from utils.device import pick_device
 from utils.errors import UserError
 
 
@@ -33,7 +33,7 @@ def main(argv=None):
     cfg = snapshot(find_preset(PRESETS, args.preset), args.set)
     dataset, split = args.dataset or cfg.dataset, args.split or "val"
     tasks = None if args.task == "all" else find_tasks(args.task)
-    predictor = Predictor(args.weights, pick_device(args.device or cfg.device))
+    predictor = predictor_of(args.weights, cfg, args.device)
     tasks = tasks or _tasks_of(predictor, dataset)
     for task in tasks:
         predictor.require(task)  # before the first of them takes its time

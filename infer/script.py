@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from infer.predictor import Predictor
+from models.step import MODES
 from utils.cli import log, parser
 from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import write_json_atomic
 from utils.images import list_images, load_image
 from utils.visualize import save_image
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
@@ -49,11 +53,10 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path) -> Predictor:
     Raises:
         UserError: none of these files is there.
     """
-    device = pick_device(args.device or cfg.device)
     if args.weights is not None:
-        return Predictor(args.weights, device)
+        return predictor_of(args.weights, cfg, args.device)
     if weights.is_file():
-        return Predictor(weights, device)
+        return predictor_of(weights, cfg, args.device)
     if not cfg.demo_weights.is_file():
         raise UserError(
             f"no weights at {weights}; train some, or name a weight file with --weights"
@@ -62,7 +65,22 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path) -> Predictor:
         f"notice: no weights at {weights}, using the demo weights (they know drawn scenes only); "
         "name others with --weights"
     )
-    return Predictor(cfg.demo_weights, device)
+    return predictor_of(cfg.demo_weights, cfg, args.device)
+
+
+def predictor_of(weights: Path, cfg, device: str | None = None) -> Predictor:
+    """A predictor that computes as the settings say, on `device` or the device of the settings.
+
+    Raises:
+        UserError: no such weight file, or a setting that cannot be.
+    """
+    if cfg.infer_dtype not in DTYPES:
+        raise UserError(f"infer_dtype must be one of {', '.join(DTYPES)}, got {cfg.infer_dtype!r}")
+    if cfg.decode_mode not in MODES:
+        raise UserError(f"decode_mode must be one of {', '.join(MODES)}, got {cfg.decode_mode!r}")
+    predictor = Predictor(weights, pick_device(device or cfg.device))
+    predictor.model.prepare(dtype=DTYPES[cfg.infer_dtype], mode=cfg.decode_mode)
+    return predictor
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def beam_search(
     length_penalty: float = 1.0,
     allowed: Callable[[Tensor], Tensor] | None = None,
     suppress: Sequence[int] = (),
+    mode: str = "plain",
 ) -> tuple[Tensor, Tensor]:
     """The best continuations of one prompt per image.
 
@@ -67,6 +68,7 @@ def beam_search(
             short ones, 1 is the mean per token.
         allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar.
         suppress: ids removed before anything else, scores included.
+        mode: how the steps are computed, see `models.step.MODES`.
 
     Returns:
         tokens (B, num_beams, max_new_tokens), best first, `eos_id` from the first one on, which is
@@ -82,7 +84,7 @@ def beam_search(
     first_row = torch.arange(images, device=prompt.device)[:, None] * beams  # (B, 1)
     new = prompt.repeat_interleave(beams, dim=0)  # (B * beams, P), then one id per row
     cache = decoder.init_cache(memory, len(new), prompt.shape[1] + max_new_tokens - 1)
-    read = next_logits(decoder, cache)
+    read = next_logits(decoder, cache, mode)
     for step in range(max_new_tokens):
         logits = read(new)  # (B * beams, V)
         mask = None if allowed is None else allowed(tokens.flatten(0, 1)[:, :step])

@@ -34,6 +34,7 @@ class LayerCache:
     v: Tensor  # (R, nh, max_len, hd)
     memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
     memory_v: Tensor  # (B, nh, S, hd)
+    seen = None  # what of the keys counts; None = all that `update` returns
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes (R, nh, T, hd) at `start`; returns everything up to `start + T`."""
@@ -71,10 +72,12 @@ class SelfAttention(nn.Module):
         """(R, T, D) -> (R, T, D); the T tokens stand at positions `start`, `start + 1`, …"""
         heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (R, T, 3, nh, hd)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, nh, T, hd)
+        mask = None
         if cache is not None:
             k, v = cache.update(start, k, v)
+            mask = cache.seen
         # SDPA aligns `is_causal` top-left: right only while the cache is empty.
-        is_causal, mask = q.shape[2] > 1 and start == 0, None
+        is_causal = q.shape[2] > 1 and start == 0
         if q.shape[2] > 1 and start > 0:
             mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(start)
         drop = self.drop if self.training else 0.0

@@ -80,6 +80,7 @@ def generate(
     score_range: tuple[int, int] | None = None,
     unscored_range: tuple[int, int] | None = None,
     generator: torch.Generator | None = None,
+    mode: str = "plain",
 ) -> tuple[Tensor, ...]:
     """Continues prompts. Encode an image once, then call this per task and per instance.
 
@@ -94,6 +95,7 @@ def generate(
         unscored_range: [lo, hi) ids that hold all that may come, for callers who need no scores:
             only their logits are computed, the log-probs that come back are nan.
         generator: source of the draws; None = torch's global one.
+        mode: how the steps are computed, see `models.step.MODES`.
 
     Returns:
         tokens, log_probs: (B * N * num_samples, max_new_tokens), samples fastest. Log-probs are
@@ -110,7 +112,7 @@ def generate(
     rows = torch.arange(num_rows, device=prompt.device)  # of the results, those still decoded
     done = torch.zeros_like(rows, dtype=torch.bool)
     cache = decoder.init_cache(memory, num_rows, prompt.shape[1] + max_new_tokens - 1)
-    read, part = next_logits(decoder, cache), slice(*(unscored_range or (None,)))
+    read, part = next_logits(decoder, cache, mode), slice(*(unscored_range or (None,)))
     first_id = part.start or 0
     suppress = [
         i - first_id for i in suppress if unscored_range is None or i in range(*unscored_range)
@@ -147,7 +149,7 @@ def generate(
             chosen, images = kept
             rows, done, new, num_images = rows[chosen], done[chosen], new[chosen], len(images)
             cache = cache.select(chosen, images)
-            read = next_logits(decoder, cache)
+            read = next_logits(decoder, cache, mode)
     return (tokens, log_probs) if score_range is None else (tokens, log_probs, best, best_log_probs)
 
 

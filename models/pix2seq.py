@@ -20,13 +20,14 @@ class Pix2Seq(nn.Module):
     Attributes:
         config: the `ModelConfig` it was built from.
         meta: what else a weight file records (vocabulary, categories, tasks, …), JSON values.
+        decode_mode: how `generate` computes its steps, one of `models.step.MODES`.
     """
 
     def __init__(
         self, config: ModelConfig, encoder: nn.Module, projection: nn.Module, decoder: Decoder
     ):
         super().__init__()
-        self.config, self.meta = config, {}
+        self.config, self.meta, self.decode_mode = config, {}, "plain"
         self.encoder, self.projection, self.decoder = encoder, projection, decoder
         self.register_buffer(
             "mean", torch.tensor(config.image_mean)[:, None, None], persistent=False
@@ -36,6 +37,24 @@ class Pix2Seq(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; images are normalised in float32 whatever it is."""
+        return self.decoder.token_embedding.dtype
+
+    def prepare(self, *, dtype: torch.dtype = torch.float32, mode: str = "plain") -> None:
+        """Makes the model ready for inference: the type it computes in and how it decodes.
+
+        Args:
+            dtype: `torch.bfloat16` halves what a step reads; logits and log-probs stay float32.
+            mode: one of `models.step.MODES`; "compiled" compiles the encoder, too.
+        """
+        for part in (self.encoder, self.projection, self.decoder):
+            part.to(dtype)
+        self.decode_mode = mode
+        if mode == "compiled":
+            self.encoder.compile()
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -54,7 +73,8 @@ class Pix2Seq(nn.Module):
         """
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        return self.projection(self.encoder((images - self.mean) / self.std))
+        images = (images - self.mean) / self.std
+        return self.projection(self.encoder(images.to(self.dtype)))
 
     def forward(self, images: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Teacher-forced logits.
@@ -107,6 +127,7 @@ class Pix2Seq(nn.Module):
             score_range=score_range,
             unscored_range=unscored_range,
             generator=generator,
+            mode=self.decode_mode,
         )
 
 

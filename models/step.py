@@ -1,4 +1,4 @@
-"""One token per row through the decoder on a CPU: the numbers of `Decoder.forward`, sooner.
+"""One token per row through the decoder: the numbers of `Decoder.forward`, sooner on a CPU.
 
 A step with few rows is bound by reading the weights once. BLAS reads a matrix for one token on one
 core; cut into blocks of rows and multiplied as a batch, every core reads its share. The blocks are
@@ -14,16 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
+from models.static_step import StaticStep
+
+# "plain": the modules, or on a CPU their faster stand-in; "static": shapes that never change, on a
+# GPU one CUDA graph per token; "compiled": that, its kernels fused by torch.compile
+MODES = ("plain", "static", "compiled")
 
 
-def next_logits(decoder: Decoder, cache: Cache) -> Callable[[Tensor], Tensor]:
+def next_logits(decoder: Decoder, cache: Cache, mode: str = "plain") -> Callable[..., Tensor]:
     """The function that reads the next tokens of all rows into the cache.
+
+    Args:
+        mode: one of `MODES`: how it goes on after the prompt.
 
     Returns:
         (R, T) ids, a slice of the vocabulary (default: all) -> (R, V) float32 logits of what
         follows the last id, of that slice.
     """
-    step = CpuStep(decoder, cache) if suits_cpu_step(decoder, cache) else None
+    step = one_token_step(decoder, cache, mode)
 
     def read(tokens: Tensor, part: slice = slice(None)) -> Tensor:
         if step is not None and tokens.shape[1] == 1 and cache.length > 0:
@@ -34,6 +42,13 @@ def next_logits(decoder: Decoder, cache: Cache) -> Callable[[Tensor], Tensor]:
         return F.linear(hidden, *decoder.output_table(part)).float()
 
     return read
+
+
+def one_token_step(decoder: Decoder, cache: Cache, mode: str) -> CpuStep | StaticStep | None:
+    """What stands in for `Decoder.forward` where one token per row is read; None = nothing does."""
+    if mode != "plain":
+        return StaticStep(decoder, cache, compiled=mode == "compiled")
+    return CpuStep(decoder, cache) if suits_cpu_step(decoder, cache) else None
 
 
 def suits_cpu_step(decoder: Decoder, cache: Cache) -> bool:

@@ -118,6 +118,17 @@ def test_the_encoder_waits_and_then_learns(settings):
     assert "backbone.conv1.weight" in changed and "backbone.bn1.running_mean" in changed
 
 
+def test_batch_statistics_that_stay_while_the_encoder_learns(settings):
+    more = ["encoder=resnet18", "freeze_batch_norm=true", "warmup_epochs=0", "drop_path=0"]
+    state = state_of([*settings, *more], DETECTION)
+    encoder = {key: value.clone() for key, value in state.model.encoder.state_dict().items()}
+    steps(state, 2)
+    now = state.model.encoder.state_dict()
+    changed = {key for key, value in encoder.items() if not torch.equal(now[key], value)}
+    assert "backbone.conv1.weight" in changed and "backbone.bn1.weight" in changed
+    assert not any("running" in key or "tracked" in key for key in changed)
+
+
 def test_what_was_never_to_learn_stays_so():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     module[0].bias.requires_grad_(False)
@@ -228,6 +239,8 @@ def test_layers_of_the_official_encoders(settings, encoder, order):
         (["ema_decay=1"], "ema_decay must be"),
         (["freeze_encoder_steps=-1"], "freeze_encoder_steps must be"),
         (["early_stop_patience=-1"], "early_stop_patience must be"),
+        (["num_lengths=0"], "num_lengths must be at least 1, got 0"),
+        (["prefetch_batches=0"], "prefetch_batches must be at least 1, got 0"),
         (["encoder=resnet18", "encoder_stride=16", "layer_decay=0.5"], "leave encoder_stride out"),
     ],
 )

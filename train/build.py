@@ -94,8 +94,9 @@ def streams(
     cfg, sources: dict, task_tokenizers: dict[str, TaskTokenizer], world: World = ALONE
 ) -> dict[str, TaskStream]:
     """Batches of every task, this process's share of them."""
-    if cfg.accumulate_steps < 1:
-        raise UserError(f"accumulate_steps must be at least 1, got {cfg.accumulate_steps}")
+    for name in ("accumulate_steps", "num_lengths", "prefetch_batches"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"{name} must be at least 1, got {getattr(cfg, name)}")
     parts = world.size * cfg.accumulate_steps
     out, sizes = {}, batch_sizes(cfg, list(task_tokenizers))
     num_workers = -(-cfg.num_workers // len(sizes))  # shared out among the tasks

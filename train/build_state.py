@@ -84,7 +84,10 @@ def state(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
     weights = task_weights(cfg, list(task_streams))
-    freeze = Freeze(model.encoder, cfg.freeze_encoder_steps) if freezes else None
+    freeze = None
+    if freezes or cfg.freeze_batch_norm:
+        steps, statistics = cfg.freeze_encoder_steps, cfg.freeze_batch_norm
+        freeze = Freeze(model.encoder, steps, statistics=statistics)
     return TrainState(
         model,
         optimizer,

@@ -9,10 +9,12 @@ class Freeze:
 
     Args:
         steps: number of steps; 0 = never frozen.
+        statistics: batch statistics stay as they are for good. Training sees a batch of one task at
+            a time, evaluation the average over all tasks; so both see the same.
     """
 
-    def __init__(self, module: nn.Module, steps: int):
-        self.module, self.steps = module, steps
+    def __init__(self, module: nn.Module, steps: int, *, statistics: bool = False):
+        self.module, self.steps, self.statistics = module, steps, statistics
         self.frozen = False
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
@@ -23,7 +25,7 @@ class Freeze:
         if frozen != self.frozen:
             for parameter in self._parameters:
                 parameter.requires_grad_(not frozen)
-        if frozen or self.frozen:  # validation puts the norms back into training mode
+        if frozen or self.frozen or self.statistics:  # the engine puts all into training mode
             for norm in self._norms:
-                norm.train(not frozen)
+                norm.train(not (frozen or self.statistics))
         self.frozen = frozen

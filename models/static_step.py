@@ -1,0 +1,113 @@
+"""One token per row in tensors that keep shape and place, so that a GPU can replay the step.
+
+A step of the plain loop is hundreds of small kernels, and launching them takes longer than running
+them. Here the position is a tensor and attention always looks at the whole cache through a mask, so
+every step is the same sequence of kernels: captured once as a CUDA graph, launched as one. Without
+a GPU it is the same arithmetic, uncaptured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.decoder import Cache, Decoder, LayerCache
+
+
+@dataclass
+class StaticLayerCache(LayerCache):
+    """A `LayerCache` that is written at a position which the device knows, and read whole."""
+
+    position: Tensor  # (1,)
+    seen: Tensor  # (1, 1, 1, max_len) bool, the places up to `position`
+
+    def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes (R, nh, 1, hd) at `position`; `start` does not count."""
+        self.k.index_copy_(2, self.position, k)
+        self.v.index_copy_(2, self.position, v)
+        return self.k, self.v
+
+
+class StaticStep:
+    """The decoder for one new token per row, after a prompt that is in the cache already.
+
+    Args:
+        compiled: let torch.compile fuse the step, which takes half a minute or more the first time.
+    """
+
+    def __init__(self, decoder: Decoder, cache: Cache, *, compiled: bool = False):
+        self.decoder, self.cache = decoder, cache
+        num_rows, _, max_len, _ = cache.layers[0].k.shape
+        for layer in cache.layers:  # masked places must hold numbers: 0 * nan is nan
+            layer.k[:, :, cache.length :] = 0
+            layer.v[:, :, cache.length :] = 0
+        device = decoder.token_embedding.device
+        self.tokens = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.places = torch.arange(max_len, device=device)
+        self.compute = torch.compile(static_logits) if compiled else static_logits
+        self.replays: dict[tuple, Callable[[], Tensor]] = {}  # of the parts of the vocabulary
+
+    def __call__(self, tokens: Tensor, part: slice) -> Tensor:
+        """(R,) ids -> (R, len(part)) logits, to be used before the next call"""
+        if self.cache.length >= self.decoder.max_len:
+            raise ValueError(f"sequence must have at most {self.decoder.max_len} tokens, got more")
+        self.tokens[:, 0] = tokens
+        self.position.fill_(self.cache.length)
+        self.cache.length += 1
+        key = (part.start, part.stop)
+        if key not in self.replays:
+            table, layers = self.decoder.output_table(part), self.cache.layers
+            inputs = (self.decoder, layers, self.tokens, self.position, self.places, table)
+            self.replays[key] = captured(lambda: self.compute(*inputs), self.tokens.device)
+        return self.replays[key]()
+
+
+def static_logits(
+    decoder: Decoder,
+    layers: list[LayerCache],
+    tokens: Tensor,
+    position: Tensor,
+    places: Tensor,
+    table: tuple[Tensor, Tensor | None],
+) -> Tensor:
+    """What `Decoder.forward` and `logits` compute, (R, 1) ids at `position` -> (R, V) float32.
+
+    Args:
+        places: (max_len,) the positions of the cache.
+        table: embeddings and bias of the ids asked for, see `Decoder.output_table`.
+    """
+    seen = (places <= position)[None, None, None]  # (1, 1, 1, max_len)
+    x = F.embedding(tokens, decoder.token_embedding) + decoder.positions[position]  # (R, 1, D)
+    for layer, c in zip(decoder.layers, layers, strict=True):
+        cache = StaticLayerCache(c.k, c.v, c.memory_k, c.memory_v, position, seen)
+        x = layer(x, c.memory_k, c.memory_v, 0, cache)
+    return F.linear(decoder.output_ln(x)[:, 0], *table).float()
+
+
+def captured(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """`compute`, on a GPU as a CUDA graph: no launches from Python, one result tensor for all calls.
+
+    Everything it reads must stay where it is, everything it does must be the same each time.
+    """
+    if device.type != "cuda":
+        return compute
+    side = torch.cuda.Stream(device)  # libraries set themselves up in the first calls
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            compute()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = compute()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay

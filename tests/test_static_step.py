@@ -1,0 +1,172 @@
+"""Fixed shapes, compiled steps and half precision: the tokens of the plain loop, or near them."""
+
+import pytest
+import torch
+
+import models.static_step
+from infer.script import predictor_of
+from models.beam import beam_search
+from models.generate import generate
+from models.static_step import StaticStep
+from tests.test_step import VARIANTS, assert_same, ends_at_some_time, grammar, prompts, tiny
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny()
+
+
+@pytest.fixture
+def memory():
+    return torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0))
+
+
+def in_mode(mode, model, memory, prompt, **options):
+    generator = torch.Generator(memory.device).manual_seed(0)
+    options = {"max_new_tokens": 14, "generator": generator} | options
+    return generate(model.decoder, memory, prompt, mode=mode, **options)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many rows each static step was called with."""
+    rows, call = [], StaticStep.__call__
+    monkeypatch.setattr(
+        StaticStep, "__call__", lambda *args: rows.append(len(args[1])) or call(*args)
+    )
+    return rows
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3, 5)])
+def test_static_says_what_plain_says(calls, memory, variant, shape):
+    model = tiny(**VARIANTS[variant])
+    plain, static = (
+        in_mode(mode, model, memory, prompts(*shape), num_samples=2) for mode in ("plain", "static")
+    )
+    assert_same(static, plain)
+    assert len(calls) == 13  # all tokens but the first, which comes with the prompt
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"allowed": grammar}, {"suppress": range(0, 3000, 2)}, {"score_range": (1000, 1100)}],
+    ids=lambda options: next(iter(options)),
+)
+def test_static_takes_every_option(calls, model, memory, options):
+    plain, static = (
+        in_mode(mode, model, memory, prompts(2, 2, 3), **options) for mode in ("plain", "static")
+    )
+    assert calls
+    assert_same(static, plain)
+    assert_same(static[-2:], plain[-2:])
+
+
+def test_static_reads_a_part_of_the_vocabulary(calls, model, memory):
+    part = {"unscored_range": (100, 600), "allowed": lambda _: torch.arange(3000) < 600}
+    plain, static = (
+        in_mode(mode, model, memory, prompts(2, 1), **part)[0] for mode in ("plain", "static")
+    )
+    assert calls and torch.equal(static, plain)
+
+
+def test_static_goes_on_with_fewer_rows(calls, model, memory):
+    options = {"max_new_tokens": 30, "allowed": ends_at_some_time, "eos_id": 7}
+    plain, static = (
+        in_mode(mode, model, memory, prompts(2, 6, 3), **options) for mode in ("plain", "static")
+    )
+    assert_same(static, plain)
+    assert len(set(calls)) > 1
+
+
+def test_static_beam_search(calls, model, memory):
+    options = {"max_new_tokens": 10, "eos_id": 7, "num_beams": 3}
+    plain, static = (
+        beam_search(model.decoder, memory, prompts(2, 2), mode=mode, **options)
+        for mode in ("plain", "static")
+    )
+    assert calls
+    assert_same(static, plain)
+
+
+def test_what_an_unwritten_cache_holds_does_not_matter(monkeypatch, model, memory):
+    """Its memory is not cleared when it is made; a masked nan would still spoil the sum."""
+    make = model.decoder.init_cache
+
+    def full_of_nan(*args):
+        cache = make(*args)
+        for layer in cache.layers:
+            layer.k.fill_(torch.nan), layer.v.fill_(torch.nan)
+        return cache
+
+    monkeypatch.setattr(model.decoder, "init_cache", full_of_nan)
+    plain, static = (
+        in_mode(mode, model, memory, prompts(2, 1, 3)) for mode in ("plain", "static")
+    )
+    assert_same(static, plain)
+
+
+def test_static_refuses_a_sequence_longer_than_the_decoder(model, memory):
+    with pytest.raises(ValueError, match="at most 40 tokens"):
+        in_mode("static", model, memory, prompts(2, 1), max_new_tokens=41)
+
+
+@pytest.mark.slow
+def test_compiled_says_what_plain_says(model, memory):
+    plain, compiled = (
+        in_mode(mode, model, memory, prompts(2, 3, 5)) for mode in ("plain", "compiled")
+    )
+    assert_same(compiled, plain)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", ["static", "compiled"])
+def test_a_cuda_graph_says_what_plain_says(memory, mode):
+    model, memory = tiny().cuda(), memory.cuda()
+    options = {"eos_id": 7, "max_new_tokens": 30}
+    for shape in ((2, 6, 3), (2, 1)):  # graphs of several shapes, one after another
+        prompt = prompts(*shape).cuda()
+        assert_same(
+            in_mode(mode, model, memory, prompt, **options),
+            in_mode("plain", model, memory, prompt, **options),
+        )
+
+
+def test_one_graph_serves_all_steps(monkeypatch, model, memory):
+    captures = []
+    capture = models.static_step.captured
+    monkeypatch.setattr(
+        models.static_step, "captured", lambda *args: captures.append(1) or capture(*args)
+    )
+    in_mode("static", model, memory, prompts(2, 3, 5))
+    assert len(captures) == 1
+
+
+def test_half_precision_keeps_scores_in_float32_and_near(memory):
+    exact, half = tiny(), tiny()
+    half.prepare(dtype=torch.bfloat16)
+    pictures = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        encoded = [model.encode(pictures) for model in (exact, half)]
+    assert encoded[1].dtype == half.dtype == torch.bfloat16
+    assert half.mean.dtype == torch.float32
+    torch.testing.assert_close(encoded[1].float(), encoded[0], atol=0.05, rtol=0.05)
+    tokens, log_probs = half.generate(encoded[1], prompts(2, 1), max_new_tokens=5)
+    assert log_probs.dtype == torch.float32 and (log_probs <= 0).all()
+    forced = exact(pictures, torch.cat([prompts(2, 1), tokens[:, :-1]], 1)).log_softmax(2)
+    expected = forced.gather(2, tokens[:, :, None])[:, :, 0]
+    torch.testing.assert_close(log_probs, expected, atol=0.3, rtol=0.05)
+
+
+class Settings:
+    infer_dtype, decode_mode, device = "float32", "plain", "cpu"
+
+
+@pytest.mark.parametrize("name", ["infer_dtype", "decode_mode"])
+def test_settings_that_do_not_exist_are_refused(tmp_path, name):
+    cfg = Settings()
+    setattr(cfg, name, "fast")
+    with pytest.raises(UserError, match=f"{name} must be one of .*, got 'fast'"):
+        predictor_of(tmp_path / "w.safetensors", cfg)
