@@ -247,19 +247,20 @@ class DemoCFG(CFG):
 class DemoMultiTaskCFG(DemoCFG):
     """All four tasks of the demo set in one model, started from weights that know detection."""
 
-    max_points = 24
+    max_points = 16
     seg_max_objects = 4
+    seg_random_start = False
     seg_first_end_only = True
+    seg_min_scale = keypoint_min_scale = 0.8
     caption_pad_weight = 0.0
-    flip_prob = 0.5
-    detection_batch_size = 16
-    segmentation_batch_size = 8
-    keypoint_batch_size = 12
-    captioning_batch_size = 8
-    epochs = 3
+    detection_batch_size = 8
+    segmentation_batch_size = keypoint_batch_size = 16
+    captioning_batch_size = 4
+    segmentation_weight = keypoint_weight = 2.0
+    freeze_batch_norm = True
+    epochs = 20
     warmup_epochs = 0.2
     lr = 6e-4
-    eval_every = 1
 
 
 class DemoVocCFG(DemoCFG):
