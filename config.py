@@ -253,8 +253,9 @@ class DemoMultiTaskCFG(DemoCFG):
     seg_first_end_only = True
     seg_min_scale = keypoint_min_scale = 0.8
     caption_pad_weight = 0.0
-    detection_batch_size = 8
-    segmentation_batch_size = keypoint_batch_size = 16
+    detection_batch_size = 6
+    segmentation_batch_size = 10
+    keypoint_batch_size = 12
     captioning_batch_size = 4
     segmentation_weight = keypoint_weight = 2.0
     freeze_batch_norm = True
