@@ -2,10 +2,12 @@
 
 python benchmarks/decode.py
 python benchmarks/decode.py --batch 1 8 64 --rows --flatness results/flatness.png
-python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --device cuda
+python benchmarks/decode.py --modes static compiled
+python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --batch 1 64 \
+    --modes static --dtype bfloat16 --device cuda
 
 Ways, measured in turns within one run, medians, on the same random weights and the same memory:
-  ours    the cached loop
+  ours    the cached loop; with --modes also in fixed shapes (a CUDA graph on a GPU), or compiled
   ports   image and whole sequence through the model again for every token, as the simple PyTorch
           ports do; its greedy tokens must equal ours
   hf      transformers' VisionEncoderDecoderModel.generate of the same dimensions (other random
@@ -24,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
@@ -32,6 +35,8 @@ import torch
 from torch import Tensor
 
 from models import ModelConfig, Pix2Seq, build_model
+from models.generate import generate
+from models.step import MODES
 from utils.cli import log, run
 from utils.device import pick_device
 
@@ -58,6 +63,8 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--batch", type=int, nargs="+", default=[1], help="images, e.g. 1 8 64")
     args.add_argument("--repeat", type=int, default=5, help="turns")
     args.add_argument("--slow-tokens", type=int, default=20, help="of the ports' way; 0 = skip it")
+    args.add_argument("--modes", choices=MODES[1:], nargs="+", default=[], help="of ours, too")
+    args.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of ours")
     args.add_argument("--no-hf", action="store_true", help="leave transformers out")
     args.add_argument(
         "--rows", action="store_true", help="also 20 objects x 8 samples of one image"
@@ -130,7 +137,8 @@ def step_bytes(model: Pix2Seq, batch: int, memory_len: int) -> tuple[int, int]:
     c, layers = model.config, model.decoder.layers
     unread = sum(p.numel() for layer in layers for p in layer.cross_attention.kv.parameters())
     weights = sum(p.numel() for p in layers.parameters()) - unread + c.vocab_size * c.dim
-    return 4 * weights, 4 * batch * len(layers) * 2 * memory_len * c.dim
+    size = model.dtype.itemsize
+    return size * weights, size * batch * len(layers) * 2 * memory_len * c.dim
 
 
 def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
@@ -142,7 +150,7 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
     weight_bytes, kv_bytes = step_bytes(model, batch, memory.shape[1])
     weights = torch.ones(weight_bytes // 4, device=device)
     with_kv = torch.ones((weight_bytes + kv_bytes) // 4, device=device)
-    square = torch.rand(MATRIX, MATRIX, device=device)
+    square = torch.rand(MATRIX, MATRIX, device=device).to(model.dtype)
     ours = model.generate(memory, prompt, max_new_tokens=args.tokens)[0]
     ways = {
         "encode": lambda: model.encode(images),
@@ -151,6 +159,12 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
         "read_weights_kv": lambda: [with_kv.sum() for _ in range(10)],
         "matmul": lambda: square @ square,
     }
+    for mode in args.modes:
+        ways[mode] = decode = partial(
+            generate, model.decoder, memory, prompt, max_new_tokens=args.tokens, mode=mode
+        )
+        if model.dtype == torch.float32:
+            assert torch.equal(decode()[0], ours), f"mode {mode} says other tokens"
     slow_tokens = min(args.slow_tokens, args.tokens) if batch == args.batch[0] else 0
     if slow_tokens:
         slow = ports_way(model, images, prompt, slow_tokens)
@@ -161,7 +175,7 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
     took = in_turns(ways, args.repeat, device)
     per_token = took["ours"] / args.tokens
     rate = 2 * MATRIX**3 / took["matmul"]
-    compute = 2 * batch * (weight_bytes + kv_bytes / batch) / 4 / rate
+    compute = 2 * batch * (weight_bytes + kv_bytes / batch) / model.dtype.itemsize / rate
     bound = max(took["read_weights"] / 10, compute)
     out = {
         "batch": batch,
@@ -173,6 +187,9 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
         "times_the_limit": per_token / bound,
         "matmul_gflops": rate / 1e9,
     }
+    for mode in args.modes:
+        out[f"{mode}_ms_per_token"] = 1e3 * took[mode] / args.tokens
+        out[f"ratio_{mode}"] = took["ours"] / took[mode]
     if slow_tokens:
         # of the first tokens: the sequence that is read again is still short, so a lower bound
         ports = took["ports"] / 3
@@ -192,7 +209,7 @@ def measure_rows(model: Pix2Seq, repeat: int) -> dict:
     """One image: 20 objects x 8 samples against 1 object x 8 samples, time of a step."""
     device, tokens = model.device, 10
     memory = model.encode(torch.rand(1, 3, *model.config.image_size, device=device))
-    square = torch.rand(MATRIX, MATRIX, device=device)
+    square = torch.rand(MATRIX, MATRIX, device=device).to(model.dtype)
 
     def decode(objects: int) -> None:
         prompt = torch.full((1, objects, 6), 10, device=device)
@@ -202,11 +219,12 @@ def measure_rows(model: Pix2Seq, repeat: int) -> dict:
     took = in_turns(ways, repeat, device)
     weight_bytes, kv_bytes = step_bytes(model, 1, memory.shape[1])
     rate, step = 2 * MATRIX**3 / took["matmul"], took["20x8"] / tokens
+    size = model.dtype.itemsize
     return {
         "step_1x8_ms": 1e3 * took["1x8"] / tokens,
         "step_20x8_ms": 1e3 * step,
         "ratio_20x8": took["20x8"] / took["1x8"],
-        "share_of_matmul_rate": 2 * 160 * (weight_bytes + kv_bytes) / 4 / step / rate,
+        "share_of_matmul_rate": 2 * 160 * (weight_bytes + kv_bytes) / size / step / rate,
         "cross_kv_mb": kv_bytes / 1e6,
         "cross_kv_mb_if_copied": 160 * kv_bytes / 1e6,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -255,9 +273,10 @@ def main(argv=None):
     torch.manual_seed(0)
     config = ModelConfig(**DIMS[args.model], vocab_size=args.vocab, max_len=args.tokens + 16)
     model = build_model(config).to(device).eval()
+    model.prepare(dtype=getattr(torch, args.dtype))
     hf = None if args.no_hf else hf_decode(args, math.prod(model.encoder.grid))
     out = {"machine": machine(device), "torch": torch.__version__, "batches": []}
-    print(f"{args.model}, {args.tokens} tokens, float32, {out['machine']}, torch {out['torch']}")
+    print(f"{args.model}, {args.tokens} tokens, {args.dtype}, {out['machine']}, torch {out['torch']}")
     for batch in args.batch:
         out["batches"].append(measure(args, model, batch, hf))
         show(out["batches"][-1])
