@@ -276,7 +276,9 @@ def main(argv=None):
     model.prepare(dtype=getattr(torch, args.dtype))
     hf = None if args.no_hf else hf_decode(args, math.prod(model.encoder.grid))
     out = {"machine": machine(device), "torch": torch.__version__, "batches": []}
-    print(f"{args.model}, {args.tokens} tokens, {args.dtype}, {out['machine']}, torch {out['torch']}")
+    print(
+        f"{args.model}, {args.tokens} tokens, {args.dtype}, {out['machine']}, torch {out['torch']}"
+    )
     for batch in args.batch:
         out["batches"].append(measure(args, model, batch, hf))
         show(out["batches"][-1])

@@ -90,7 +90,7 @@ def static_logits(
 
 
 def captured(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """`compute`, on a GPU as a CUDA graph: no launches from Python, one result tensor for all calls.
+    """`compute`, on a GPU as a CUDA graph: one launch, and one result tensor for all calls.
 
     Everything it reads must stay where it is, everything it does must be the same each time.
     """

@@ -163,13 +163,17 @@ def test_unreadable_images_are_replaced_alike_in_every_worker(root, workers):
         for _ in range(len(refusing) + 1):
             refusing.next()
     first, again = stream("bad_samples=skip"), stream("bad_samples=skip")
-    batches = [first.next() for _ in range(len(first))]
+    batches = [first.next()]
+    saved = first.state_dict()
+    batches += [first.next() for _ in range(len(first) - 1)]
     assert {len(batch) for batch in batches} == {cfg.batch_size}
     assert first.skipped and all(any(n in line for n in names) for line in first.skipped)
-    again.load_state_dict({"epoch": 0, "batch": 1})  # resumes at the same place, with the same
+    assert saved["batch"] == 1
+    again.load_state_dict(saved)  # resumes at the same place, with the same
     for a, b in zip(batches[1:], (again.next() for _ in batches[1:]), strict=True):
         assert a.image_ids == b.image_ids and a.skipped == b.skipped
         assert (a.images == b.images).all() and (a.target_tokens == b.target_tokens).all()
+    assert again.skipped == first.skipped, "what was skipped before counts too"
 
 
 def test_training_says_at_the_end_of_an_epoch_what_it_skipped(root, tmp_path, capsys):

@@ -61,6 +61,7 @@ def together(settings, multi_weights, demo_set, tmp_path_factory):
     trainings = {
         "one_task": (["detection"], []),
         "all_tasks": (ALL, []),
+        "frozen": (["detection"], FROZEN),
         "fsdp": (["detection"], ["fsdp=true", "encoder=official_vit", *SMALL]),
         "ddp": (["detection"], ["encoder=official_vit", *SMALL]),
     }
@@ -72,7 +73,7 @@ def together(settings, multi_weights, demo_set, tmp_path_factory):
     for name, stop in (("in_one_go", 0), ("resumed", 5)):
         overrides = [*settings, "batch_size=4", *drops]
         cases[name] = {"overrides": overrides, "tasks": ["detection"], "stop": stop}
-    for task in ("captioning", "segmentation"):
+    for task in ALL:
         cases[f"evaluate_{task}"] = {
             "weights": str(multi_weights), "root": str(demo_set), "task": task,
         }  # fmt: skip
@@ -85,6 +86,7 @@ def together(settings, multi_weights, demo_set, tmp_path_factory):
     return {name: json.loads(Path(case["out"]).read_text()) for name, case in cases.items()}
 
 
+FROZEN = ["freeze_encoder_steps=12"]  # of 20
 SMALL = ["encoder_dim=32", "encoder_layers=2", "encoder_heads=4", "encoder_mlp_dim=64"]
 
 
@@ -110,6 +112,12 @@ def test_processes_and_accumulation_equal_the_larger_batch(together, settings, n
     assert difference(accumulated, large) < 1e-5
 
 
+def test_processes_thaw_the_encoder_together(together, settings):
+    alone = train_case([*settings, "batch_size=8", *FROZEN], ["detection"])
+    assert difference(together["frozen"], alone) < 1e-5
+    assert difference(together["frozen"], together["one_task"]) > 1e-4, "it was not frozen"
+
+
 def test_sharded_weights_train_as_copies_do(together):
     assert together["fsdp"]["sharded"] and not together["ddp"]["sharded"]
     print("fsdp", difference(together["fsdp"], together["ddp"]))
@@ -127,7 +135,7 @@ def test_two_processes_resume_bit_for_bit(together):
         assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-@pytest.mark.parametrize("task", ["captioning", "segmentation"])
+@pytest.mark.parametrize("task", ALL)
 def test_a_shared_evaluation_is_the_whole_one(together, multi_weights, demo_set, task):
     """Row by row, draws included; 14 images in batches of 3."""
     alone = evaluate_case(str(multi_weights), str(demo_set), task, ALONE)

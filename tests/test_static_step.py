@@ -101,9 +101,7 @@ def test_what_an_unwritten_cache_holds_does_not_matter(monkeypatch, model, memor
         return cache
 
     monkeypatch.setattr(model.decoder, "init_cache", full_of_nan)
-    plain, static = (
-        in_mode(mode, model, memory, prompts(2, 1, 3)) for mode in ("plain", "static")
-    )
+    plain, static = (in_mode(mode, model, memory, prompts(2, 1, 3)) for mode in ("plain", "static"))
     assert_same(static, plain)
 
 

@@ -58,8 +58,7 @@ def state(
         raise UserError("fsdp=true goes without ema_decay and freeze_encoder_steps")
     if cfg.recompute_activations:
         recompute_activations(model.blocks)
-    freezes = cfg.freeze_encoder_steps > 0
-    wrapped = parallelise(model, world, fsdp=cfg.fsdp, freezes=freezes)
+    wrapped = parallelise(model, world, fsdp=cfg.fsdp)
     optimizer = build_optimizer(
         model,
         lr=lr,
@@ -85,7 +84,7 @@ def state(
     scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
     weights = task_weights(cfg, list(task_streams))
     freeze = None
-    if freezes or cfg.freeze_batch_norm:
+    if cfg.freeze_encoder_steps or cfg.freeze_batch_norm:
         steps, statistics = cfg.freeze_encoder_steps, cfg.freeze_batch_norm
         freeze = Freeze(model.encoder, steps, statistics=statistics)
     return TrainState(

@@ -19,13 +19,19 @@ class Freeze:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
 
-    def apply(self, step: int) -> None:
-        """Call before step number `step` (from 0), in training mode."""
+    def apply(self, step: int) -> bool:
+        """Call before step number `step` (from 0), in training mode.
+
+        Returns:
+            whether other parameters learn now than in the step before.
+        """
         frozen = step < self.steps
-        if frozen != self.frozen:
+        changed = frozen != self.frozen
+        if changed:
             for parameter in self._parameters:
                 parameter.requires_grad_(not frozen)
         if frozen or self.frozen or self.statistics:  # the engine puts all into training mode
             for norm in self._norms:
                 norm.train(not (frozen or self.statistics))
         self.frozen = frozen
+        return changed

@@ -1,5 +1,6 @@
 """One model on several processes: what is wrapped around it, and how it becomes whole again."""
 
+import gc
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,15 +18,12 @@ from utils.cli import log
 from utils.world import World
 
 
-def parallelise(
-    model: Pix2Seq, world: World, *, fsdp: bool = False, freezes: bool = False
-) -> nn.Module:
+def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Module:
     """What to call in place of `model` in training; `model` keeps its names and methods.
 
     Args:
         fsdp: shard parameters, gradients and optimiser state instead of copying them. The blocks
             of the encoder become whole one at a time, the rest once a step.
-        freezes: some parameters get no gradient in some steps.
     """
     if world.size == 1:
         return model
@@ -39,9 +37,26 @@ def parallelise(
         for block in getattr(model.encoder, "blocks", ()):
             fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh)
+    return _copies(model, unused=bool(_unused_parameters(model)))
+
+
+def _copies(model: nn.Module, *, unused: bool) -> DistributedDataParallel:
     ids = [model.device] if model.device.type == "cuda" else None
-    unused = freezes or bool(_unused_parameters(model))
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
+
+
+def rewrap(state) -> None:
+    """Call when other parameters than before ask for gradients: DDP looks at that only once.
+
+    Args:
+        state: a `TrainState`; its `wrapped` is replaced.
+    """
+    if not isinstance(state.wrapped, DistributedDataParallel):
+        return
+    model, unused = state.wrapped.module, state.wrapped.find_unused_parameters
+    state.wrapped = None
+    gc.collect()  # the hooks of the old one leave with it
+    state.wrapped = _copies(model, unused=unused)
 
 
 def _unused_parameters(model: Pix2Seq) -> list[str]:

@@ -12,7 +12,7 @@ from dataset.loader import Batch, Loader
 from models import Pix2Seq
 from train.freeze import Freeze
 from train.loss import XENT, LossType
-from train.parallel import load_whole_model, load_whole_optimizer, whole, whole_model
+from train.parallel import load_whole_model, load_whole_optimizer, rewrap, whole, whole_model
 from train.rng import rng_state, set_rng_state
 from utils.world import ALONE, World
 
@@ -59,10 +59,11 @@ class TaskStream:
         return batch
 
     def state_dict(self) -> dict:
-        return {"epoch": self.epoch, "batch": self.batch}
+        return {"epoch": self.epoch, "batch": self.batch, "skipped": list(self.skipped)}
 
     def load_state_dict(self, values: dict) -> None:
         self.epoch, self.batch, self._iterator = values["epoch"], values["batch"], None
+        self.skipped = list(values.get("skipped", ()))
 
 
 @dataclass
@@ -102,8 +103,8 @@ class TrainState:
 
     def before_step(self) -> None:
         """Call in training mode before every optimiser step."""
-        if self.freeze is not None:
-            self.freeze.apply(self.step)
+        if self.freeze is not None and self.freeze.apply(self.step):
+            rewrap(self)
 
     def after_step(self) -> None:
         """Call after every optimiser step, when `step` has been advanced."""

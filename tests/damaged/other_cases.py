@@ -1,7 +1,9 @@
 """Settings, vocabularies, results, transforms and files to convert."""
 
 import json
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +38,68 @@ def _port(tensors: object) -> Callable[[Place], None]:
     return lambda place: torch.save(tensors, place.root / "w.pth")
 
 
+def _run(values: object, name: str = "last.ckpt") -> Callable[[Place], None]:
+    return lambda place: torch.save(values, place.root / name)
+
+
+def _packed(path: Path, content: bytes) -> None:
+    """A file as torch.save writes it, with another pickle in it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+
+
+def _flipped(place: Place) -> None:
+    _run({"model": torch.zeros(99)})(place)
+    path = place.root / "last.ckpt"
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes(99)) + 50] ^= 1
+    path.write_bytes(content)
+
+
 OTHERS = [
+    Case(
+        "checkpoint of a run",
+        "a pickle that runs code",
+        file("last.ckpt", pickled),
+        readers.checkpoint,
+        r"all its checkpoints \(1\) are damaged",
+    ),
+    Case(
+        "checkpoint of a run",
+        "a pickle that runs code, packed as torch does",
+        lambda p: _packed(p.root / "last.ckpt", pickled(p)),
+        readers.checkpoint,
+        r"all its checkpoints \(1\) are damaged",
+    ),
+    Case(
+        "checkpoint of a run",
+        "cut off",
+        lambda p: (_run({"model": torch.zeros(99)})(p), cut("last.ckpt", 0.5)(p)),
+        readers.checkpoint,
+        r"all its checkpoints \(1\) are damaged",
+    ),
+    Case(
+        "checkpoint of a run",
+        "one bit of a weight flipped",
+        _flipped,
+        readers.checkpoint,
+        r"all its checkpoints \(1\) are damaged",
+    ),
+    Case(
+        "checkpoint of a run",
+        "a list",
+        _run([1, 2]),
+        readers.checkpoint,
+        r"all its checkpoints \(1\) are damaged",
+    ),
+    Case(
+        "checkpoint of a run",
+        "without the model",
+        _run({"step": 3}),
+        readers.checkpoint,
+        "cannot continue from .*last.ckpt: 'model'",
+    ),
     Case(
         "settings.json of a run",
         "cut off",

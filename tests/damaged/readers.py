@@ -1,5 +1,7 @@
 """What reads a crafted input: the same code that the scripts run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from config import CFG
@@ -11,6 +13,7 @@ from infer.predictor import Predictor
 from tests.damaged.place import Place
 from tokenizer import TextTokenizer
 from train.build import pixel_transforms
+from train.checkpoint import load_checkpoint
 from train.records import read_settings
 from utils.categories import Categories
 from utils.cli import snapshot
@@ -49,6 +52,12 @@ def weights(place: Place) -> None:
 
 def settings(place: Place) -> None:
     snapshot(CFG, saved=read_settings(place.root))
+
+
+def checkpoint(place: Place) -> None:
+    """As `--resume` reads it; what a sound file holds would go into a run."""
+    state = SimpleNamespace(load_state_dict=lambda values: values["model"])
+    load_checkpoint(place.root, state)
 
 
 def vocabulary(place: Place) -> None:
