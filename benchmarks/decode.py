@@ -186,6 +186,7 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
         "limit_kv_ms_per_token": 1e3 * max(took["read_weights_kv"] / 10, compute),
         "times_the_limit": per_token / bound,
         "matmul_gflops": rate / 1e9,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     for mode in args.modes:
         out[f"{mode}_ms_per_token"] = 1e3 * took[mode] / args.tokens

@@ -15,22 +15,16 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from download.demo.captions import MAX_WORDS, NUMBERS, plural
+from download.demo.captions import MAX_WORDS, stated_counts
 from download.demo.masks import find_region
 from download.demo.people import KEYPOINTS
 from download.demo.render import SS
-from download.demo.shapes import HSV
 from download.demo.write import CATEGORY_IDS, DemoSet, draw_image, image_id, write_demo_set
 from utils.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "download" / "make_demo_dataset.py"
 SMALL = DemoSet(train=76, val=12, size=(128, 176), seed=3)
 KINDS = ("instances", "person_keypoints", "captions")
-NOUNS = {word: name for name in CATEGORY_IDS for word in (name, plural(name))}
-COUNT = {"a": 1, "an": 1} | {word: k for k, word in enumerate(NUMBERS)}
-PHRASE = re.compile(
-    rf"\b({'|'.join(COUNT)}) (?:({'|'.join(HSV)}) )?({'|'.join(sorted(NOUNS, key=len)[::-1])})\b"
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +37,6 @@ def root(tmp_path_factory) -> Path:
 def load(root: Path, kind: str, split: str = "train") -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         return COCO(root / "annotations" / f"{kind}_{split}2017.json")
-
-
-def phrases(caption: str) -> list[tuple[int, str, str]]:
-    """(number, colour or '', category) of every counted noun."""
-    found = PHRASE.findall(caption.lower())
-    return [(COUNT[n], colour, NOUNS[noun]) for n, colour, noun in found if n != "no"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -217,7 +205,7 @@ def test_counts_and_colours_in_captions_are_true():
         single = [thing for thing in scene.placed if not thing.is_crowd]
         for caption in captions:
             total: dict[str, int] = {}
-            for number, colour, category in phrases(caption):
+            for number, colour, category in stated_counts(caption, CATEGORY_IDS):
                 total[category] = total.get(category, 0) + number
                 assert not colour or number <= sum(
                     (thing.category, thing.colour) == (category, colour) for thing in single
@@ -225,7 +213,7 @@ def test_counts_and_colours_in_captions_are_true():
             for category, number in total.items():
                 assert number == sum(t.category == category for t in single), caption
         if single:
-            assert sum(bool(phrases(caption)) for caption in captions) >= 2
+            assert sum(bool(stated_counts(caption, CATEGORY_IDS)) for caption in captions) >= 2
             assert len(set(captions)) >= 4
 
 
@@ -236,7 +224,7 @@ def test_sides_in_captions_are_true(root):
         halves = re.split(r" to the (left|right) of ", entry["caption"].lower())
         if len(halves) != 3:
             continue
-        first, second = phrases(halves[0])[0][2], phrases(halves[2])[0][2]
+        first, second = (stated_counts(halves[i], CATEGORY_IDS)[0][2] for i in (0, 2))
         boxes = {
             name: [
                 a["bbox"]
@@ -256,7 +244,7 @@ def test_every_picture_has_five_captions(root):
     captions = load(root, "captions")
     assert all(len(captions.imgToAnns[number]) == 5 for number in captions.imgs)
     empty = captions.imgToAnns[image_id("train", 37)]
-    assert not any(phrases(entry["caption"]) for entry in empty)
+    assert not any(stated_counts(entry["caption"], CATEGORY_IDS) for entry in empty)
 
 
 def test_a_finished_set_is_left_alone_and_a_damaged_one_is_repaired(root):

@@ -4,10 +4,14 @@ Wherever a caption puts numbers (a, an, one, two, ...) before the name of a cate
 to the number of annotations of that category in the picture.
 """
 
+import re
+from collections.abc import Iterable
+
 import numpy as np
 
 from download.demo.scene import Placed, Scene
 from download.demo.settings import WORDS
+from download.demo.shapes import HSV
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 PLURALS = {"person": "people", "fish": "fish"}
@@ -20,6 +24,20 @@ CLEAR = 0.6  # a relation holds when the centres are this share of the mean size
 def plural(category: str) -> str:
     """The word for several of a category."""
     return PLURALS.get(category, category + "s")
+
+
+def stated_counts(caption: str, categories: Iterable[str]) -> list[tuple[int, str, str]]:
+    """Number, colour or "", and category of everything that a caption counts.
+
+    Args:
+        categories: their names.
+    """
+    nouns = {word: name for name in categories for word in (name, plural(name))}
+    numbers = {"a": 1, "an": 1} | {word: k for k, word in enumerate(NUMBERS) if k}
+    colours, names = "|".join(HSV), "|".join(sorted(nouns, key=len, reverse=True))
+    pattern = rf"\b({'|'.join(numbers)}) (?:({colours}) )?({names})\b"
+    found = re.findall(pattern, caption.lower())
+    return [(numbers[number], colour, nouns[noun]) for number, colour, noun in found]
 
 
 def _article(phrase: str) -> str:
