@@ -49,9 +49,8 @@ def main(argv=None):
     rows = json.loads(args.results.read_text())
     categories = list(names.values())
     right = [states_the_truth(row["caption"], there[row["image_id"]], categories) for row in rows]
-    print(
-        f"{sum(right)} of {len(rows)} captions state the right counts ({sum(right) / len(rows):.2f})"
-    )
+    share = sum(right) / len(rows)
+    print(f"{sum(right)} of {len(rows)} captions state the right counts ({share:.2f})")
 
 
 if __name__ == "__main__":
