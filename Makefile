@@ -64,7 +64,7 @@ format: $(STAMP)  ## let ruff fix and format the code
 
 bench: $(STAMP)  ## measure decoding, training and its data
 	@test -d benchmarks || { echo "there is no folder benchmarks/ in this checkout" >&2; exit 2; }
-	@for script in $(filter-out benchmarks/kill_test.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@for script in $(filter-out benchmarks/kill_test.py benchmarks/demo_captions.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
 clean:  ## remove caches, the demo set and demo results; keeps .venv, runs and your data
 	rm -rf $(DEMO_OUT) $(DEMO_DATA) .pytest_cache .ruff_cache

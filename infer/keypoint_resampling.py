@@ -1,15 +1,21 @@
-"""Keypoints without invisible points as the official code samples them, its slips included.
+"""Keypoints that all get a place: what the model calls invisible is drawn anew afterwards.
 
-The model says what it wants, `invisible` too, and goes on from there; these tokens are drawn anew
-afterwards, from logits truncated by a function for two dimensions that is given three. Published
-keypoint scores were made so; the tokenizer's own way is to suppress the token beforehand.
+The model says what it wants, `invisible` too, sees what it has said and goes on from there. Only
+then are these tokens replaced by ones from the same logits without `invisible`. (Suppressing the
+token while sampling makes the model continue from places that it did not mean: it has seen no such
+sequence in training, and the points after the first invisible one are lost.)
+
+The official code does the same with a slip in the truncation of what is drawn anew; published
+keypoint scores were made with it, so it can be asked for.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from models import Pix2Seq
-from models.generate import REMOVED
+from models.generate import REMOVED, SamplingOptions, sample
 
 SUPPRESSION = 1e9  # taken off the logit of the invisible token
 
@@ -25,26 +31,39 @@ def generate_resampled(
     top_k: int,
     top_p: float,
     generator: torch.Generator,
+    allowed: Callable[[Tensor], Tensor] | None = None,
+    official: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Answers of keypoints in which every `invisible` token is replaced.
 
     Args:
         memory: (R, S, D) encoded images, one for each prompt.
         prompt: (R, P)
-        temperature, top_k, top_p, generator: see `Pix2Seq.generate`; top_k at most 1.
+        temperature, top_k, top_p, generator, allowed: see `Pix2Seq.generate`. The grammar must be
+            the same at every step.
+        official: truncate with `official_truncation`; top_k at most 1.
 
     Returns:
         tokens, log_probs: (R, max_new_tokens), log-probs without the invisible token.
     """
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    tokens, _ = model.generate(memory, prompt, max_new_tokens=max_new_tokens, **how)
+    tokens, _ = model.generate(
+        memory, prompt, max_new_tokens=max_new_tokens, allowed=allowed, **how
+    )
     with torch.no_grad():
         hidden = model.decoder(torch.cat([prompt, tokens[:, :-1]], 1), memory)
         logits = model.decoder.logits(hidden[:, prompt.shape[1] - 1 :]).float()  # (R, T, V)
     logits[..., invisible] -= SUPPRESSION
-    kept = official_truncation(logits / temperature, top_k, top_p).softmax(-1)
-    drawn = torch.multinomial(kept.flatten(0, 1), 1, generator=generator).view(tokens.shape)
-    tokens = torch.where(tokens == invisible, drawn, tokens)
+    places = tokens == invisible  # (R, T)
+    if official:
+        kept = official_truncation(logits / temperature, top_k, top_p).softmax(-1)
+        drawn = torch.multinomial(kept.flatten(0, 1), 1, generator=generator).view(tokens.shape)
+        tokens = torch.where(places, drawn, tokens)
+    elif places.any():
+        choices = logits[places]  # (M, V)
+        if allowed is not None:
+            choices = choices.masked_fill(~allowed(tokens[:, :0]), -torch.inf)
+        tokens[places] = sample(choices, SamplingOptions(temperature, top_k, top_p), generator)
     return tokens, logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
 
 

@@ -163,10 +163,12 @@ def _decode(
     }
     memory, prompts = encoded.memory, prompts.to(model.device)
     if options.official_resampling:
+        how["official"] = True
+    else:
+        how["allowed"] = tokenizer.allowed
+    if options.suppress_invisible:
         tokens, log_probs = generate_resampled(model, memory, prompts, vocab.invisible, **how)
     else:
-        suppress = (vocab.invisible,) if options.suppress_invisible else ()
-        how |= {"allowed": tokenizer.allowed, "suppress": suppress}
         tokens, log_probs = model.generate(memory, prompts, **how)
     tokens, log_probs = tokens.cpu().numpy(), log_probs.cpu().numpy()
     rows = zip(tokens, boxes, geometries, strict=True)

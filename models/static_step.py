@@ -96,15 +96,17 @@ def captured(compute: Callable[[], Tensor], device: torch.device) -> Callable[[]
     """
     if device.type != "cuda":
         return compute
-    side = torch.cuda.Stream(device)  # libraries set themselves up in the first calls
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            compute()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = compute()
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()  # libraries set themselves up in the first calls
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                compute()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # loaders pin memory in threads of their own meanwhile
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            out = compute()
 
     def replay() -> Tensor:
         graph.replay()

@@ -46,6 +46,8 @@ def next_logits(decoder: Decoder, cache: Cache, mode: str = "plain") -> Callable
 
 def one_token_step(decoder: Decoder, cache: Cache, mode: str) -> CpuStep | StaticStep | None:
     """What stands in for `Decoder.forward` where one token per row is read; None = nothing does."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode != "plain":
         return StaticStep(decoder, cache, compiled=mode == "compiled")
     return CpuStep(decoder, cache) if suits_cpu_step(decoder, cache) else None

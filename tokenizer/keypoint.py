@@ -20,9 +20,8 @@ class KeypointTokenizer(TaskTokenizer):
     tokens that the decoder is shown is invisible too: it must not just continue the points before.
 
     The official code draws that share once for a batch, this one for every sequence. At inference
-    it lets the model say `invisible`, goes on from there and draws another token for these places
-    afterwards (`infer/keypoint_resampling.py`, a choice); here that token is suppressed before
-    sampling, so the model sees what it has said. With it not suppressed both are the same.
+    the model may say `invisible` and goes on from there; such places are drawn anew afterwards, so
+    that every point has one (`infer/keypoint_resampling.py`).
 
     Args:
         names, edges: see `Skeleton`; the default is COCO's person. Edges are for pictures alone.
