@@ -187,7 +187,8 @@ class CFG:
 
     # ---- decoding ----------------------------------------------------------------------------
     eval_batch_size: int = 16
-    infer_dtype: str = "float32"  # what inference computes in | "bfloat16"
+    # of the scripts in infer/; validation during training is always float32 and plain
+    infer_dtype: str = "float32"  # what they compute in | "bfloat16"
     # "plain" | "static" = fixed shapes, on a GPU one CUDA graph per token | "compiled" = that and
     # torch.compile, also of the encoder
     decode_mode: str = "plain"

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from download.demo.captions import stated_counts
 from utils.cli import run
+from utils.errors import UserError
 
 
 def states_the_truth(caption: str, there: Counter, categories: list[str]) -> bool:
@@ -28,7 +29,8 @@ def states_the_truth(caption: str, there: Counter, categories: list[str]) -> boo
     said: Counter = Counter()
     for number, _, category in stated_counts(caption, categories):
         said[category] += number
-    return all(there[name] == number for name, number in said.items()) and bool(said or not there)
+    empty = not any(there.values())
+    return all(there[name] == n for name, n in said.items()) and bool(said or empty)
 
 
 def main(argv=None):
@@ -40,6 +42,9 @@ def main(argv=None):
     args.add_argument("--split", default="val")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = args.parse_args(argv)
+    for path in (args.results, args.demo_root):
+        if not path.exists():
+            raise UserError(f"nothing at {path}; name it: --help")
     file = args.demo_root / "annotations" / f"instances_{args.split}2017.json"
     truth = json.loads(file.read_text())
     names = {row["id"]: row["name"] for row in truth["categories"]}
@@ -47,6 +52,8 @@ def main(argv=None):
     for row in truth["annotations"]:
         there[row["image_id"]][names[row["category_id"]]] += not row["iscrowd"]
     rows = json.loads(args.results.read_text())
+    if not rows:
+        raise UserError(f"{args.results} holds no captions")
     categories = list(names.values())
     right = [states_the_truth(row["caption"], there[row["image_id"]], categories) for row in rows]
     share = sum(right) / len(rows)

@@ -145,11 +145,11 @@ def generate(
             continue
         if done.all():
             break
-        if (kept := rows_to_keep(done, num_images)) is not None:
+        if mode == "plain" and (kept := rows_to_keep(done, num_images)) is not None:
             chosen, images = kept
             rows, done, new, num_images = rows[chosen], done[chosen], new[chosen], len(images)
             cache = cache.select(chosen, images)
-            read = next_logits(decoder, cache, mode)
+            read = next_logits(decoder, cache)
     return (tokens, log_probs) if score_range is None else (tokens, log_probs, best, best_log_probs)
 
 

@@ -12,6 +12,7 @@ from models.encoder import build_encoder
 from models.generate import SamplingOptions, generate
 from models.layers import sin_cos_1d
 from models.projection import ChannelAverage, Projection
+from models.step import MODES
 
 
 class Pix2Seq(nn.Module):
@@ -47,9 +48,15 @@ class Pix2Seq(nn.Module):
         """Makes the model ready for inference: the type it computes in and how it decodes.
 
         Args:
-            dtype: `torch.bfloat16` halves what a step reads; logits and log-probs stay float32.
+            dtype: `torch.bfloat16` halves what a step reads; logits are rounded to it, too, before
+                the float32 softmax.
             mode: one of `models.step.MODES`; "compiled" compiles the encoder, too.
+
+        Raises:
+            ValueError: there is no such mode.
         """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         for part in (self.encoder, self.projection, self.decoder):
             part.to(dtype)
         self.decode_mode = mode

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
@@ -22,7 +23,10 @@ class _Recomputed:
 def recompute_activations(modules: Iterable[nn.Module]) -> None:
     """Keeps only what goes into each of these modules; gradients and parameters stay as they are.
 
-    The forward pass of the modules is computed twice.
+    The forward pass of the modules is computed twice. Modules with batch norm, whose statistics
+    would be updated twice as well, are left as they are.
     """
     for module in modules:
+        if any(isinstance(part, _BatchNorm) for part in module.modules()):
+            continue
         module.forward = _Recomputed(module.forward)

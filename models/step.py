@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
 from models.static_step import StaticStep
 
-# "plain": the modules, or on a CPU their faster stand-in; "static": shapes that never change, on a
-# GPU one CUDA graph per token; "compiled": that, its kernels fused by torch.compile
+# "plain": the modules, or on a CPU their faster stand-in; "static": shapes that never change
+# (finished rows stay), on a GPU one CUDA graph replayed per token; "compiled": that, its kernels
+# fused by torch.compile
 MODES = ("plain", "static", "compiled")
 
 

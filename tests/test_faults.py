@@ -103,3 +103,10 @@ def test_recomputed_activations_change_no_gradient():
         gradients.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert kept[1] < kept[0]
+
+
+def test_modules_with_batch_norm_are_not_recomputed():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    recompute_activations([module])
+    module(torch.randn(3, 4)).square().sum().backward()
+    assert module[1].num_batches_tracked == 1

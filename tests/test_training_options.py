@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from config import CFG
+from models import save_model
 from tests.conftest import TINY
 from tests.test_multi_task import state_of
 from tests.test_train import losses
@@ -118,9 +119,13 @@ def test_the_encoder_waits_and_then_learns(settings):
     assert "backbone.conv1.weight" in changed and "backbone.bn1.running_mean" in changed
 
 
-def test_batch_statistics_that_stay_while_the_encoder_learns(settings):
+def test_batch_statistics_that_stay_while_the_encoder_learns(settings, tmp_path):
+    start = tmp_path / "start.safetensors"
+    save_model(state_of([*settings, "encoder=resnet18"], DETECTION).model, start)
     more = ["encoder=resnet18", "freeze_batch_norm=true", "warmup_epochs=0", "drop_path=0"]
-    state = state_of([*settings, *more], DETECTION)
+    with pytest.raises(UserError, match="freeze_batch_norm=true keeps the statistics of a trained"):
+        state_of([*settings, *more], DETECTION)
+    state = state_of([*settings, *more, f"init_weights={start}"], DETECTION)
     encoder = {key: value.clone() for key, value in state.model.encoder.state_dict().items()}
     steps(state, 2)
     now = state.model.encoder.state_dict()

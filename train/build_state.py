@@ -56,6 +56,11 @@ def state(
         raise UserError("fsdp=true goes with amp=bf16 or amp=off, not with fp16")
     if cfg.fsdp and (cfg.ema_decay or cfg.freeze_encoder_steps):
         raise UserError("fsdp=true goes without ema_decay and freeze_encoder_steps")
+    if cfg.freeze_batch_norm and not (cfg.pretrained or cfg.init_weights):
+        raise UserError(
+            "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
+            "pretrained=true or init_weights=FILE"
+        )
     if cfg.recompute_activations:
         recompute_activations(model.blocks)
     wrapped = parallelise(model, world, fsdp=cfg.fsdp)
