@@ -94,8 +94,9 @@ def snapshot(base: type, overrides: Sequence[str] = (), *, saved: dict | None = 
         if not eq:
             raise UserError(f"--set wants name=value, got {item!r}")
         if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, n=3) or sorted(kinds)
-            raise UserError(f"no setting {name!r} in config.py; near it: {', '.join(near)}")
+            near = ", ".join(difflib.get_close_matches(name, kinds, n=3))
+            hint = f"near it: {near}" if near else "its names are those of class CFG there"
+            raise UserError(f"no setting {name!r} in config.py; {hint}")
         cfg.__dict__[name] = parse_value(name, text, kinds[name])
     return cfg
 
