@@ -1,7 +1,9 @@
 """The command line that all scripts share: settings, overrides, one-line errors."""
 
 import argparse
+import contextlib
 import difflib
+import logging
 import os
 import sys
 import traceback
@@ -33,21 +35,37 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 def run(main: Callable) -> typing.NoReturn:
     """Runs a script's `main`; a `UserError` ends in one line on stderr and exit status 2."""
-    debug = "--debug" in sys.argv
+    debug, status = "--debug" in sys.argv, 0
     try:
         main()
     except UserError as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        status = 130
     except BrokenPipeError:  # e.g. `… | head`
         sys.stderr.close()
-        sys.exit(0)
-    sys.exit(0)
+    except SystemExit as left:  # of argparse, or of a training that was told to stop
+        status = left.code
+    _leave(status)
+
+
+def _leave(status: int | str | None) -> typing.NoReturn:
+    """Ends the process.
+
+    Of several, it goes at once: DDP keeps its process group, `destroy_process_group` or not, and
+    once in a while a thread of it aborts an interpreter that takes itself down (torch 2.14).
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and isinstance(status, int):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is closed
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def log(text: str) -> None:
