@@ -275,4 +275,5 @@ def test_voc_checksums_are_those_of_torchvision():
     for year in ("2007", "2007-test", "2012"):
         archive = archives[year]
         assert f"{archive['md5']}  {archive['filename']}" in text
-        assert archive["url"].removeprefix("https://thor.robots.ox.ac.uk/pascal/VOC") in text
+        path = archive["url"].partition("/pascal/VOC")[2]  # the host differs by version
+        assert path and path in text
