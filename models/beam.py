@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.decoder import Cache, Decoder
+from models.generate import read_prompt
 from models.step import next_logits
 
 
@@ -82,11 +83,9 @@ def beam_search(
     finished = Finished(tokens, live.clone(), live.clone())
     live[:, 0] = 0  # all rows start alike: one is enough
     first_row = torch.arange(images, device=prompt.device)[:, None] * beams  # (B, 1)
-    new = prompt.repeat_interleave(beams, dim=0)  # (B * beams, P), then one id per row
-    cache = decoder.init_cache(memory, len(new), prompt.shape[1] + max_new_tokens - 1)
+    logits, cache = read_prompt(decoder, memory, prompt, beams, max_new_tokens)
     read = next_logits(decoder, cache, mode)
     for step in range(max_new_tokens):
-        logits = read(new)  # (B * beams, V)
         mask = None if allowed is None else allowed(tokens.flatten(0, 1)[:, :step])
         total = live[:, :, None] + _log_probs(logits, mask, suppress).unflatten(0, (images, beams))
         scale = (step + 1) ** length_penalty
@@ -98,8 +97,9 @@ def beam_search(
         tokens[:, :, step] = token
         if (live[:, 0] / scale <= finished.rank[:, -1]).all():  # one device sync per token
             break
-        reorder(cache, (first_row + parent).flatten())
-        new = token.flatten()[:, None]
+        if step + 1 < max_new_tokens:
+            reorder(cache, (first_row + parent).flatten())
+            logits = read(token.flatten()[:, None])  # (B * beams, V)
     else:
         finished.add(tokens, live, max_new_tokens**length_penalty)
     return finished.tokens, finished.log_probs

@@ -50,6 +50,18 @@ class Cache:
     layers: list[LayerCache]
     length: int = 0
 
+    def spread(self, times: int, max_len: int) -> Cache:
+        """The same with every row `times` times, and room for `max_len` positions."""
+        layers = []
+        for c in self.layers:
+            rows, heads, _, head_dim = c.k.shape
+            k, v = (c.k.new_empty(rows * times, heads, max_len, head_dim) for _ in "kv")
+            for new, old in ((k, c.k), (v, c.v)):
+                held = old[:, :, : self.length].repeat_interleave(times, dim=0)
+                new[:, :, : self.length] = held
+            layers.append(LayerCache(k, v, c.memory_k, c.memory_v))
+        return Cache(layers, self.length)
+
     def select(self, rows: Tensor, images: Tensor) -> Cache:
         """A smaller cache: some rows, and the images they belong to."""
         layers = [

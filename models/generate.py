@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decoder import Decoder
+from models.decoder import Cache, Decoder
 from models.step import next_logits
 
 LOOK_EVERY = 8  # tokens between two looks at what is finished, on a GPU
@@ -104,23 +104,22 @@ def generate(
         With `score_range` also, of the same shape: the best id of that range at every step and
         its log-prob under the full softmax.
     """
-    num_images, num_rows = len(memory), prompt[..., 0].numel() * num_samples
-    prompt = prompt.flatten(0, -2).repeat_interleave(num_samples, dim=0)  # (R, P)
+    num_images, prompt = len(memory), prompt.flatten(0, -2)  # (B * N, P)
+    num_rows = len(prompt) * num_samples
     tokens = prompt.new_full((num_rows, max_new_tokens), 0 if eos_id is None else eos_id)
     log_probs = memory.new_zeros((num_rows, max_new_tokens), dtype=torch.float32)
     best, best_log_probs = tokens.clone(), log_probs.clone()
     rows = torch.arange(num_rows, device=prompt.device)  # of the results, those still decoded
     done = torch.zeros_like(rows, dtype=torch.bool)
-    cache = decoder.init_cache(memory, num_rows, prompt.shape[1] + max_new_tokens - 1)
-    read, part = next_logits(decoder, cache, mode), slice(*(unscored_range or (None,)))
+    part = slice(*(unscored_range or (None,)))
     first_id = part.start or 0
     suppress = [
         i - first_id for i in suppress if unscored_range is None or i in range(*unscored_range)
     ]
     suppress = torch.as_tensor(list(suppress), dtype=torch.long, device=prompt.device)
-    new = prompt  # the prompt first, then one id per row
+    logits, cache = read_prompt(decoder, memory, prompt, num_samples, max_new_tokens, part)
+    read = next_logits(decoder, cache, mode)
     for step in range(max_new_tokens):
-        logits = read(new, part)  # (R, V)
         if len(suppress):
             logits[:, suppress] = -torch.inf
         choices = logits
@@ -140,17 +139,39 @@ def generate(
             token, log_prob = token.masked_fill(done, eos_id), log_prob.masked_fill(done, 0.0)
             done |= token == eos_id
         tokens[rows, step], log_probs[rows, step] = token, log_prob
-        new = token[:, None]
-        if eos_id is None or not time_to_look(step, done.device):
-            continue
-        if done.all():
-            break
-        if mode == "plain" and (kept := rows_to_keep(done, num_images)) is not None:
-            chosen, images = kept
-            rows, done, new, num_images = rows[chosen], done[chosen], new[chosen], len(images)
-            cache = cache.select(chosen, images)
-            read = next_logits(decoder, cache)
+        if eos_id is not None and time_to_look(step, done.device):
+            if done.all():
+                break
+            if mode == "plain" and (kept := rows_to_keep(done, num_images)) is not None:
+                chosen, images = kept
+                rows, done, token = rows[chosen], done[chosen], token[chosen]
+                cache, num_images = cache.select(chosen, images), len(images)
+                read = next_logits(decoder, cache)
+        if step + 1 < max_new_tokens:
+            logits = read(token[:, None], part)  # (R, V)
     return (tokens, log_probs) if score_range is None else (tokens, log_probs, best, best_log_probs)
+
+
+def read_prompt(
+    decoder: Decoder,
+    memory: Tensor,
+    prompt: Tensor,
+    times: int,
+    max_new_tokens: int,
+    part: slice = slice(None),
+) -> tuple[Tensor, Cache]:
+    """Reads every prompt once and prepares `times` continuations of it.
+
+    Args:
+        prompt: (B * N, P)
+
+    Returns:
+        (R, V) float32 logits of what comes first, of a slice of the vocabulary; the cache of all
+        R = B * N * times rows.
+    """
+    cache = decoder.init_cache(memory, *prompt.shape)
+    logits = next_logits(decoder, cache)(prompt, part).repeat_interleave(times, dim=0)
+    return logits, cache.spread(times, prompt.shape[1] + max_new_tokens)
 
 
 def time_to_look(step: int, device: torch.device) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models import ModelConfig, build_model
+from models.decoder import Cache
 from models.generate import SamplingOptions, generate, top_logits
 
 VOCAB = 3000
@@ -86,6 +87,30 @@ def test_cross_attention_is_projected_once_per_image_and_shared(model, memory):
     model.generate(memory, prompts(2, 5, 4), max_new_tokens=10, num_samples=8)
     hook.remove()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mode", ["plain", "static"])
+def test_samples_of_a_prompt_are_drawn_as_if_it_stood_there_so_often(model, memory, mode):
+    def draw(prompt, num_samples):
+        return generate(
+            model.decoder, memory, prompt, max_new_tokens=8, options=SamplingOptions(3.0, top_k=0),
+            num_samples=num_samples, generator=torch.Generator().manual_seed(0), mode=mode,
+        )  # fmt: skip
+
+    prompt = prompts(2, 2, 4)
+    samples, copies = draw(prompt, 3), draw(prompt.repeat_interleave(3, 1), 1)
+    assert torch.equal(samples[0], copies[0]) and len(samples[0].unique(dim=0)) == 2 * 2 * 3
+    torch.testing.assert_close(samples[1], copies[1], atol=1e-5, rtol=0)
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(model, memory):
+    read = []
+    hook = model.decoder.layers[0].self_attention.register_forward_hook(
+        lambda _, inputs, out: read.append(tuple(out.shape[:2]))
+    )
+    model.generate(memory, prompts(2, 3, 4), max_new_tokens=2, num_samples=8)
+    hook.remove()
+    assert read[0] == (2 * 3, 4)
 
 
 def test_sampling_repeats_with_its_generator_and_varies_without(model, memory):
@@ -176,10 +201,10 @@ class Scripted:
         self.table = torch.tensor(probabilities).log()  # (V,)
 
     def init_cache(self, memory, num_rows, max_len):
-        return num_rows
+        return Cache([])
 
     def __call__(self, tokens, cache):
-        return torch.zeros(cache, tokens.shape[1], 1)
+        return torch.zeros(*tokens.shape, 1)
 
     def logits(self, hidden):
         return self.table.expand(len(hidden), -1)

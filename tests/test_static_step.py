@@ -7,6 +7,7 @@ import torch
 import models.static_step
 from infer.script import predictor_of
 from models.beam import beam_search
+from models.decoder import Cache
 from models.generate import generate
 from models.static_step import StaticStep
 from tests.test_step import (
@@ -92,15 +93,15 @@ def test_static_beam_search(calls, model, memory):
 
 def test_what_an_unwritten_cache_holds_does_not_matter(monkeypatch, model, memory):
     """Its memory is not cleared when it is made; a masked nan would still spoil the sum."""
-    make = model.decoder.init_cache
+    spread = Cache.spread
 
-    def full_of_nan(*args):
-        cache = make(*args)
-        for layer in cache.layers:
-            layer.k.fill_(torch.nan), layer.v.fill_(torch.nan)
-        return cache
+    def full_of_nan(cache, *args):
+        new = spread(cache, *args)
+        for layer in new.layers:
+            layer.k[:, :, cache.length :] = layer.v[:, :, cache.length :] = torch.nan
+        return new
 
-    monkeypatch.setattr(model.decoder, "init_cache", full_of_nan)
+    monkeypatch.setattr(Cache, "spread", full_of_nan)
     plain, static = (in_mode(mode, model, memory, prompts(2, 1, 3)) for mode in ("plain", "static"))
     assert_same(static, plain)
 
