@@ -93,16 +93,42 @@ def read_settings(args: argparse.Namespace) -> tuple[ModelConfig, Vocabulary]:
     content = read_json(args.config, "name an official config.json")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{args.config} has no object 'model'; name an official config.json")
-    settings, num_bins = content["model"], content.get("quantization_bins")
-    return model_config(settings), vocabulary(settings, num_bins)
+    settings = content["model"]
+    return model_config(settings), vocabulary(settings, read_num_bins(args.config, content))
 
 
-def read_categories(args: argparse.Namespace) -> Categories:
+def read_num_bins(file: Path, content: dict) -> int | None:
+    """`quantization_bins`, which stand with the task or with each of the tasks; None = nowhere."""
+    tasks = content.get("tasks")
+    places = [content, content.get("task"), *(tasks if isinstance(tasks, list) else [])]
+    places = [place for place in places if isinstance(place, dict)]
+    bins = [place["quantization_bins"] for place in places if "quantization_bins" in place]
+    if any(number != bins[0] for number in bins):
+        raise UserError(f"{file} has several values of 'quantization_bins': {bins}; leave one")
+    return bins[0] if bins else None
+
+
+def read_categories(args: argparse.Namespace, vocab: Vocabulary) -> Categories:
+    """The classes that the user names, or those of COCO.
+
+    Raises:
+        UserError: the vocabulary has no token for one of them.
+    """
     if args.annotations is not None:
-        return Categories.from_coco(read_annotations(args.annotations)["categories"])
-    if args.num_classes is not None:
-        return Categories.from_names([f"class {i}" for i in range(1, args.num_classes + 1)])
-    return coco_categories()
+        categories = Categories.from_coco(read_annotations(args.annotations)["categories"])
+    elif args.num_classes is not None:
+        names = [f"class {i}" for i in range(1, args.num_classes + 1)]
+        categories = Categories.from_names(names)
+    else:
+        categories = coco_categories()
+    first, end = vocab.class_range
+    most, last = end - first - 1, max(categories.names, default=0)
+    if last > most:
+        raise UserError(
+            f"class id {last} has no token, the vocabulary of these settings ends at {most}; name "
+            "the classes that were trained with --annotations or --num-classes"
+        )
+    return categories
 
 
 def task_settings(vocab: Vocabulary, args: argparse.Namespace, max_len: int) -> dict[str, dict]:
@@ -144,7 +170,7 @@ def convert(args: argparse.Namespace) -> str:
     config, vocab = read_settings(args)
     meta = {
         "vocabulary": vocab.to_json(),
-        "categories": read_categories(args).to_json(),
+        "categories": read_categories(args, vocab).to_json(),
         "resize_mode": "letterbox",
         "tasks": task_settings(vocab, args, config.max_len),
     }

@@ -22,6 +22,7 @@ COMMON = {
     "pos_encoding": "sin_cos",
     "pos_encoding_dec": "learned",
 }  # configs/config_det_finetune.py; config_multi_task.py has another vocab_size only
+OPTIONAL = {name: COMMON[name] for name in ("patch_size", "drop_path", "drop_units", "drop_att")}
 RESNET = {"resnet_depth": 50, "resnet_sk_ratio": 0.0, "resnet_width_multiplier": 1}
 NUM_TEXT = 32000  # pieces of c4_en_32k_spm.model
 
@@ -56,7 +57,7 @@ def model_config(settings: dict) -> ModelConfig:
     Raises:
         UserError: one is missing, or of a kind that this model does not have.
     """
-    s = RESNET | settings  # a ViT's file has none of these
+    s = OPTIONAL | RESNET | settings  # no file needs to have these; a ViT's has none of RESNET
     try:
         size = s["image_size"]
         if s["resnet_variant"] not in ENCODERS or s["resnet_sk_ratio"]:

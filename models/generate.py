@@ -104,7 +104,7 @@ def generate(
         With `score_range` also, of the same shape: the best id of that range at every step and
         its log-prob under the full softmax.
     """
-    num_images, prompt = len(memory), prompt.flatten(0, -2)  # (B * N, P)
+    num_images, prompt = len(memory), prompt.flatten(0, -2).long()  # (B * N, P)
     num_rows = len(prompt) * num_samples
     tokens = prompt.new_full((num_rows, max_new_tokens), 0 if eos_id is None else eos_id)
     log_probs = memory.new_zeros((num_rows, max_new_tokens), dtype=torch.float32)

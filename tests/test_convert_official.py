@@ -381,6 +381,7 @@ def test_settings_that_are_no_model_are_refused():
     for settings, message in (
         (without("dim_att"), "no 'dim_att' in 'model'"),
         (without("pos_encoding"), "no 'pos_encoding' in 'model'"),
+        (without("max_seq_len"), "no 'max_seq_len' in 'model'"),
         (TINY | {"resnet_variant": "c3"}, "resnet_variant must be one of c1, standard, c4"),
         (TINY | {"resnet_sk_ratio": 0.06}, "with resnet_sk_ratio 0, got 'c1' with 0.06"),
         (TINY | {"pos_encoding": "rope"}, "encoder_positions must be 'sin_cos' or 'learned'"),
@@ -391,6 +392,13 @@ def test_settings_that_are_no_model_are_refused():
             model_config(settings)
     with pytest.raises(UserError, match="describe no vocabulary: .*overlap"):
         vocabulary(TINY, 200)
+
+
+def test_what_only_training_needs_may_be_left_out():
+    short = {k: v for k, v in TINY.items() if not k.startswith("drop_")}
+    assert model_config(short) == model_config(
+        TINY | {"drop_path": 0.1, "drop_units": 0.1, "drop_att": 0.0}
+    )
 
 
 def test_an_image_size_may_be_one_number():
@@ -493,6 +501,36 @@ def test_the_scripts_options(tiny, tmp_path):
     predictor.detect(np.zeros((30, 50, 3), np.uint8))
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"quantization_bins": 70},
+        {"task": {"name": "object_detection", "quantization_bins": 70}},
+        {"task": {"name": "captioning"}, "tasks": [{}, {"quantization_bins": 70}]},
+    ],
+)
+def test_the_number_of_bins_is_found_where_the_official_code_writes_it(tiny, tmp_path, place):
+    checkpoint, _, _ = tiny
+    settings, out = tmp_path / "config.json", tmp_path / "w.safetensors"
+    settings.write_text(json.dumps({"model": TINY} | place))
+    convert(checkpoint, out, "--config", settings)
+    assert Predictor(out).vocab.num_bins == 70
+    settings.write_text(json.dumps({"model": TINY, "quantization_bins": 71} | {"task": place}))
+    if "quantization_bins" in place:
+        with pytest.raises(UserError, match=r"several values of 'quantization_bins': \[71, 70\]"):
+            convert(checkpoint, out, "--config", settings)
+
+
+def test_classes_without_a_token_are_refused(tiny, tmp_path):
+    checkpoint, settings, _ = tiny  # ids 100 to 199 are classes
+    out = tmp_path / "w.safetensors"
+    convert(checkpoint, out, "--config", settings, "--num-classes", 99)
+    Predictor(out)
+    with pytest.raises(UserError, match="class id 100 has no token, .* ends at 99"):
+        convert(checkpoint, tmp_path / "x.safetensors", "--config", settings, "--num-classes", 100)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_multi_task_weights_record_every_task(tmp_path, capsys):
     words = ["".join(pair) for pair in product("abcdefgh", repeat=2)]
     text = TextTokenizer.train([" ".join(words)] * 2, 60)
@@ -517,9 +555,17 @@ def test_multi_task_weights_record_every_task(tmp_path, capsys):
     image = np.full((30, 50, 3), 80, np.uint8)
     predictor.caption(image)
     predictor.segment(image, np.array([[3.0, 4, 30, 20]]), "person")
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model": settings | {"text_vocab_shift": 299}})
-    )
+    # fewer pieces than text ids: the last ids are never said
+    assert predictor.caption_tokenizer().allowed(torch.zeros(1, 1)).sum() == text.size - 1
+    more = {"text_vocab_shift": 290}
+    (tmp_path / "config.json").write_text(json.dumps({"model": settings | more}))
+    convert(checkpoint, out, *options)
+    predictor = Predictor(out)
+    assert predictor.vocab.num_text == text.size + 10
+    assert predictor.caption_tokenizer().allowed(torch.zeros(1, 1)).sum() == text.size - 1
+    predictor.caption(image)
+    more = {"text_vocab_shift": 301}
+    (tmp_path / "config.json").write_text(json.dumps({"model": settings | more}))
     with pytest.raises(UserError, match="do not fit the tasks: vocabulary must have"):
         convert(checkpoint, out, *options)
 

@@ -5,9 +5,12 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from dataset.geometry import Geometry
+from infer.detection import _to_original
 from tokenizer import DetectionTokenizer, Vocabulary
 from tokenizer.detection import CORRUPTIONS, ClassDraws
 from tokenizer.noise import jittered_boxes, noise_boxes, random_boxes, shifted_boxes
+from utils.categories import Categories
 
 VOCAB = Vocabulary()
 SIZE = (200, 400)
@@ -203,6 +206,31 @@ def test_training_sequences_equal_the_official_ones(reference, case, options):
 
 
 @pytest.mark.data
+def test_a_longer_official_sequence_is_the_same_and_padding(reference):
+    data = np.load(reference / "tokenization" / "object_detection.npz")
+    tok = tokenizer(9, corruption="none", eos_weight=0.25)
+    for row, (boxes, labels) in enumerate(zip(data["bbox"], data["label"], strict=True)):
+        response = tok.encode(boxes[:, [1, 0, 3, 2]], labels, (1, 1))
+        got = tok.shift(
+            tok.prompt, response, response, tok.weights(labels), max_len=56, eos_weight=0.25
+        )
+        official = {n: data[f"task_longer_max_len/{n}"][row] for n in ("input_seq", "target_seq")}
+        np.testing.assert_array_equal(got.input, official["input_seq"])
+        np.testing.assert_array_equal(got.target, official["target_seq"])
+        np.testing.assert_allclose(got.weight, data["task_longer_max_len/token_weights"][row])
+
+
+@pytest.mark.data
+def test_prompts_equal_the_official_ones(reference):
+    data = np.load(reference / "tokenization" / "task_prompt.npz")
+    for name, task in (
+        ("prompt_from_shape", "captioning"),
+        ("prompt_from_response", "segmentation"),
+    ):
+        assert set(data[name].flatten().tolist()) == {Vocabulary().prompts[task]}
+
+
+@pytest.mark.data
 def test_decoding_equals_the_official_one(reference):
     data = np.load(reference / "decoding" / "object_detection.npz")
     vocab = Vocabulary(num_bins=350, coord0=250, text0=600)
@@ -216,3 +244,26 @@ def test_decoding_equals_the_official_one(reference):
         np.testing.assert_array_equal(labels, data["pred_class"][row])
         real = labels > 0
         np.testing.assert_allclose(scores[real], data["pred_score"][row][real], rtol=1e-5)
+
+
+@pytest.mark.data
+def test_boxes_in_original_pixels_are_the_official_ones_but_for_the_clip(reference):
+    """Officially a box may reach into the padding; ours ends with the picture."""
+    data = np.load(reference / "decoding" / "object_detection.npz")
+    size = tuple(data["image_height_width"].tolist())
+    names = Categories.from_names([f"class {k}" for k in range(1, 150)])
+    differ = 0
+    for row, orig in enumerate(data["orig_image_size"].tolist()):
+        geometry = Geometry.letterbox(tuple(orig), size)
+        assert geometry.unpadded == tuple(data["unpadded_image_size"][row])
+        official = data["task_pred_bboxes_rescaled"][row][:, [1, 0, 3, 2]]
+        boxes = data["task_pred_bboxes"][row][:, [1, 0, 3, 2]] * np.float32([*size[::-1]] * 2)
+        np.testing.assert_allclose(geometry.inverse_boxes(boxes), official, atol=1e-4)
+        labels, scores = data["task_pred_classes"][row], data["task_scores"][row]
+        found = _to_original((boxes, labels, scores), geometry, names)
+        known = np.flatnonzero(np.isin(labels, list(names.names)))
+        order = known[np.argsort(-scores[known], kind="stable")]
+        clipped = np.clip(official[order], 0, np.float32([*orig[::-1]] * 2))
+        np.testing.assert_allclose(found.boxes, clipped, atol=1e-4)
+        differ += (clipped != official[order]).any(1).sum()
+    assert differ > 0, "else the data would not show the clip"

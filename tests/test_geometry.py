@@ -247,6 +247,39 @@ def test_official_evaluation_images_and_boxes(reference):
 
 
 @pytest.mark.data
+def test_official_evaluation_outlines_in_an_input_that_is_not_square(reference):
+    z = np.load(reference / "images" / "segmentation_eval.npz")
+    size, target = z["image_uint8"].shape[:2], z["max3/out_image"].shape[:2]
+    geometry = Geometry.letterbox(size, target)
+    image = torch.from_numpy(z["image_uint8"]).permute(2, 0, 1)
+    got = letterbox_batch([image], [geometry])[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(got, z["max3/out_image"], atol=1e-5, rtol=0)
+    assert geometry.unpadded == tuple(z["max3/out_unpadded_image_size"])
+    for most in ("max3", "max7"):
+        there = np.flatnonzero(z[f"{most}/out_label"])
+        rows = [int(np.flatnonzero(z["area_in"] == a)[0]) for a in z[f"{most}/out_area"][there]]
+        boxes = geometry.boxes(corner_xyxy(z["bbox_in"][rows], size))
+        wanted = corner_xyxy(z[f"{most}/out_bbox"][there], target)
+        np.testing.assert_allclose(boxes, wanted, atol=1e-3)
+        for row, official in zip(rows, z[f"{most}/out_polygon"][there], strict=True):
+            drawn = official > -1  # -1 is padding, -2 the gap between parts
+            points = geometry.points(swap_xy(z["polygon_in"][row], size).astype(np.float32))
+            wanted = swap_xy(official, target)
+            shown = drawn.reshape(-1, 2).all(1)
+            np.testing.assert_allclose(points[shown], wanted[shown], atol=1e-3)
+
+
+@pytest.mark.data
+def test_official_points_of_a_crop_return_to_their_image(reference):
+    z = np.load(reference / "images" / "adjust_for_crop_offset.npz")
+    for row, (y, x) in enumerate(z["crop_offset"].tolist()):
+        points, wanted = (z[k][row].reshape(-1, 2)[:, ::-1] for k in ("points", "out"))
+        seen = (z["points"][row].reshape(-1, 2) != -3).all(1)
+        geometry = Geometry.letterbox((900, 900), (300, 300), crop=(y, x, 300, 300))
+        np.testing.assert_allclose(geometry.inverse_points(points[seen]), wanted[seen], atol=1e-3)
+
+
+@pytest.mark.data
 def test_official_training_geometry(reference):
     z = np.load(reference / "images" / "train_geometry.npz")
     for i in range(3):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from download.official_config import model_config
 from download.official_mapping import to_state_dict
 from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model, load_model, save_model
+from models.decoder import DecoderLayer, SelfAttention
 from models.layers import Mlp, one_turn, sin_cos_1d, sin_cos_2d
 from models.official_resnet import BatchNorm, OfficialResNet
 from models.official_vit import EncoderBlock
@@ -290,6 +292,41 @@ def test_the_rate_of_dropped_paths_is_the_same_in_every_branch(name):
         "encoder.transformer.blocks.0.drop_path", "encoder.transformer.blocks.1.drop_path",
         "projection.drop_path", "decoder.layers.0.drop_path", "decoder.layers.1.drop_path",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rates_reach_every_dropout_of_the_model(name):
+    rates = {"drop_path": 0.0, "drop_units": 0.25, "drop_attention": 0.125}
+    model = build_model(dataclasses.replace(ALL[name], **rates))
+    mlps = {n for n, m in model.named_modules() if isinstance(m, Mlp)}
+    layers = ["encoder.transformer.blocks.0", "encoder.transformer.blocks.1", "projection"]
+    assert mlps == {f"{n}.mlp" for n in [*layers, "decoder.layers.0", "decoder.layers.1"]}
+    assert {model.get_submodule(n).drop.p for n in mlps} == {0.25}
+    attention = {n: m.drop for n, m in model.named_modules() if isinstance(m, SelfAttention)}
+    assert set(attention.values()) == {0.125}
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_each_row_of_the_decoder_keeps_or_loses_each_of_three_branches(post_norm):
+    torch.manual_seed(0)
+    rate, rows, constants = 0.25, 4000, (1.0, 10.0, 100.0)
+    drops = {"drop_path": rate, "drop_units": 0.0, "drop_att": 0.0}
+    layer = DecoderLayer(8, 2, 16, post_norm=post_norm, **drops)
+    ends = (layer.self_attention.out, layer.cross_attention.out, layer.mlp.dense2)
+    for end, constant in zip(ends, constants, strict=True):
+        nn.init.zeros_(end.weight), nn.init.constant_(end.bias, constant)
+    layer.self_ln = layer.cross_ln = layer.mlp_ln = nn.Identity()  # so that the sum shows
+    memory = torch.zeros(1, 2, 1, 4)
+    with torch.no_grad():
+        sums = layer.train()(torch.zeros(rows, 3, 8), memory, memory, 0, None)
+        added = (sums * (1 - rate)).round()
+    assert torch.equal(added, added[:, :1, :1].expand_as(added)), "a row is one draw"
+    found = dict(zip(*(v.tolist() for v in added[:, 0, 0].unique(return_counts=True))))  # noqa: B905
+    subsets = [[c for c, kept in zip(constants, k) if kept] for k in product((0, 1), repeat=3)]  # noqa: B905
+    assert found.keys() == {float(sum(subset)) for subset in subsets}
+    for subset in subsets:
+        share = (1 - rate) ** len(subset) * rate ** (3 - len(subset))
+        assert found[float(sum(subset))] / rows == pytest.approx(share, abs=0.03)
 
 
 def test_each_sample_keeps_or_loses_each_branch_as_a_whole():

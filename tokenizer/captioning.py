@@ -19,7 +19,8 @@ class CaptionTokenizer(TaskTokenizer):
     off the image more than off the words before.
 
     Args:
-        text: sub-word tokenizer, or the JSON values it left in a weight file.
+        text: sub-word tokenizer, or the JSON values it left in a weight file; a vocabulary with
+            more text ids than it has pieces leaves the last ones unused.
         max_tokens: of an answer, `</s>` included; longer captions are cut, `</s>` stays.
         num_captions: per image and training step.
         drop: share of the input tokens that are replaced.
@@ -43,9 +44,9 @@ class CaptionTokenizer(TaskTokenizer):
     ):
         super().__init__(vocab)
         self.text = TextTokenizer.from_json(text) if isinstance(text, dict) else text
-        if self.text.size != vocab.num_text:
+        if self.text.size > vocab.num_text:
             raise ValueError(
-                f"vocabulary must have {self.text.size} text ids for this tokenizer, got "
+                f"vocabulary must have {self.text.size} text ids for this tokenizer, got only "
                 f"{vocab.num_text}"
             )
         if max_tokens < 2 or num_captions < 1 or not 0 <= drop < 1:
@@ -129,7 +130,8 @@ class CaptionTokenizer(TaskTokenizer):
         Pieces and, after the first one, the end.
         """
         mask = torch.zeros(self.vocab.size, dtype=torch.bool, device=tokens.device)
-        mask[self.vocab.text0 :] = True
+        text0 = self.vocab.text0
+        mask[text0 : text0 + self.text.size] = True
         mask[self.vocab.text0 + PAD] = False
         mask[self.eos_id] = tokens.shape[1] > 0
         return mask

@@ -14,6 +14,7 @@ from train.multi_task import task_weights
 from train.parallel import parallelise
 from train.schedule import base_lr, build_optimizer, count_steps, lr_factor, parse_schedule
 from train.state import TaskStream, TrainState
+from utils.cli import log
 from utils.errors import UserError
 from utils.world import ALONE, World
 
@@ -73,7 +74,10 @@ def state(
         decay_exclude=cfg.decay_exclude,
         factors=factors,
     )
-    warmup = min(cfg.warmup_steps or step_counts(cfg, task_streams)[1], total_steps // 2)
+    wanted = cfg.warmup_steps or step_counts(cfg, task_streams)[1]
+    warmup = min(wanted, total_steps // 2)  # officially never shortened
+    if warmup < wanted and world.is_main:
+        log(f"the warm-up takes {warmup} steps, half of the run, instead of {wanted}")
 
     def factor(step: int) -> float:
         return lr_factor(

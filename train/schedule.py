@@ -70,7 +70,8 @@ def parse_schedule(text: str) -> tuple[str, float]:
     Raises:
         ValueError: there is no such schedule.
     """
-    found = re.fullmatch(r"(linear|constant)|(cosine)(?:@([\d.]+))?|(exp)@([\d.]+)", text)
+    number = r"(\d*\.?\d+(?:e-?\d+)?)"
+    found = re.fullmatch(rf"(linear|constant)|(cosine)(?:@{number})?|(exp)@{number}", text)
     try:
         shape, parameter = found[1] or found[2] or found[4], float(found[3] or found[5] or 1)
     except (TypeError, ValueError):
