@@ -108,6 +108,8 @@ def _voc(cfg, args) -> dict[str, list[Checked]]:
 
 
 def _draw(checked: Checked, out_dir: Path) -> None:
+    if not checked.panels:
+        return  # there is nothing to draw
     stem = Path(checked.name).stem.replace(" ", "_")
     save_statistics(out_dir / f"{stem}_statistics.png", Path(checked.name).stem, checked.panels)
     save_samples(out_dir / f"{stem}_samples.png", checked)

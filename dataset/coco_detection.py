@@ -126,7 +126,7 @@ class CocoDetection:
                     f"{self.annotation_file}: {describe(row)}: area must be a number, got "
                     f"{shown(row['area'])}; correct it"
                 )
-        ids = {row.get("id", 0) for row in rows}
+        ids = {row["id"] if fits(row.get("id"), int) else 0 for row in rows}
         if len(ids) < len(rows) or 0 in ids:  # pycocotools takes id 0 for "not matched"
             rows = [{**row, "id": i} for i, row in enumerate(rows, 1)]
         truth = COCO()

@@ -8,7 +8,7 @@ import numpy as np
 
 from dataset.faults import LARGEST, Faults
 from utils.errors import one_line
-from utils.masks import MIN_POINTS, check_rle
+from utils.masks import MIN_POINTS, check_length, check_rle
 from utils.plain import shown
 
 
@@ -146,6 +146,7 @@ def read_outline(
         if not isinstance(segmentation, (list, type(None))):
             raise TypeError(f"got {shown(segmentation)}")
         parts = [_polygon(part) for part in segmentation or []]
+        check_length(parts, size)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         faults.add(
             "outline",

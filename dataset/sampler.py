@@ -9,7 +9,8 @@ REMAINDERS = ("keep", "drop", "pad")
 
 
 class EpochSampler(Sampler):
-    """(epoch, index) pairs of one rank: over all ranks every sample exactly once per epoch.
+    """(epoch, index) pairs of one rank: over all ranks every sample at most once per epoch, and
+    exactly once where `remainder` is "keep".
 
     Rank r takes every world_size-th sample from r, so batch k of all ranks together holds the same
     samples as batch k of one process with the world_size-fold batch.

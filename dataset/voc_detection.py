@@ -113,7 +113,11 @@ class VocDetection:
     def _add(self, folder: Path, split: str) -> None:
         """Appends the images of one split; one that an earlier split listed is not repeated."""
         images, have, seen = find_images(folder), set(self.image_ids), set(self._images)
+        listed: set[str] = set()
         for name in read_split(folder, split):
+            if name in listed:
+                self.faults.add("listed_twice", f"image {shown(name)} of split {split!r}")
+            listed.add(name)
             path = images.get(name) or images.get(_without_suffix(name))
             if path is None:
                 self.faults.add(

@@ -9,6 +9,8 @@ from dataset import check_dataset
 from dataset.check.checked import columns
 from dataset.coco_detection import CocoDetection
 from dataset.faults import KINDS
+from dataset.voc_detection import VOC_CLASSES
+from download.demo.write import CATEGORY_IDS as DEMO
 from utils.errors import UserError
 from utils.images import load_image
 
@@ -52,6 +54,8 @@ def spoil_instances(content):
     rows[6]["bbox"][:2] = [4000, 4000]
     rows[7]["id"] = rows[8]["id"]
     rows[9]["bbox"][2] += 500
+    rows[12]["id"] = [1]
+    [row for row in rows if not row["iscrowd"]][-1]["segmentation"] = [[0, 0, 900_000, 0] * 20]
     rows[10]["image_id"] = 424242
     del rows[11]["image_id"]
     images[0]["file_name"] = "../../secret.png"
@@ -63,6 +67,7 @@ def spoil_keypoints(content):
     rows = [row for row in content["annotations"] if row["num_keypoints"]]
     rows[0]["keypoints"] = rows[0]["keypoints"][:-1]
     rows[1]["keypoints"][:3] = [5000, 5000, 2]
+    rows[2]["category_id"] = 777
 
 
 def spoil_captions(content):
@@ -86,9 +91,12 @@ def test_every_kind_of_fault_is_found_and_counted(root, capsys):
     assert check(root, "--dataset", "coco", "--split", "train", "--decode") == 1
     text = capsys.readouterr().out
     found = {kind for kind, what in KINDS.items() if f" {what.text}\n" in text}
-    only_voc = {"xml", "xml_missing"}
+    only_voc = {"xml", "xml_missing", "listed_twice", "class_of_none"}
     other = {"categories", "image_size", "same_box", "size_unstated", "empty"}
     assert set(KINDS) - only_voc - other <= found
+    of_keypoints = text[text.index("person_keypoints_train2017.json\n") :]
+    assert "it has the unknown category 777" in of_keypoints
+    assert "an outline of 36000000 pixels in a picture of" in text
     for line in ("annotation", "image", files[-1].name, files[-2].name, "errors"):
         assert line in text
     with pytest.raises(UserError):
@@ -118,6 +126,26 @@ def test_voc_faults(root, capsys):
     for kind in ("xml", "xml_missing", "image_missing"):
         assert f"1 {KINDS[kind].text}" in text
     assert "3 errors" in text
+
+
+def test_voc_lists_and_classes(root, capsys):
+    folder = root / "VOCdevkit" / "VOC2012"
+    split = folder / "ImageSets" / "Main" / "train.txt"
+    names = split.read_text().split()
+    split.write_text("\n".join([names[0], *names]))
+    renamed = dict(zip(sorted(DEMO), VOC_CLASSES, strict=False)) | {"person": "preson"}
+    for path in (folder / "Annotations").glob("*.xml"):
+        text = path.read_text()
+        for old, new in renamed.items():
+            text = text.replace(f"<name>{old}</name>", f"<name>{new}</name>")
+        path.write_text(text)
+    assert check(root, "--dataset", "voc", "--split", "2012:train") == 0
+    text = capsys.readouterr().out
+    assert f"1 {KINDS['listed_twice'].text}" in text and "class 'preson'" in text
+    for path in (folder / "JPEGImages").iterdir():
+        path.unlink()
+    assert check(root, "--dataset", "voc", "--split", "2012:train") == 1
+    assert f"{len(set(names)) + 1} {KINDS['image_missing'].text}" in capsys.readouterr().out
 
 
 def test_choices_that_are_none_end_in_one_line(root):

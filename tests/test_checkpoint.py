@@ -34,6 +34,10 @@ def settings(demo_set, tmp_path):
     return [*TINY, f"coco_root={demo_set}", f"runs_dir={tmp_path / 'runs'}", "eval_limit=1"]
 
 
+def settings_of(overrides):
+    return dict(item.split("=", 1) for item in overrides)
+
+
 @pytest.fixture
 def state(settings):
     return state_of(settings, DETECTION)
@@ -62,6 +66,26 @@ def test_everything_continues_bit_for_bit(settings, monkeypatch, stop):
     torch.rand(7)  # whatever happens in between
     assert resume(CFG, ["num_workers=2"], DETECTION, str(part)) == part
     assert compare(whole, part) == []
+
+
+def test_batches_may_be_cut_otherwise_but_steps_keep_their_images(settings, tmp_path):
+    """Halving the batch and accumulating two of them is what to do about too little memory."""
+    old = state_of([*settings, "batch_size=4"], DETECTION)
+    ids = [old.streams["detection"].next().image_ids for _ in range(3)]
+    one, other = (
+        state_of([*settings, f"batch_size={size}", f"accumulate_steps={4 // size}"], DETECTION)
+        for size in (2, 1)
+    )
+    old = state_of([*settings, "batch_size=4"], DETECTION)
+    old.streams["detection"].next()
+    save_checkpoint(tmp_path, old)
+    for new in (one, other):
+        load_checkpoint(tmp_path, new)
+        stream = new.streams["detection"]
+        again = [i for _ in range(8 // stream.batch_size) for i in stream.next().image_ids]
+        assert again == ids[1] + ids[2]
+    with pytest.raises(UserError, match="its steps have 4 images, these would have 2"):
+        load_checkpoint(tmp_path, state_of([*settings, "batch_size=2"], DETECTION))
 
 
 def test_how_often_is_saved_changes_nothing(settings):
@@ -144,9 +168,48 @@ def test_a_damaged_newest_is_told_and_the_one_before_used(two, state, capsys, da
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and "last.ckpt is damaged" in told[0]
     DAMAGES[damage](two / "last-1.ckpt")
-    with pytest.raises(UserError, match=r"all its checkpoints \(2\) are damaged") as error:
+    with pytest.raises(UserError, match=r"all its checkpoints \(1\) are damaged") as error:
         load_checkpoint(two, state)
     assert "\n" not in str(error.value)
+
+
+def test_no_whole_checkpoint_makes_room_for_a_damaged_one(two, state):
+    DAMAGES["cut"](two / "last.ckpt")
+    load_checkpoint(two, state)
+    state.step = 3
+    save_checkpoint(two, state, keep=2)
+    assert (two / "last.ckpt.damaged").is_file()
+    steps = [torch.load(path, weights_only=True)["step"] for path in checkpoints(two)]
+    assert steps == [3, 2]
+
+
+def test_weights_are_there_before_the_checkpoint_says_so(state, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    saver = Saver(keep=1, steps=0, minutes=0)
+    saver.run_dir = tmp_path
+    monkeypatch.setattr("train.checkpoint.save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saver.save(state)
+    assert (tmp_path / "last.safetensors").is_file()
+
+
+def test_an_epoch_is_saved_before_it_is_evaluated(settings, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    overrides = [*settings, "save_minutes=60", "keep_checkpoints=3", "max_steps=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine._evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(snapshot(CFG, overrides), DETECTION)
+    (run_dir,) = (Path(settings_of(settings)["runs_dir"]) / "detection").iterdir()
+    (saved,) = checkpoints(run_dir)
+    assert torch.load(saved, weights_only=True)["step"] == 1
+    resume(CFG, [], DETECTION, str(run_dir))
+    assert checkpoints(run_dir) == [saved], "that of the same step was replaced"
+    assert torch.load(saved, weights_only=True)["evaluated"] == 1
 
 
 def test_a_kill_between_two_renames_loses_nothing(two, state):

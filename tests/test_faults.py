@@ -10,7 +10,10 @@ from torch import nn
 
 from dataset.loader import Batch
 from models.recompute import recompute_activations
-from train.faults import NonFiniteWatch, memory_errors, update
+from tests.conftest import TINY
+from tests.test_multi_task import state_of
+from train.engine import train_step
+from train.faults import MAX_OVERFLOWS, NonFiniteWatch, Statistics, memory_errors, update
 from utils.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
@@ -53,6 +56,38 @@ def test_a_scaled_gradient_that_overflows_is_no_fault(tmp_path):
         watch.add(2, outcome(NAN, INF), [{"detection": batch()}])
 
 
+def test_a_gradient_that_overflows_at_every_scale_stops_the_run(tmp_path):
+    watch, micro = NonFiniteWatch(tmp_path, 1, scaled=True), [{"detection": batch()}]
+    for step in range(MAX_OVERFLOWS - 1):
+        watch.add(step, outcome(1.0, INF), micro)
+    watch.add(0, outcome(1.0, 1.0), micro)  # one good step: the count begins anew
+    with pytest.raises(UserError, match="overflows fp16 whatever the scale, and 100 steps"):
+        for step in range(MAX_OVERFLOWS):
+            watch.add(step, outcome(1.0, INF), micro)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_skipped_step_leaves_the_statistics_of_batch_norm(finite):
+    norm = nn.BatchNorm2d(3).train()
+    statistics = Statistics(norm)
+    norm(torch.full((2, 3, 4, 4), 5.0 if finite else INF))
+    statistics.keep_if(torch.tensor(finite))
+    expected = (0.5, 0.9) if finite else (0.0, 1.0)
+    for buffer, value in zip((norm.running_mean, norm.running_var), expected, strict=True):
+        torch.testing.assert_close(buffer, torch.full((3,), value))
+
+
+def test_the_engine_keeps_statistics_of_finite_steps_alone(demo_set, monkeypatch):
+    more = ["encoder=resnet18", "encoder_stride=none", "drop_path=0", f"coco_root={demo_set}"]
+    state = state_of([*TINY, *more], ["detection"])
+    mean = state.model.train().encoder.backbone.bn1.running_mean
+    for norm, changes in ((INF, False), (1.0, True)):
+        before = mean.clone()
+        monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_, norm=norm: torch.tensor(norm))
+        train_step(state, [{"detection": state.streams["detection"].next()}], None, 0)
+        assert torch.equal(mean, before) != changes
+
+
 @pytest.mark.parametrize("fused", [False, True])  # fused decides on the device
 @pytest.mark.parametrize("norm", [1.0, INF, NAN])
 def test_the_optimiser_steps_on_finite_gradients_alone(fused, norm):
@@ -72,6 +107,7 @@ def test_the_optimiser_steps_on_finite_gradients_alone(fused, norm):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate"),
+        MemoryError(),
     ],
 )
 def test_too_little_memory_names_remedies(error):
@@ -81,6 +117,13 @@ def test_too_little_memory_names_remedies(error):
         raise error
     with pytest.raises(RuntimeError, match="other"), memory_errors(device):
         raise RuntimeError("other")
+
+
+def test_a_worker_that_was_killed_is_one_line():
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is")
+    told = pytest.raises(UserError, match="worker .*shm-size.*num_workers")
+    with told, memory_errors(torch.device("cpu")):
+        raise error
 
 
 def test_recomputed_activations_change_no_gradient():

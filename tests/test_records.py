@@ -31,6 +31,19 @@ def test_auto_is_the_newest_run_that_was_saved(tmp_path):
         find_run_dir(tmp_path, ["detection"], str(tmp_path))
 
 
+def test_auto_takes_a_run_on_the_same_dataset(tmp_path):
+    runs = {}
+    for day, dataset in ((1, "coco"), (2, "voc")):
+        runs[dataset] = run_folder(tmp_path, f"2026-01-0{day}_00-00-00", "last.ckpt")
+        (runs[dataset] / "settings.json").write_text(json.dumps({"dataset": dataset}))
+    for dataset, run in runs.items():
+        assert find_run_dir(tmp_path, ["detection"], "auto", dataset=dataset) == run
+        assert find_run_dir(tmp_path, ["detection"], str(run), dataset=dataset) == run
+    assert find_run_dir(tmp_path, ["detection"], "auto", dataset="other") is None
+    with pytest.raises(UserError, match="trains on voc, this script on coco"):
+        find_run_dir(tmp_path, ["detection"], str(runs["voc"]), dataset="coco")
+
+
 def test_a_run_folder_is_never_used_twice(tmp_path):
     folders = [new_run_dir(tmp_path, ["detection"]) for _ in range(3)]
     assert len(set(folders)) == 3

@@ -1,5 +1,7 @@
 """Starting from the weights of another model: what fits is taken by meaning, the rest is told."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -160,6 +162,15 @@ def test_another_model_is_refused_in_one_line():
     with pytest.raises(UserError, match="init_weights is another model: only") as error:
         start_from(make("dim=64"), make())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["decoder_norm", "num_heads"])
+def test_weights_that_fit_but_mean_something_else_are_refused(field):
+    given, model = make(seed=1), make(seed=2)
+    other = {"decoder_norm": "post", "num_heads": 2 * model.config.num_heads}[field]
+    given.config = replace(given.config, **{field: other})
+    with pytest.raises(UserError, match=f"its {field} is {other}, here it is"):
+        start_from(model, given)
 
 
 def test_what_was_taken_survives_the_file(tmp_path):

@@ -26,13 +26,16 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return newest + sorted(older, key=lambda path: int(path.stem[5:]))
 
 
-def save_checkpoint(run_dir: Path, state: TrainState, *, keep: int = 1) -> Path:
+def save_checkpoint(
+    run_dir: Path, state: TrainState, *, keep: int = 1, rotate: bool = True
+) -> Path:
     """Writes run_dir/last.ckpt; at any moment a whole checkpoint is in the folder.
 
     All processes have to call it, the first one writes.
 
     Args:
         keep: how many to keep, the new one included.
+        rotate: keep the newest one as last-1.ckpt; otherwise the new one takes its place.
     """
     values = state.state_dict()
     if not state.world.is_main:
@@ -43,7 +46,8 @@ def save_checkpoint(run_dir: Path, state: TrainState, *, keep: int = 1) -> Path:
         except RuntimeError as error:  # torch's word for a full disk
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"cannot write {run_dir / NAME}: {reason}") from error
-        _make_room(run_dir, keep)
+        if rotate:
+            _make_room(run_dir, keep)
     return run_dir / NAME
 
 
@@ -60,7 +64,8 @@ def _make_room(run_dir: Path, keep: int) -> None:
 def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
     """Puts `state` where the newest whole checkpoint of run_dir left off; returns its path.
 
-    A damaged one is reported in a line and the one before it used.
+    A damaged one is reported in a line and the one before it used; it is set aside as
+    `NAME.damaged`, so that no whole one makes room for it.
 
     Raises:
         UserError: there is none, all are damaged, or it is of another model.
@@ -70,12 +75,14 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
         raise UserError(
             f"no checkpoint at {run_dir / NAME}; name the folder of a run with --resume"
         )
+    damaged = []
     for path in paths:
         try:
             values = _read(path)
         except _DAMAGE as error:
             reason = " ".join(str(error).split())[:100] or type(error).__name__
             log(f"{path} is damaged ({reason})")
+            damaged.append(path)
             continue
         try:
             state.load_state_dict(values)
@@ -84,6 +91,9 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
             raise UserError(
                 f"cannot continue from {path}: {reason}; resume with the settings it was made with"
             ) from error
+        state.world.broadcast(None)  # all have read
+        for bad in damaged if state.world.is_main else ():
+            bad.replace(bad.with_name(bad.name + ".damaged"))
         return path
     raise UserError(
         f"cannot continue from {run_dir}: all its checkpoints ({len(paths)}) are damaged; start a "
@@ -146,16 +156,18 @@ class Saver:
         self._saved = state.step, state.evaluated
 
     def save(self, state: TrainState) -> None:
-        """Writes last.ckpt and the weight files; nothing if they hold this state already.
+        """Writes the weight files and last.ckpt; nothing if they hold this state already.
 
-        All processes have to call it, the first one writes.
+        All processes have to call it, the first one writes. The checkpoint comes last: once it is
+        there, everything is. One of the same step (before its evaluation) is replaced.
         """
         if self._saved == (state.step, state.evaluated):
             return
-        save_checkpoint(self.run_dir, state, keep=self.keep)
         model = whole_model(state.model)
         if state.world.is_main:
             save_model(model, self.run_dir / "last.safetensors")
             if state.ema is not None:
                 save_model(state.ema.module, self.run_dir / "last_ema.safetensors")
+        again = self._saved is not None and self._saved[0] == state.step
+        save_checkpoint(self.run_dir, state, keep=self.keep, rotate=not again)
         self._saved, self._since = (state.step, state.evaluated), time.monotonic()

@@ -15,7 +15,7 @@ from models import save_model
 from train import build, build_model, build_state
 from train.checkpoint import Saver, load_checkpoint, remove_leftovers
 from train.distributed import local_device, session
-from train.faults import NonFiniteWatch, memory_errors, update
+from train.faults import NonFiniteWatch, Statistics, memory_errors, update
 from train.loss import autocast, batch_loss, token_weights
 from train.multi_task import join_categories
 from train.parallel import synchronised, whole
@@ -53,11 +53,12 @@ def train(cfg, tasks: list[str]) -> Path:
 def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Path:
     """Continues the run folder `name` (or "auto") with its own settings and these overrides.
 
-    "auto" without a run starts one, so that a command that is repeated need not change.
+    "auto" takes the newest run of these tasks on this dataset; without one it starts one, so that a
+    command that is repeated need not change.
     """
     with session() as world:
         cfg = snapshot(base, overrides)
-        run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name))
+        run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, dataset=cfg.dataset))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
             return _run(cfg, tasks, world)
@@ -67,6 +68,11 @@ def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Pat
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     device = local_device(pick_device(cfg.device), world)
+    with memory_errors(device):
+        return _train_on(device, cfg, tasks, world, run_dir)
+
+
+def _train_on(device, cfg, tasks: list[str], world: World, run_dir: Path | None) -> Path:
     seed_all(cfg.seed)
     vocab = build.vocabulary(cfg, tasks)
     sources = {task: build.source(cfg, task, train=True) for task in tasks}
@@ -95,8 +101,7 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
         write_settings(run_dir, settings_dict(cfg) | {"tasks": tasks})
         write_environment(run_dir, seed=cfg.seed, device=device, step=state.step)
     _announce(cfg, run_dir, state, sources, epoch_steps, total_steps)
-    with memory_errors(device):
-        _loop(cfg, state, saver, eval_sources, epoch_steps, total_steps)
+    _loop(cfg, state, saver, eval_sources, epoch_steps, total_steps)
     log(f"run folder: {run_dir}")
     return run_dir
 
@@ -125,6 +130,7 @@ def _loop(
             last = state.step >= total_steps
             due = last or (rest == 0 and epoch % cfg.eval_every == 0)
             if due and state.evaluated < state.step:  # on resume it may be done already, or not yet
+                saver.save(state)  # an evaluation may take longer than what it follows
                 _evaluate(cfg, state, records, eval_sources, run_dir)
             if 0 < cfg.early_stop_patience <= state.stale and not last:
                 last = True
@@ -207,6 +213,7 @@ def train_step(
     """
     device, world = state.model.device, state.world
     state.optimizer.zero_grad(set_to_none=True)
+    statistics = Statistics(state.model)
     totals = dict(zip(micro[0], world.sums(token_weights(micro)), strict=True))
     losses = {task: torch.zeros((), device=device) for task in totals}
     parts = [part for batches in micro for part in batches.items()]
@@ -223,6 +230,7 @@ def train_step(
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     grad_norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad or torch.inf))
     update(state, grad_norm)
+    statistics.keep_if(grad_norm.isfinite())
     state.scheduler.step()
     state.step += 1
     return losses, grad_norm

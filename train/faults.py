@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataset.loader import Batch
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import atomic_path
 
 MAX_PENDING = 4  # steps whose outcome may still be unknown
 MAX_FILES = 10  # of batches kept for inspection
+MAX_OVERFLOWS = 100  # in a row: the scale of fp16 starts at 2 ** 16 and halves with each
 
 
 class NonFiniteWatch:
@@ -36,7 +37,7 @@ class NonFiniteWatch:
                 no fault, a loss that is no number is.
         """
         self.folder, self.limit, self.rank, self.scaled = folder, limit, rank, scaled
-        self.in_a_row = self.saved = 0
+        self.in_a_row = self.overflows = self.saved = 0
         self._pending: deque[tuple] = deque()
 
     def add(self, step: int, outcome: Tensor, micro: list[dict[str, Batch]]) -> list[str]:
@@ -69,7 +70,14 @@ class NonFiniteWatch:
             event.synchronize()
         *losses, norm = outcome.tolist()
         bad = {k: v for k, v in zip(micro[0], losses, strict=True) if not math.isfinite(v)}
-        if math.isfinite(norm) or (self.scaled and not bad):
+        overflow = self.scaled and not bad and not math.isfinite(norm)
+        self.overflows = self.overflows + 1 if overflow else 0
+        if self.overflows >= MAX_OVERFLOWS:
+            raise UserError(
+                f"the gradient overflows fp16 whatever the scale, and {self.overflows} steps in a "
+                "row were skipped; use --set amp=bf16 or amp=off"
+            )
+        if math.isfinite(norm) or overflow:
             self.in_a_row = 0
             return []
         self.in_a_row += 1
@@ -125,14 +133,35 @@ def update(state, grad_norm: Tensor) -> None:
         optimizer.step()
 
 
+class Statistics:
+    """The running statistics of batch norm before a step, which a skipped step must not change."""
+
+    def __init__(self, model: nn.Module):
+        wanted = ("running_mean", "running_var")
+        buffers = [b for name, b in model.named_buffers() if name.endswith(wanted)]
+        self.kept = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def keep_if(self, finite: Tensor) -> None:
+        """Brings back those from before unless `finite`, a bool on the device, is true."""
+        for buffer, before in self.kept:
+            buffer.copy_(torch.where(finite, buffer, before))
+
+
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
     """Too little memory is one line with remedies."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        on_cpu = "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
-        if not (isinstance(error, torch.OutOfMemoryError) or on_cpu):
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        said = str(error)
+        if "DataLoader worker" in said:  # killed, or out of shared memory
+            raise UserError(
+                f"a worker that loads images was ended ({one_line(error)[:150]}): most often too "
+                "little memory or shared memory (docker run --shm-size=8g); lower num_workers, "
+                "prefetch_batches or batch_size"
+            ) from error
+        on_cpu = "DefaultCPUAllocator" in said or "not enough memory" in said
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu):
             raise
         raise UserError(
             f"out of memory on {device}: halve batch_size and double accumulate_steps (the same "

@@ -31,24 +31,34 @@ def new_run_dir(runs_dir: Path, tasks: Iterable[str]) -> Path:
     raise UserError(f"too many runs in one second in {parent}")
 
 
-def find_run_dir(runs_dir: Path, tasks: Iterable[str], name: str) -> Path | None:
+def find_run_dir(
+    runs_dir: Path, tasks: Iterable[str], name: str, *, dataset: str | None = None
+) -> Path | None:
     """The run folder that `--resume` names.
 
     Args:
         name: a path, or "auto" for the newest of these tasks that has been saved.
+        dataset: what it must train on; None = anything.
 
     Returns:
         None: "auto", and there is none yet.
 
     Raises:
-        UserError: the path is no run folder.
+        UserError: the path is no run folder, or one on another dataset.
     """
+
+    def fits(run_dir: Path) -> bool:
+        return dataset is None or read_settings(run_dir).get("dataset", dataset) == dataset
+
     if name == "auto":
         found = {path.parent for path in (runs_dir / "+".join(tasks)).glob("*/last*.ckpt")}
-        return max(found, key=_started, default=None)
+        return max(filter(fits, found), key=_started, default=None)
     run_dir = Path(name)
     if not (run_dir / "settings.json").is_file():
         raise UserError(f"no run in {run_dir}; --resume wants a run folder or auto")
+    if not fits(run_dir):
+        trained_on = read_settings(run_dir)["dataset"]
+        raise UserError(f"{run_dir} trains on {trained_on}, this script on {dataset}")
     return run_dir
 
 

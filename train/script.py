@@ -37,8 +37,6 @@ def train_script(
     if tasks is None:
         tasks = _tasks(args, base)
     cfg = snapshot(base, args.set)
-    if args.resume and args.resume != "auto":
-        return engine.resume(base, args.set, tasks, args.resume)
     if cfg.dataset != dataset:
         raise UserError(f"this script trains on {dataset}, the settings say dataset={cfg.dataset}")
     if args.resume:

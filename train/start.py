@@ -18,6 +18,7 @@ IMAGE_POSITIONS = (
     *("encoder.backbone.pos_embed", "encoder.transformer.positions"),
     *("projection.positions", "decoder.memory_positions"),
 )
+FUNCTION = ("decoder_norm", "num_heads")  # other values fit, and compute something else
 ENOUGH = 0.5  # share of the model's parameters that must fit
 
 
@@ -57,8 +58,15 @@ def start_from(model: Pix2Seq, given: Pix2Seq) -> StartReport:
         model, given: with their `meta` (vocabulary, categories, tasks).
 
     Raises:
-        UserError: less than half of the parameters fit.
+        UserError: less than half of the parameters fit, or they fit but mean something else.
     """
+    for name in FUNCTION:
+        theirs, ours = getattr(given.config, name), getattr(model.config, name)
+        if theirs != ours:
+            raise UserError(
+                f"init_weights is another model: its {name} is {theirs}, here it is {ours}"
+                + ("; use its number" if name == "num_heads" else ": a port's cannot be trained on")
+            )
     old, new = given.state_dict(), model.state_dict()
     taken, adapted, mismatched = [], {}, []
     rows = _token_rows(model.meta, given.meta)

@@ -16,7 +16,7 @@ from train.parallel import load_whole_model, load_whole_optimizer, rewrap, whole
 from train.rng import rng_state, set_rng_state
 from utils.world import ALONE, World
 
-FORMAT = 2  # of the checkpoints
+FORMAT = 3  # of the checkpoints
 MODULES = ("model", "optimizer", "scheduler", "scaler")
 NUMBERS = ("step", "evaluated", "best", "stale", "seconds")
 
@@ -59,11 +59,28 @@ class TaskStream:
         return batch
 
     def state_dict(self) -> dict:
-        return {"epoch": self.epoch, "batch": self.batch, "skipped": list(self.skipped)}
+        """Counted in images of all processes: the batches may be cut otherwise when it goes on."""
+        return {
+            "epoch": self.epoch,
+            "images": self.batch * self.batch_size * self.loader.sampler.world_size,
+            "images_per_step": self.images_per_step,
+            "skipped": list(self.skipped),
+        }
 
     def load_state_dict(self, values: dict) -> None:
-        self.epoch, self.batch, self._iterator = values["epoch"], values["batch"], None
-        self.skipped = list(values.get("skipped", ()))
+        """Inverse of `state_dict`.
+
+        Raises:
+            ValueError: a step has another number of images now; epochs and rates go by steps.
+        """
+        if values["images_per_step"] != self.images_per_step:
+            raise ValueError(
+                f"its steps have {values['images_per_step']} images, these would have "
+                f"{self.images_per_step}: batch_size * accumulate_steps * processes must stay"
+            )
+        self.epoch, self._iterator = values["epoch"], None
+        self.batch = values["images"] // (self.batch_size * self.loader.sampler.world_size)
+        self.skipped = list(values["skipped"])
 
 
 @dataclass

@@ -10,6 +10,7 @@ from utils.images import MAX_PIXELS
 from utils.plain import shown
 
 MIN_POINTS = 3  # fewer enclose nothing
+MAX_TURNS, MAX_LENGTH = 500, 1e7  # of an outline: times height plus width, pixels
 RLE_TOLERANCE = 0.5  # pixels; how far the outline of a mask may leave the edges of its pixels
 
 
@@ -81,6 +82,23 @@ def simplify_polygon(polygon: np.ndarray, max_points: int) -> np.ndarray:
 
 def polygon_area(polygon: np.ndarray) -> float:
     return cv2.contourArea(np.ascontiguousarray(polygon, np.float32)) if len(polygon) else 0.0
+
+
+def check_length(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> None:
+    """Raises a ValueError if these are no outlines in a picture.
+
+    What fills them (pycocotools) takes memory by the length of the outline, not by the picture.
+
+    Args:
+        polygons: parts, each (M, 2).
+        size: (H, W) of the picture; with a 0 nothing is checked.
+    """
+    if 0 in size:
+        return
+    limit = min(MAX_TURNS * sum(size), MAX_LENGTH)
+    length = sum(np.abs(part - np.roll(part, 1, axis=0)).sum(dtype=float) for part in polygons)
+    if length > limit:
+        raise ValueError(f"an outline of {length:.0f} pixels in a picture of {size[0]}x{size[1]}")
 
 
 def check_rle(rle: dict, size: tuple[int, int] = (0, 0)) -> None:

@@ -97,6 +97,13 @@ def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> Non
         mine = [row for row in content["annotations"] if row["category_id"] == category]
         _, good = read_keypoints(mine, len(skeleton), faults)
         rows += [row for row, is_good in zip(mine, good, strict=True) if is_good]
+    known = set(categories.source_ids.values())
+    for row in content["annotations"]:
+        if isinstance(row["category_id"], int) and row["category_id"] not in known:
+            said = f"it has the unknown category {row['category_id']}"
+            faults.add("unknown_category", describe(row), said)
+        elif not isinstance(row["category_id"], int):
+            faults.add("not_numbers", describe(row), "category_id must be a whole number")
     crowds = sum(bool(row.get("iscrowd")) for row in rows)
     labelled = [row for row in rows if any(v > 0 for v in row["keypoints"][2::3])]
     objects = _objects(labelled, images, categories, faults)
@@ -196,6 +203,9 @@ def _objects(
 
 def _note_repeated_ids(rows: list[dict], faults: Faults) -> None:
     ids = [row["id"] for row in rows if isinstance(row.get("id"), int)]
+    for row in rows:
+        if not isinstance(row.get("id", 0), int):
+            faults.add("id_strange", describe(row))
     for annotation_id, count in Counter(ids).items():
         if count > 1:
             faults.add("id_twice", f"annotation {annotation_id}", f"{count} times")

@@ -7,7 +7,8 @@ import numpy as np
 
 from dataset.check.checked import Checked, ImageEntry
 from dataset.check.statistics import TOLERANCE, label_statistics, repeats
-from dataset.voc_detection import VocDetection
+from dataset.voc_detection import VOC_CLASSES, VocDetection
+from utils.plain import shown
 from utils.visualize import draw_detections
 
 
@@ -37,11 +38,15 @@ def check_voc(root: Path, year: str, split: str, classes: Sequence[str] | None =
             source.faults.add("reaches_out", entry.name, said)
         for i in np.flatnonzero(repeats(np.column_stack([labels, boxes]))):
             source.faults.add("same_box", entry.name, f"box {boxes[i].tolist()}")
+    _note_classes(source)
+    title = f"VOC{year} {split}"
+    if not found:
+        return Checked(title, source.faults, [], ["0 images"])
     boxes, labels, difficult = (np.concatenate(column) for column in zip(*found, strict=True))
     image = np.repeat(np.arange(len(found)), [len(row[1]) for row in found])
     lines, panels = label_statistics(boxes, labels, image, len(found), source.categories.names)
     lines = [f"{len(found)} images, {difficult.sum()} difficult objects", *lines]
-    checked = Checked(f"VOC{year} {split}", source.faults, entries, lines, panels)
+    checked = Checked(title, source.faults, entries, lines, panels)
 
     def draw(number: int, picture: np.ndarray) -> np.ndarray:
         boxes, labels, _ = found[number]
@@ -51,3 +56,12 @@ def check_voc(root: Path, year: str, split: str, classes: Sequence[str] | None =
 
     checked.draw, checked.drawable = draw, np.unique(image).tolist()
     return checked
+
+
+def _note_classes(source: VocDetection) -> None:
+    """Where most classes are those of Pascal VOC, the others may be misspelt."""
+    names = set(source.categories.names.values())
+    others = names - set(VOC_CLASSES)
+    if others and len(names) > 2 * len(others):
+        for name in sorted(others):
+            source.faults.add("class_of_none", f"class {shown(name)}")

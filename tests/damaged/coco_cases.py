@@ -337,6 +337,13 @@ COCO = [
     ),
     Case(
         "instances JSON",
+        "polygon that goes to and fro for 36 million pixels",
+        _row("instances", segmentation=[[0, 0, 900_000, 0] * 20]),
+        SEGMENTATION,
+        "an outline of 36000000 pixels in a picture of 40x60",
+    ),
+    Case(
+        "instances JSON",
         "segmentation is text",
         _row("instances", segmentation="all"),
         SEGMENTATION,
