@@ -68,6 +68,18 @@ def test_everything_continues_bit_for_bit(settings, monkeypatch, stop):
     assert compare(whole, part) == []
 
 
+def test_the_scale_of_fp16_continues_too(settings, monkeypatch):
+    overrides = [*settings, "amp=fp16", "ema_decay=0.9", "max_steps=4"]
+    whole = train(snapshot(CFG, overrides), DETECTION)
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine.StopSignal", lambda _: StopAt(2))
+        part = train(snapshot(CFG, overrides), DETECTION)
+    saved = torch.load(part / "last.ckpt", weights_only=True)
+    assert saved["scaler"]["scale"] > 1 and saved["scaler"]["_growth_tracker"] == 2
+    resume(CFG, [], DETECTION, str(part))
+    assert compare(whole, part) == []
+
+
 def test_batches_may_be_cut_otherwise_but_steps_keep_their_images(settings, tmp_path):
     """Halving the batch and accumulating two of them is what to do about too little memory."""
     old = state_of([*settings, "batch_size=4"], DETECTION)
