@@ -35,16 +35,16 @@ demo-data: $(STAMP)  ## draw the synthetic demo set in data/demo (once)
 demo: demo-data  ## the whole job in small: data, evaluation, a minute of training, inference
 	@echo
 	@echo "== Evaluating $(DEMO_WEIGHTS) in all its tasks on $(DEMO_IMAGES) pictures it was not trained on"
-	@$(BIN)/python infer/evaluate.py --task all --preset demo --weights $(DEMO_WEIGHTS) \
+	@$(BIN)/python infer/evaluate.py --task all --preset demo_multi_task --weights $(DEMO_WEIGHTS) \
 	    --out-dir $(DEMO_OUT)/evaluation --set eval_limit=$(DEMO_IMAGES)
 	@echo
 	@echo "== Training on from these weights for a minute; curves: $(BIN)/tensorboard --logdir runs"
-	@$(BIN)/python train/train_coco_object_detection.py --preset demo \
-	    --set init_weights=$(DEMO_WEIGHTS) max_minutes=1 lr=1e-4 eval_limit=50
+	@$(BIN)/python train/train_multi_task.py --preset demo_multi_task \
+	    --set init_weights=$(DEMO_WEIGHTS) caption_vocab=$(DEMO_WEIGHTS) max_minutes=1 lr=1e-4 eval_limit=30
 	@echo
 	@echo "== What these weights see in images/demo.jpg"
 	@$(BIN)/python infer/infer_single_image_multi_task.py --image images/demo.jpg \
-	    --weights $(DEMO_WEIGHTS) --out-dir $(DEMO_OUT) --timing
+	    --weights $(DEMO_WEIGHTS) --out-dir $(DEMO_OUT) --num-captions 3 --timing
 	@echo
 	@echo "== Done: look at the pictures in $(DEMO_OUT)/; your own data: see README.md"
 

@@ -252,17 +252,20 @@ class DemoMultiTaskCFG(DemoCFG):
     seg_max_objects = 4
     seg_random_start = False
     seg_first_end_only = True
+    seg_crop = True
+    seg_crop_pad = 0.25
     seg_min_scale = keypoint_min_scale = 0.8
+    caption_drop = 0.1
     caption_pad_weight = 0.0
     detection_batch_size = 6
-    segmentation_batch_size = 10
-    keypoint_batch_size = 12
-    captioning_batch_size = 4
+    segmentation_batch_size = keypoint_batch_size = captioning_batch_size = 10
     segmentation_weight = keypoint_weight = 2.0
+    captioning_weight = 3.0
     freeze_batch_norm = True
-    epochs = 20
+    epochs = 8
     warmup_epochs = 0.2
     lr = 6e-4
+    eval_every = 1
 
 
 class DemoVocCFG(DemoCFG):
