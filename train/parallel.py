@@ -82,9 +82,20 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def whole(values):
-    """Sharded tensors anywhere in `values` become plain ones, on every process."""
-    return tree_map(lambda v: v.full_tensor() if isinstance(v, DTensor) else v, values)
+def whole(values, *, to_host: bool = False):
+    """Sharded tensors anywhere in `values` become plain ones, on every process.
+
+    Args:
+        to_host: keep them in the memory of the host: on the device is then one at a time.
+    """
+
+    def gather(value):
+        if not isinstance(value, DTensor):
+            return value
+        full = value.full_tensor()
+        return full.cpu() if to_host else full
+
+    return tree_map(gather, values)
 
 
 def whole_model(model: Pix2Seq) -> Pix2Seq:

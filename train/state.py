@@ -130,7 +130,7 @@ class TrainState:
 
     def state_dict(self) -> dict:
         """Of whole tensors, whatever the processes; all of them have to call it."""
-        values = {name: whole(getattr(self, name).state_dict()) for name in MODULES}
+        values = {name: whole(getattr(self, name).state_dict(), to_host=True) for name in MODULES}
         values["ema"] = None if self.ema is None else self.ema.module.state_dict()
         values["streams"] = {task: s.state_dict() for task, s in self.streams.items()}
         values |= {name: getattr(self, name) for name in NUMBERS}
