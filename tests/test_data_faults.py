@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from dataset.voc_detection import VocDetection
 from tests.conftest import TINY
 from train.build import source, streams, tokenizers, vocabulary
 from train.engine import train
+from train.skipped import report_skipped
 from utils.cli import snapshot
 from utils.errors import UserError
 from utils.masks import check_rle, mask_to_rle
+from utils.world import World
 
 
 @pytest.fixture
@@ -174,6 +177,23 @@ def test_unreadable_images_are_replaced_alike_in_every_worker(root, workers):
         assert a.image_ids == b.image_ids and a.skipped == b.skipped
         assert (a.images == b.images).all() and (a.target_tokens == b.target_tokens).all()
     assert again.skipped == first.skipped, "what was skipped before counts too"
+
+
+class Two(World):
+    """The first or second of two processes, of which the other skipped one sample."""
+
+    def gather(self, value):
+        other = ["b.jpg is broken"]
+        return [value, other] if self.is_main else [other, value]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_speaks_for_all(capsys, rank):
+    streams = {"detection": SimpleNamespace(skipped=["a.jpg is broken"])}
+    report_skipped(streams, 3, Two(rank, 2))
+    said = capsys.readouterr().err
+    assert ("epoch 3: 2 detection samples of 2 images" in said) == (rank == 0)
+    assert streams["detection"].skipped == [] and (rank == 0 or not said)
 
 
 def test_training_says_at_the_end_of_an_epoch_what_it_skipped(root, tmp_path, capsys):

@@ -142,7 +142,7 @@ def _loop(
             bar.set_description(f"epoch {epoch + 1}/{cfg.epochs}", refresh=False)
             end = min((epoch + 1) * epoch_steps, total_steps)
             train_epoch(cfg, state, records, watch, stop, bar, end, saver)
-            report_skipped(state.streams, epoch + 1)
+            report_skipped(state.streams, epoch + 1, world)
     except Stopped as reason:
         saver.save(state)
         log(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")

@@ -133,6 +133,9 @@ class TrainState:
         values = {name: whole(getattr(self, name).state_dict(), to_host=True) for name in MODULES}
         values["ema"] = None if self.ema is None else self.ema.module.state_dict()
         values["streams"] = {task: s.state_dict() for task, s in self.streams.items()}
+        for task, stream in self.streams.items():  # of all processes
+            lines = self.world.gather(stream.skipped)
+            values["streams"][task]["skipped"] = [line for part in lines for line in part]
         values |= {name: getattr(self, name) for name in NUMBERS}
         values |= {"format": FORMAT, "rng": self.world.gather(rng_state())}  # by rank
         return values
@@ -165,6 +168,8 @@ class TrainState:
             self.ema.module.load_state_dict(values["ema"] or values["model"])
         for task, stream in self.streams.items():
             stream.load_state_dict(values["streams"][task])
+            if not self.world.is_main:  # the first one has those of all
+                stream.skipped = []
         for name in NUMBERS:
             setattr(self, name, values[name])
         if len(values["rng"]) == self.world.size:
