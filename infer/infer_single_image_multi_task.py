@@ -5,8 +5,8 @@ python infer/infer_single_image_multi_task.py --image a.jpg --num-captions 3 --j
 python infer/infer_single_image_multi_task.py --image a.jpg --timing
 
 The text goes to stdout; object_detection.png, instance_segmentation.png and
-keypoint_detection.png to --out-dir. Each image is encoded once for all that the weights know;
---timing says so, and how long each stage took.
+keypoint_detection.png to --out-dir. Each image is encoded once for all that the weights know,
+and the crops of tasks that look closer once more; --timing says so, and how long each stage took.
 """
 
 import sys
