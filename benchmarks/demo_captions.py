@@ -1,6 +1,7 @@
 """How many captions of demo pictures state the right counts and categories.
 
-python infer/evaluate.py --task captioning --preset demo_multi_task --weights weights/demo.safetensors
+python infer/evaluate.py --task captioning --preset demo_multi_task \\
+    --weights weights/demo.safetensors
 python benchmarks/demo_captions.py results/captioning_coco_val/results.json
 
 A caption is right when it counts something ("two red cats"; where nothing is there, also when it
