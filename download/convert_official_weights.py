@@ -121,12 +121,12 @@ def read_categories(args: argparse.Namespace, vocab: Vocabulary) -> Categories:
         categories = Categories.from_names(names)
     else:
         categories = coco_categories()
-    first, end = vocab.class_range
-    most, last = end - first - 1, max(categories.names, default=0)
-    if last > most:
+    last = max(categories.names, default=1)
+    if last not in vocab.labels:
         raise UserError(
-            f"class id {last} has no token, the vocabulary of these settings ends at {most}; name "
-            "the classes that were trained with --annotations or --num-classes"
+            f"class id {last} has no token, the vocabulary of these settings ends at "
+            f"{vocab.labels.stop - 1}; name the classes that were trained with --annotations or "
+            "--num-classes"
         )
     return categories
 

@@ -135,6 +135,12 @@ class Vocabulary:
         return self.class0, end
 
     @property
+    def labels(self) -> range:
+        """The class ids that have a token; never 0."""
+        first, end = self.class_range
+        return range(max(self.first_label, 1), end - first + self.first_label)
+
+    @property
     def coord_range(self) -> tuple[int, int]:
         """[first, last + 1) token of the coordinates."""
         return self.coord0, self.coord0 + self.num_bins

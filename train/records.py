@@ -52,7 +52,7 @@ def find_run_dir(
 
     if name == "auto":
         found = {path.parent for path in (runs_dir / "+".join(tasks)).glob("*/last*.ckpt")}
-        return max(filter(fits, found), key=_started, default=None)
+        return next(filter(fits, sorted(found, key=_started, reverse=True)), None)
     run_dir = Path(name)
     if not (run_dir / "settings.json").is_file():
         raise UserError(f"no run in {run_dir}; --resume wants a run folder or auto")

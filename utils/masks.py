@@ -90,13 +90,13 @@ def check_length(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> None:
     What fills them (pycocotools) takes memory by the length of the outline, not by the picture.
 
     Args:
-        polygons: parts, each (M, 2).
+        polygons: parts, each (M, 2) float32.
         size: (H, W) of the picture; with a 0 nothing is checked.
     """
     if 0 in size:
         return
     limit = min(MAX_TURNS * sum(size), MAX_LENGTH)
-    length = sum(np.abs(part - np.roll(part, 1, axis=0)).sum(dtype=float) for part in polygons)
+    length = sum(cv2.arcLength(part[:, None], True) for part in polygons if len(part))
     if length > limit:
         raise ValueError(f"an outline of {length:.0f} pixels in a picture of {size[0]}x{size[1]}")
 

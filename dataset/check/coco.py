@@ -10,7 +10,14 @@ from dataset.check.checked import Checked, ImageEntry, Panel, distribution
 from dataset.check.statistics import TOLERANCE, bars, label_statistics, repeats
 from dataset.coco_captions import read_captions
 from dataset.coco_files import ImageTable, coco_paths, read_annotations, read_images
-from dataset.coco_rows import Objects, describe, read_keypoints, read_objects, read_outline
+from dataset.coco_rows import (
+    Objects,
+    describe,
+    read_keypoints,
+    read_numbers,
+    read_objects,
+    read_outline,
+)
 from dataset.faults import Faults
 from utils.categories import Categories
 from utils.masks import polygons_to_rle, rle_to_mask
@@ -40,7 +47,7 @@ def check_coco(root: Path, split: str, kind: str) -> Checked:
         if 0 in entry.size:
             faults.add("size_unstated", entry.name)
     checked = Checked(str(path), faults, entries, [])
-    _note_repeated_ids(content["annotations"], faults)
+    _note_ids(content["annotations"], faults)
     CHECKS[kind](checked, content, images)
     return checked
 
@@ -97,13 +104,11 @@ def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> Non
         mine = [row for row in content["annotations"] if row["category_id"] == category]
         _, good = read_keypoints(mine, len(skeleton), faults)
         rows += [row for row, is_good in zip(mine, good, strict=True) if is_good]
-    known = set(categories.source_ids.values())
-    for row in content["annotations"]:
-        if isinstance(row["category_id"], int) and row["category_id"] not in known:
-            said = f"it has the unknown category {row['category_id']}"
-            faults.add("unknown_category", describe(row), said)
-        elif not isinstance(row["category_id"], int):
-            faults.add("not_numbers", describe(row), "category_id must be a whole number")
+    category, good = read_numbers(content["annotations"], "category_id", faults)
+    unknown = good & ~np.isin(category, list(categories.source_ids.values()))
+    for i in np.flatnonzero(unknown):
+        said = f"it has the unknown category {category[i]}"
+        faults.add("unknown_category", describe(content["annotations"][i]), said)
     crowds = sum(bool(row.get("iscrowd")) for row in rows)
     labelled = [row for row in rows if any(v > 0 for v in row["keypoints"][2::3])]
     objects = _objects(labelled, images, categories, faults)
@@ -201,7 +206,7 @@ def _objects(
     )
 
 
-def _note_repeated_ids(rows: list[dict], faults: Faults) -> None:
+def _note_ids(rows: list[dict], faults: Faults) -> None:
     ids = [row["id"] for row in rows if isinstance(row.get("id"), int)]
     for row in rows:
         if not isinstance(row.get("id", 0), int):
