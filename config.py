@@ -189,9 +189,10 @@ class CFG:
     eval_batch_size: int = 16
     # of the scripts in infer/; validation during training is always float32 and plain
     infer_dtype: str = "float32"  # what they compute in | "bfloat16"
-    # "plain" | "static" = fixed shapes, on a GPU one CUDA graph per token | "compiled" = that and
+    # "auto" = native on a CPU with a C++ compiler, else plain | "plain" | "native" = C++, compiled
+    # once | "static" = fixed shapes, on a GPU one CUDA graph per token | "compiled" = that and
     # torch.compile, also of the encoder
-    decode_mode: str = "plain"
+    decode_mode: str = "auto"
     top_k: int = 0  # 1 = greedy, 0 = no limit
     top_p: float = 0.4  # nucleus; the papers' value for detection
     temperature: float = 1.0

@@ -2,12 +2,13 @@
 
 python benchmarks/decode.py
 python benchmarks/decode.py --batch 1 8 64 --rows --flatness results/flatness.png
-python benchmarks/decode.py --modes static compiled
+python benchmarks/decode.py --modes plain static compiled
 python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --batch 1 64 \
-    --modes static --dtype bfloat16 --device cuda
+    --mode static --dtype bfloat16 --device cuda
 
 Ways, measured in turns within one run, medians, on the same random weights and the same memory:
-  ours    the cached loop; with --modes also in fixed shapes (a CUDA graph on a GPU), or compiled
+  ours    the cached loop as the scripts run it (native on a CPU, see models/step.py), or as --mode
+          says; with --modes also in others
   ports   image and whole sequence through the model again for every token, as the simple PyTorch
           ports do; its greedy tokens must equal ours
   hf      transformers' VisionEncoderDecoderModel.generate of the same dimensions (other random
@@ -63,7 +64,8 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--batch", type=int, nargs="+", default=[1], help="images, e.g. 1 8 64")
     args.add_argument("--repeat", type=int, default=5, help="turns")
     args.add_argument("--slow-tokens", type=int, default=20, help="of the ports' way; 0 = skip it")
-    args.add_argument("--modes", choices=MODES[1:], nargs="+", default=[], help="of ours, too")
+    args.add_argument("--mode", choices=("auto", *MODES), default="auto", help="of ours")
+    args.add_argument("--modes", choices=MODES, nargs="+", default=[], help="of ours, too")
     args.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of ours")
     args.add_argument("--no-hf", action="store_true", help="leave transformers out")
     args.add_argument(
@@ -274,11 +276,12 @@ def main(argv=None):
     torch.manual_seed(0)
     config = ModelConfig(**DIMS[args.model], vocab_size=args.vocab, max_len=args.tokens + 16)
     model = build_model(config).to(device).eval()
-    model.prepare(dtype=getattr(torch, args.dtype))
+    model.prepare(dtype=getattr(torch, args.dtype), mode=args.mode)
     hf = None if args.no_hf else hf_decode(args, math.prod(model.encoder.grid))
     out = {"machine": machine(device), "torch": torch.__version__, "batches": []}
     print(
-        f"{args.model}, {args.tokens} tokens, {args.dtype}, {out['machine']}, torch {out['torch']}"
+        f"{args.model}, {args.tokens} tokens, {args.dtype}, {model.decode_mode}, {out['machine']}, "
+        f"torch {out['torch']}"
     )
     for batch in args.batch:
         out["batches"].append(measure(args, model, batch, hf))

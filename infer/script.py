@@ -76,8 +76,8 @@ def predictor_of(weights: Path, cfg, device: str | None = None) -> Predictor:
     """
     if cfg.infer_dtype not in DTYPES:
         raise UserError(f"infer_dtype must be one of {', '.join(DTYPES)}, got {cfg.infer_dtype!r}")
-    if cfg.decode_mode not in MODES:
-        raise UserError(f"decode_mode must be one of {', '.join(MODES)}, got {cfg.decode_mode!r}")
+    if cfg.decode_mode not in (modes := ("auto", *MODES)):
+        raise UserError(f"decode_mode must be one of {', '.join(modes)}, got {cfg.decode_mode!r}")
     predictor = Predictor(weights, pick_device(device or cfg.device))
     predictor.model.prepare(dtype=DTYPES[cfg.infer_dtype], mode=cfg.decode_mode)
     return predictor

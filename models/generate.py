@@ -142,11 +142,11 @@ def generate(
         if eos_id is not None and time_to_look(step, done.device):
             if done.all():
                 break
-            if mode == "plain" and (kept := rows_to_keep(done, num_images)) is not None:
+            if mode in ("plain", "native") and (kept := rows_to_keep(done, num_images)) is not None:
                 chosen, images = kept
                 rows, done, token = rows[chosen], done[chosen], token[chosen]
                 cache, num_images = cache.select(chosen, images), len(images)
-                read = next_logits(decoder, cache)
+                read = next_logits(decoder, cache, mode)
         if step + 1 < max_new_tokens:
             logits = read(token[:, None], part)  # (R, V)
     return (tokens, log_probs) if score_range is None else (tokens, log_probs, best, best_log_probs)

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
+from models.native_step import NativeStep, suits_native_step
 from models.static_step import StaticStep
 
-# "plain": the modules, or on a CPU their faster stand-in; "static": shapes that never change
-# (finished rows stay), on a GPU one CUDA graph replayed per token; "compiled": that, its kernels
-# fused by torch.compile
-MODES = ("plain", "static", "compiled")
+# "plain": the modules, or on a CPU their faster stand-in; "native": on a CPU C++ that is compiled
+# at first use; "static": shapes that never change (finished rows stay), on a GPU one CUDA graph
+# replayed per token; "compiled": that, its kernels fused by torch.compile
+MODES = ("plain", "native", "static", "compiled")
 
 
 def next_logits(decoder: Decoder, cache: Cache, mode: str = "plain") -> Callable[..., Tensor]:
@@ -45,13 +46,18 @@ def next_logits(decoder: Decoder, cache: Cache, mode: str = "plain") -> Callable
     return read
 
 
-def one_token_step(decoder: Decoder, cache: Cache, mode: str) -> CpuStep | StaticStep | None:
+def one_token_step(
+    decoder: Decoder, cache: Cache, mode: str
+) -> CpuStep | NativeStep | StaticStep | None:
     """What stands in for `Decoder.forward` where one token per row is read; None = nothing does."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode != "plain":
+    if mode in ("static", "compiled"):
         return StaticStep(decoder, cache, compiled=mode == "compiled")
-    return CpuStep(decoder, cache) if suits_cpu_step(decoder, cache) else None
+    if not suits_cpu_step(decoder, cache):
+        return None
+    native = mode == "native" and suits_native_step(decoder, cache)
+    return NativeStep(decoder, cache) if native else CpuStep(decoder, cache)
 
 
 def suits_cpu_step(decoder: Decoder, cache: Cache) -> bool:
