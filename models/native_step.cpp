@@ -28,6 +28,7 @@ constexpr int LANES = 8, OUTS_OF_TWO_GROUPS = 4;  // as many sums as there are r
 constexpr int LANES = 4, OUTS_OF_TWO_GROUPS = 4;
 #endif
 constexpr int OUTS = 8;  // rows of a matrix that are multiplied together
+constexpr int BLOCK = 4 * OUTS;
 
 template <int W>
 struct Vectors {
@@ -137,7 +138,8 @@ Line dot(const float* a, const float* b, int64_t n) {
   Line sums[4] = {};  // none waits for another
   int64_t i = 0;
   for (; i + 4 * LANES <= n; i += 4 * LANES)
-    for (int c = 0; c < 4; c++) sums[c] += load<LANES>(a + i + c * LANES) * load<LANES>(b + i + c * LANES);
+    for (int c = 0; c < 4; c++)
+      sums[c] += load<LANES>(a + i + c * LANES) * load<LANES>(b + i + c * LANES);
   for (; i < n; i += LANES) sums[0] += load<LANES>(a + i) * load<LANES>(b + i);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
@@ -158,8 +160,8 @@ void multiply(const float* const* outputs, int64_t step, const float* x, int64_t
   std::copy_n(&sums[0][0], GROUPS * N, &result[0][0]);
 }
 
-// The outputs [first, last) of a linear layer of x (G, in, W): calls put(g, o, values), with the
-// W rows of one output, or for W = 1 with LANES outputs, of which those from `last` on mean nothing.
+// The outputs [first, last) of a linear layer of x (G, in, W): calls put(g, o, values), with the W
+// rows of one output, or for W = 1 with LANES outputs, of which those from `last` on mean nothing.
 template <int W, typename Put>
 void product(const Linear& l, const float* x, int64_t groups, int64_t first, int64_t last,
              Put put) {
@@ -172,26 +174,27 @@ void product(const Linear& l, const float* x, int64_t groups, int64_t first, int
       put(0, o, totals(sums) + bias);
     }
   } else {
-    for (int64_t o = first; o < last; o += OUTS) {
-      const float* rows[OUTS];
-      for (int j = 0; j < OUTS; j++) rows[j] = row(o + j);
-      const auto put_one = [&](int64_t g, int64_t to, const Vec<W>& sum) {
-        if (to < last) put(g, to, sum + (l.bias ? l.bias[to] : 0.0f));
-      };
-      int64_t g = 0;
-      for (; g + 2 <= groups; g += 2)
-        for (int part = 0; part < OUTS; part += OUTS_OF_TWO_GROUPS) {
-          Vec<W> sums[2][OUTS_OF_TWO_GROUPS];
-          multiply<W>(rows + part, 1, x + g * l.in * W, l.in, sums);
-          for (int j = 0; j < 2 * OUTS_OF_TWO_GROUPS; j++)
-            put_one(g + j % 2, o + part + j / 2, sums[j % 2][j / 2]);
+    const auto put_one = [&](int64_t g, int64_t o, const Vec<W>& sum) {
+      if (o < last) put(g, o, sum + (l.bias ? l.bias[o] : 0.0f));
+    };
+    for (int64_t block = first; block < last; block += BLOCK)  // stays near while the groups pass
+      for (int64_t g = 0; g < groups; g += 2)
+        for (int64_t o = block; o < std::min(block + BLOCK, last); o += OUTS) {
+          const float *rows[OUTS], *some = x + g * l.in * W;
+          for (int j = 0; j < OUTS; j++) rows[j] = row(o + j);
+          if (g + 1 == groups) {
+            Vec<W> sums[1][OUTS];
+            multiply<W>(rows, 1, some, l.in, sums);
+            for (int j = 0; j < OUTS; j++) put_one(g, o + j, sums[0][j]);
+            continue;
+          }
+          for (int part = 0; part < OUTS; part += OUTS_OF_TWO_GROUPS) {
+            Vec<W> sums[2][OUTS_OF_TWO_GROUPS];
+            multiply<W>(rows + part, 1, some, l.in, sums);
+            for (int j = 0; j < 2 * OUTS_OF_TWO_GROUPS; j++)
+              put_one(g + j % 2, o + part + j / 2, sums[j % 2][j / 2]);
+          }
         }
-      if (g < groups) {
-        Vec<W> sums[1][OUTS];
-        multiply<W>(rows, 1, x + g * l.in * W, l.in, sums);
-        for (int j = 0; j < OUTS; j++) put_one(g, o + j, sums[0][j]);
-      }
-    }
   }
 }
 
@@ -262,28 +265,34 @@ void attend(const float* q, const float* k, const float* v, int64_t n, int64_t h
   }
 }
 
-// The same for W queries on the same keys: q (hd, W), scores (n, W), out (hd, W).
-template <int W>
+// The same for GROUPS groups of W queries on the same keys: q (GROUPS, hd, W), scores
+// (GROUPS, n, W), out (GROUPS, hd, W).
+template <int W, int GROUPS>
 void attend_together(const float* q, const float* k, const float* v, int64_t n, int64_t hd,
                      float* scores, float* out) {
+  constexpr int N = GROUPS == 1 ? OUTS : OUTS_OF_TWO_GROUPS;
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
-  Vec<W> most = Vec<W>{} - INFINITY, sum = {};
-  product<W>({k, nullptr, n, hd}, q, 1, 0, n, [&](int64_t, int64_t s, const Vec<W>& score) {
+  Vec<W> most[GROUPS], sum[GROUPS] = {};
+  std::fill_n(most, GROUPS, Vec<W>{} - INFINITY);
+  product<W>({k, nullptr, n, hd}, q, GROUPS, 0, n, [&](int64_t g, int64_t s, const Vec<W>& score) {
     const Vec<W> scaled = score * scale;
-    store<W>(scores + s * W, scaled);
-    most = scaled > most ? scaled : most;
+    store<W>(scores + (g * n + s) * W, scaled);
+    most[g] = scaled > most[g] ? scaled : most[g];
   });
-  for (int64_t s = 0; s < n; s++) {
-    const Vec<W> weights = exponential<W>(load<W>(scores + s * W) - most);
-    store<W>(scores + s * W, weights);
-    sum += weights;
-  }
-  for (int64_t i = 0; i < hd; i += OUTS) {
-    const float* columns[OUTS];
-    for (int j = 0; j < OUTS; j++) columns[j] = v + i + j;
-    Vec<W> sums[1][OUTS];
+  for (int64_t g = 0; g < GROUPS; g++)
+    for (int64_t s = 0; s < n; s++) {
+      float* place = scores + (g * n + s) * W;
+      const Vec<W> weights = exponential<W>(load<W>(place) - most[g]);
+      store<W>(place, weights);
+      sum[g] += weights;
+    }
+  for (int64_t i = 0; i < hd; i += N) {
+    const float* columns[N];
+    for (int j = 0; j < N; j++) columns[j] = v + i + j;
+    Vec<W> sums[GROUPS][N];
     multiply<W>(columns, hd, scores, n, sums);
-    for (int j = 0; j < OUTS; j++) store<W>(out + (i + j) * W, sums[0][j] / sum);
+    for (int g = 0; g < GROUPS; g++)
+      for (int j = 0; j < N; j++) store<W>(out + (g * hd + i + j) * W, sums[g][j] / sum[g]);
   }
 }
 
@@ -297,9 +306,11 @@ struct Worker {
   float *x, *wide, *context;  // shared: tokens (G, D, W), (G, max(3 D, M), W), (G, D, W)
   const int64_t thread, threads;
   const int64_t groups = (d.num_rows + W - 1) / W, hd = d.dim / d.num_heads;
-  std::vector<float> h = std::vector<float>(groups * W * d.dim);  // its own
-  std::vector<float> q = std::vector<float>(hd * LANES), out = q;
-  std::vector<float> scores = std::vector<float>((std::max(d.memory_len, d.max_len) + 1) * LANES);
+  const int64_t most_keys = std::max(d.memory_len, d.max_len);
+  // its own: normalised tokens; queries, scores and values of two groups in attention
+  std::vector<float> h = std::vector<float>(groups * W * d.dim);
+  std::vector<float> q = std::vector<float>(2 * LANES * hd), out = q;
+  std::vector<float> scores = std::vector<float>(2 * LANES * (most_keys + 1));
 
   // the part of n that is its own, in whole units
   std::pair<int64_t, int64_t> share(int64_t n, int64_t unit) const {
@@ -345,14 +356,15 @@ struct Worker {
       for (int64_t head = first; head < last; head++) {
         const int64_t cache = (r * d.num_heads + head) * d.max_len * hd;
         float *k = layer.k + cache, *v = layer.v + cache;
+        const float* from = wide + place(r, head * hd, 3 * d.dim);
         for (int64_t i = 0; i < hd; i++) {
-          const float* own = wide + place(r, head * hd + i, 3 * d.dim);
-          q[i] = own[0];
-          k[position * hd + i] = own[d.dim * W];
-          v[position * hd + i] = own[2 * d.dim * W];
+          q[i] = from[i * W];
+          k[position * hd + i] = from[(i + d.dim) * W];
+          v[position * hd + i] = from[(i + 2 * d.dim) * W];
         }
         attend(q.data(), k, v, position + 1, hd, scores.data(), out.data());
-        for (int64_t i = 0; i < hd; i++) context[place(r, head * hd + i, d.dim)] = out[i];
+        float* to = context + place(r, head * hd, d.dim);
+        for (int64_t i = 0; i < hd; i++) to[i * W] = out[i];
       }
 #pragma omp barrier
     add(layer.self_out, context, layer.self_ln);
@@ -375,28 +387,40 @@ struct Worker {
 
   // Of the next `left` rows of an image as many as pay together; returns how many these were.
   int64_t attend_some(const float* k, const float* v, int64_t head, int64_t row, int64_t left) {
-    const int64_t width = left <= 4 ? 1 : left <= 8 || LANES < 16 ? std::min(8, LANES) : LANES;
-    const int64_t count = std::min(width, left), n = d.memory_len;
-    for (int64_t i = 0; i < hd; i++)
-      for (int64_t r = 0; r < count; r++) q[i * width + r] = wide[place(row + r, head * hd + i, d.dim)];
-    if (width == 1)
-      attend(q.data(), k, v, n, hd, scores.data(), out.data());
-    else if (width == LANES)
-      attend_together<LANES>(q.data(), k, v, n, hd, scores.data(), out.data());
+    constexpr int HALF = std::min(8, LANES);
+    if (left <= 4) return attend_rows<1, 1>(k, v, head, row, 1);
+    if (left <= HALF) return attend_rows<HALF, 1>(k, v, head, row, left);
+    if (left <= LANES) return attend_rows<LANES, 1>(k, v, head, row, left);
+    return attend_rows<LANES, 2>(k, v, head, row, std::min<int64_t>(2 * LANES, left));
+  }
+
+  template <int N, int GROUPS>
+  int64_t attend_rows(const float* k, const float* v, int64_t head, int64_t row, int64_t count) {
+    for (int64_t r = 0; r < count; r++) {
+      const float* from = wide + place(row + r, head * hd, d.dim);
+      float* to = q.data() + r / N * hd * N + r % N;
+      for (int64_t i = 0; i < hd; i++) to[i * N] = from[i * W];
+    }
+    if constexpr (N == 1)
+      attend(q.data(), k, v, d.memory_len, hd, scores.data(), out.data());
     else
-      attend_together<std::min(8, LANES)>(q.data(), k, v, n, hd, scores.data(), out.data());
-    for (int64_t i = 0; i < hd; i++)
-      for (int64_t r = 0; r < count; r++) context[place(row + r, head * hd + i, d.dim)] = out[i * width + r];
+      attend_together<N, GROUPS>(q.data(), k, v, d.memory_len, hd, scores.data(), out.data());
+    for (int64_t r = 0; r < count; r++) {
+      const float* from = out.data() + r / N * hd * N + r % N;
+      float* to = context + place(row + r, head * hd, d.dim);
+      for (int64_t i = 0; i < hd; i++) to[i * W] = from[i * N];
+    }
     return count;
   }
 
   void mlp(const Layer& layer) {
     const auto [first, last] = share(d.mlp_dim, 16);
     const float* input = before(layer.mlp_ln);
-    product<W>(layer.dense1, input, groups, first, last, [&](int64_t g, int64_t o, const Values& v) {
+    const auto activate = [&](int64_t g, int64_t o, const Values& v) {
       const Values unit = d.post_norm ? (v < 0.0f ? Values{} : v) : gelu<LENGTH>(v);
       store<LENGTH>(wide + (g * d.mlp_dim + o) * W, unit);
-    });
+    };
+    product<W>(layer.dense1, input, groups, first, last, activate);
 #pragma omp barrier
     add(layer.dense2, wide, layer.mlp_ln);
   }

@@ -102,8 +102,9 @@ def test_any_number_of_image_tokens(calls, model, places):
 
 
 @compiler
-def test_any_number_of_threads_says_the_same(calls, model, memory):
-    threads = torch.get_num_threads()
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_any_number_of_threads_says_the_same(calls, memory, norm):
+    model, threads = tiny(decoder_norm=norm), torch.get_num_threads()
     answers = []
     try:
         for count in (1, 2, 3, 7):  # with 7 some have no head of the attention
