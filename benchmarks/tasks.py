@@ -25,6 +25,7 @@ from config import CFG
 from infer.all_tasks import AllTasksOptions, AllTasksRun
 from infer.encode import as_tensor
 from infer.predictor import Predictor
+from models.step import MODES
 from utils.cli import run
 from utils.device import pick_device
 
@@ -38,6 +39,7 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--sizes", nargs="+", default=["480x640", "960x1280"], help="HxW of images")
     args.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     args.add_argument("--repeat", type=int, default=3)
+    args.add_argument("--mode", choices=("auto", *MODES), default="auto", help="of decoding")
     args.add_argument("--device", default="auto")
     args.add_argument("--json", type=Path, help="write the figures there")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -72,7 +74,9 @@ def main(argv=None):
     args = parse(argv)
     device = pick_device(args.device)
     predictor = Predictor(args.weights, device)
-    print(f"{args.weights.name} ({', '.join(predictor.tasks)}), {machine(device)}")
+    predictor.model.prepare(mode=args.mode)
+    mode = predictor.model.decode_mode
+    print(f"{args.weights.name} ({', '.join(predictor.tasks)}), {mode}, {machine(device)}")
     first = (args.objects[-1], args.sizes[0], args.batch[0])
     cases = [first]
     cases += [(n, *first[1:]) for n in args.objects[:-1]]

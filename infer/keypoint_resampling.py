@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models import Pix2Seq
-from models.generate import REMOVED, SamplingOptions, sample
+from models.generate import REMOVED, SamplingOptions, draw, sample
 
 SUPPRESSION = 1e9  # taken off the logit of the invisible token
 
@@ -57,7 +57,7 @@ def generate_resampled(
     places = tokens == invisible  # (R, T)
     if official:
         kept = official_truncation(logits / temperature, top_k, top_p).softmax(-1)
-        drawn = torch.multinomial(kept.flatten(0, 1), 1, generator=generator).view(tokens.shape)
+        drawn = draw(kept.flatten(0, 1), generator).view(tokens.shape)
         tokens = torch.where(places, drawn, tokens)
     elif places.any():
         choices = logits[places]  # (M, V)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import models.generate
 from models import ModelConfig, build_model
 from models.decoder import Cache
-from models.generate import SamplingOptions, generate, top_logits
+from models.generate import SamplingOptions, draw, generate, top_logits
 
 VOCAB = 3000
 
@@ -242,6 +243,29 @@ def test_sampling_frequencies_are_the_probabilities():
         got = tokens.flatten().bincount(minlength=4) / 20_000
         torch.testing.assert_close(got, want / want.sum(), atol=0.015, rtol=0)
         assert log_probs[tokens == 3].mean().item() == pytest.approx(math.log(0.45), abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-24])  # all that torch.rand can return
+def test_a_draw_never_takes_what_has_no_probability(monkeypatch, number):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, number))
+    probs = torch.zeros(50, 1000)
+    for row in probs:
+        some = torch.randperm(998)[:7] + 1  # never the first or the last
+        row[some] = torch.rand(7) + 1e-6
+    probs /= probs.sum(1, keepdim=True)
+    drawn = draw(probs, None)
+    assert (probs.gather(1, drawn[:, None]) > 0).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 5.0])  # of equal, similar and far different logits
+def test_looking_at_a_few_first_keeps_what_sorting_keeps(monkeypatch, spread):
+    logits = spread * torch.randn(20, 500, generator=torch.Generator().manual_seed(0))
+    logits[:, 10:14] = logits[:, :1]  # ties
+    for p in (0.0, 0.1, 0.4, 0.9, 1 - 1e-6):
+        few = top_logits(logits, 0, p)
+        monkeypatch.setattr(models.generate, "FEW", 10**6)
+        assert torch.equal(few, top_logits(logits, 0, p))
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 1.5}])
