@@ -65,12 +65,13 @@ def leading(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     sort them all takes as long as to decode them.
     """
     probs, num_ids = logits.softmax(1), logits.shape[1]
-    for count in (FEW, num_ids) if logits.device.type == "cpu" else (num_ids,):
-        ordered, ids = logits.topk(min(count, num_ids), dim=1)
+    if logits.device.type == "cpu" and num_ids > FEW:
+        ordered, ids = logits.topk(FEW, dim=1)
         upto = probs.gather(1, ids).cumsum(1)
-        if count >= num_ids or (upto[:, -1] > top_p).all():
-            break
-    return ordered, upto
+        if (upto[:, -1] > top_p).all():
+            return ordered, upto
+    ordered, ids = logits.sort(dim=1, descending=True)
+    return ordered, probs.gather(1, ids).cumsum(1)
 
 
 def sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator | None) -> Tensor:
