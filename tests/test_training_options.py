@@ -10,6 +10,7 @@ from torch import nn
 
 from config import CFG
 from models import save_model
+from models.encoder import TimmEncoder
 from tests.conftest import TINY
 from tests.test_multi_task import state_of
 from tests.test_train import losses
@@ -192,6 +193,16 @@ def test_layers_of_a_timm_transformer(settings):
         assert found[prefix + name] == pytest.approx(1e-4 * 0.5**count)
     others = {rate for name, rate in found.items() if not name.startswith("encoder.")}
     assert others == {1e-3}
+
+
+def test_a_norm_that_timm_counts_as_a_layer_learns_as_the_last_block():
+    encoder = TimmEncoder("eva02_tiny_patch14_224", (28, 28))
+    found = lr_factors(SimpleNamespace(encoder=encoder), layer_decay=0.5)
+    prefix, last = "encoder.backbone.", len(encoder.backbone.blocks) - 1
+    for name in ("fc_norm.weight", f"blocks.{last}.mlp.fc2.weight"):
+        assert found[prefix + name] == 1
+    assert found[f"{prefix}blocks.0.mlp.fc2.weight"] == 0.5**last
+    assert found[f"{prefix}patch_embed.proj.weight"] == 0.5 ** (last + 1)
 
 
 OFFICIAL = ["encoder_dim=32", "encoder_layers=3", "encoder_heads=4", "encoder_mlp_dim=64"]

@@ -6,6 +6,8 @@ from torch import nn
 
 from models import Pix2Seq
 
+BEHIND_BLOCKS = ("norm", "fc_norm", "head")  # which some encoders count as a layer of its own
+
 
 def lr_factors(model: Pix2Seq, *, encoder: float = 1.0, layer_decay: float = 1.0) -> dict:
     """Name of a parameter -> factor of its rate; names that are not there have factor 1.
@@ -30,9 +32,9 @@ def lr_factors(model: Pix2Seq, *, encoder: float = 1.0, layer_decay: float = 1.0
         return {f"encoder.{name}": encoder for name in names}
     prefix, module = _layered(model.encoder)
     layers = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
-    top = max(layers.values())
+    top = max(layer for name, layer in layers.items() if name.split(".")[0] not in BEHIND_BLOCKS)
     return {
-        f"encoder.{prefix}{name}": encoder * layer_decay ** (top - layer)
+        f"encoder.{prefix}{name}": encoder * layer_decay ** max(top - layer, 0)
         for name, layer in layers.items()
     }
 
