@@ -233,13 +233,19 @@ void normalize(const Norm& norm, const float* x, float* y, int64_t groups, int64
   }
 }
 
+void prefetch(const float* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(p + i, 0, 2);
+}
+
 // out (hd,): the values v (n, hd) weighted by the softmax of the query q (hd,) on the keys k
-// (n, hd). `scores` has room for n and LANES more.
+// (n, hd). `scores` has room for n and LANES more; `next` are the keys that will be asked next.
 void attend(const float* q, const float* k, const float* v, int64_t n, int64_t hd, float* scores,
-            float* out) {
+            float* out, const float* next) {
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
-  product<1>({k, nullptr, n, hd}, q, 1, 0, n,
-             [&](int64_t, int64_t s, const Line& sums) { store<LANES>(scores + s, sums * scale); });
+  product<1>({k, nullptr, n, hd}, q, 1, 0, n, [&](int64_t, int64_t s, const Line& sums) {
+    prefetch(v + s * hd, LANES * hd);
+    store<LANES>(scores + s, sums * scale);
+  });
   std::fill(scores + n, scores + n + LANES, -INFINITY);  // the last vector reaches into these
   Line best = load<LANES>(scores);
   for (int64_t s = 0; s < n; s += LANES) {
@@ -258,8 +264,10 @@ void attend(const float* q, const float* k, const float* v, int64_t n, int64_t h
   for (int64_t i = 0; i < hd; i += LANES) {
     Line parts[4] = {};
     int64_t s = 0;
-    for (; s + 4 <= n; s += 4)
+    for (; s + 4 <= n; s += 4) {
+      if (i == 0) prefetch(next + s * hd, 4 * hd);
       for (int c = 0; c < 4; c++) parts[c] += load<LANES>(v + (s + c) * hd + i) * scores[s + c];
+    }
     for (; s < n; s++) parts[0] += load<LANES>(v + s * hd + i) * scores[s];
     store<LANES>(out + i, ((parts[0] + parts[1]) + (parts[2] + parts[3])) / sum);
   }
@@ -362,7 +370,8 @@ struct Worker {
           k[position * hd + i] = from[(i + d.dim) * W];
           v[position * hd + i] = from[(i + 2 * d.dim) * W];
         }
-        attend(q.data(), k, v, position + 1, hd, scores.data(), out.data());
+        const float* next = k + d.max_len * hd;
+        attend(q.data(), k, v, position + 1, hd, scores.data(), out.data(), next);
         float* to = context + place(r, head * hd, d.dim);
         for (int64_t i = 0; i < hd; i++) to[i * W] = out[i];
       }
@@ -401,8 +410,9 @@ struct Worker {
       float* to = q.data() + r / N * hd * N + r % N;
       for (int64_t i = 0; i < hd; i++) to[i * N] = from[i * W];
     }
+    const float* next = k + d.num_heads * d.memory_len * hd;  // of this head of the next image
     if constexpr (N == 1)
-      attend(q.data(), k, v, d.memory_len, hd, scores.data(), out.data());
+      attend(q.data(), k, v, d.memory_len, hd, scores.data(), out.data(), next);
     else
       attend_together<N, GROUPS>(q.data(), k, v, d.memory_len, hd, scores.data(), out.data());
     for (int64_t r = 0; r < count; r++) {
