@@ -2,13 +2,13 @@
 
 python benchmarks/decode.py
 python benchmarks/decode.py --batch 1 8 64 --rows --flatness results/flatness.png
-python benchmarks/decode.py --modes plain static compiled
+python benchmarks/decode.py --also plain static compiled
 python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --batch 1 64 \
     --mode static --dtype bfloat16 --device cuda
 
 Ways, measured in turns within one run, medians, on the same random weights and the same memory:
   ours    the cached loop as the scripts run it (native on a CPU, see models/step.py), or as --mode
-          says; with --modes also in others
+          says; with --also in others as well
   ports   image and whole sequence through the model again for every token, as the simple PyTorch
           ports do; its greedy tokens must equal ours
   hf      transformers' VisionEncoderDecoderModel.generate of the same dimensions (other random
@@ -65,7 +65,7 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--repeat", type=int, default=5, help="turns")
     args.add_argument("--slow-tokens", type=int, default=20, help="of the ports' way; 0 = skip it")
     args.add_argument("--mode", choices=("auto", *MODES), default="auto", help="of ours")
-    args.add_argument("--modes", choices=MODES, nargs="+", default=[], help="of ours, too")
+    args.add_argument("--also", choices=MODES, nargs="+", default=[], help="of ours, too")
     args.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of ours")
     args.add_argument("--no-hf", action="store_true", help="leave transformers out")
     args.add_argument(
@@ -161,7 +161,7 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
         "read_weights_kv": lambda: [with_kv.sum() for _ in range(10)],
         "matmul": lambda: square @ square,
     }
-    for mode in args.modes:
+    for mode in args.also:
         ways[mode] = decode = partial(
             generate, model.decoder, memory, prompt, max_new_tokens=args.tokens, mode=mode
         )
@@ -190,7 +190,7 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
         "matmul_gflops": rate / 1e9,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    for mode in args.modes:
+    for mode in args.also:
         out[f"{mode}_ms_per_token"] = 1e3 * took[mode] / args.tokens
         out[f"ratio_{mode}"] = took["ours"] / took[mode]
     if slow_tokens:

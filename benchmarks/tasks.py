@@ -73,8 +73,7 @@ def measure(predictor: Predictor, objects: int, size: str, batch: int, repeat: i
 def main(argv=None):
     args = parse(argv)
     device = pick_device(args.device)
-    predictor = Predictor(args.weights, device)
-    predictor.model.prepare(mode=args.mode)
+    predictor = Predictor(args.weights, device, mode=args.mode)
     mode = predictor.model.decode_mode
     print(f"{args.weights.name} ({', '.join(predictor.tasks)}), {mode}, {machine(device)}")
     first = (args.objects[-1], args.sizes[0], args.batch[0])

@@ -40,23 +40,28 @@ class Predictor:
     `detector`, `segmenter`, `keypoint_finder` and `captioner` are the same tasks for those who have
     batches of tensors, perhaps encoded already: the functions of `infer/<task>.py`, made ready.
 
-    A model that it loads is made ready to decode as fast as was measured; `model.prepare` changes
-    how it computes.
-
     Args:
         weights: path of a weight file, or a model that is loaded already.
         device: e.g. "cpu", "cuda", "cuda:1".
+        dtype, mode: how it computes, see `Pix2Seq.prepare`; a model that is given stays as it is.
 
     Raises:
         UserError: no such weight file, or not one of ours.
     """
 
-    def __init__(self, weights: str | Path | Pix2Seq, device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        weights: str | Path | Pix2Seq,
+        device: str | torch.device = "cpu",
+        *,
+        dtype: torch.dtype = torch.float32,
+        mode: str = "auto",
+    ):
         if isinstance(weights, Pix2Seq):
             self.source, self.model = "the given model", weights
         else:
             self.source, self.model = str(weights), load_model(weights, device)
-            self.model.prepare(mode="auto")
+            self.model.prepare(dtype=dtype, mode=mode)
         meta = read_meta(self.model.meta, self.model.config, self.source)
         self.tasks, self.vocab, self.categories = meta.tasks, meta.vocab, meta.categories
         self.resize_mode, self.resizing = meta.resize_mode, meta.resizing

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from infer.predictor import Predictor
+from models.native_library import obstacle
 from models.step import MODES
 from utils.cli import log, parser
 from utils.device import pick_device
@@ -78,8 +79,11 @@ def predictor_of(weights: Path, cfg, device: str | None = None) -> Predictor:
         raise UserError(f"infer_dtype must be one of {', '.join(DTYPES)}, got {cfg.infer_dtype!r}")
     if cfg.decode_mode not in (modes := ("auto", *MODES)):
         raise UserError(f"decode_mode must be one of {', '.join(modes)}, got {cfg.decode_mode!r}")
-    predictor = Predictor(weights, pick_device(device or cfg.device))
-    predictor.model.prepare(dtype=DTYPES[cfg.infer_dtype], mode=cfg.decode_mode)
+    device, dtype = pick_device(device or cfg.device), DTYPES[cfg.infer_dtype]
+    predictor = Predictor(weights, device, dtype=dtype, mode=cfg.decode_mode)
+    could_be_native = cfg.decode_mode == "auto" and device.type == "cpu" and dtype == torch.float32
+    if could_be_native and (reason := obstacle()):
+        log(f"notice: decoding takes longer than it could: {reason}")
     return predictor
 
 

@@ -61,8 +61,8 @@ def top_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def leading(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The best logits of each row in falling order, and their cumulative probabilities.
 
-    As many as it takes for more than `top_p` in every row: on a CPU a few are tried first, for to
-    sort them all takes as long as to decode them.
+    As many as it takes for more than `top_p` in every row: on a CPU a few are tried first, because
+    sorting all of them can take as long as decoding.
     """
     probs, num_ids = logits.softmax(1), logits.shape[1]
     if logits.device.type == "cpu" and num_ids > FEW:
@@ -85,12 +85,19 @@ def sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator 
 def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
     """(R, V) -> (R,) indices: one random number per row, looked up in the cumulative distribution.
 
-    `torch.multinomial` makes R * V random numbers, which took a tenth of an inference on a CPU.
+    `torch.multinomial` makes R * V random numbers, which took a tenth of an inference on a CPU. In
+    exchange what is less probable than 3e-8 is never drawn.
+
+    Raises:
+        ValueError: on a CPU, where looking costs nothing: a row is nan, or zero everywhere.
     """
     upto = probs.cumsum(1)
     # below 1 by 2^-24 at least, which is enough for the product to be below the last sum
     number = torch.rand(len(probs), 1, generator=generator, device=probs.device)
-    return torch.searchsorted(upto, number * upto[:, -1:], right=True)[:, 0]
+    if upto.device.type == "cpu" and not (upto[:, -1] > 0).all():
+        raise ValueError("no token can be drawn: probabilities are nan, or the grammar allows none")
+    drawn = torch.searchsorted(upto, number * upto[:, -1:], right=True)[:, 0]
+    return drawn.clamp(max=probs.shape[1] - 1)
 
 
 @torch.no_grad()

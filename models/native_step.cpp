@@ -2,7 +2,8 @@
 //
 // All threads go through the layers together. Each computes some heads of the attention and some
 // rows of every matrix, so that every weight is read once, by one core, in the order in which it
-// lies in memory. models/native_step.py compiles this file, fills the structures and calls it.
+// lies in memory. models/native_library.py compiles this file, models/native_step.py fills the
+// structures and calls it.
 //
 // R rows (row r belongs to image r / (R / B)), D width, M hidden units of the MLP, nh heads of
 // size hd, T places in the cache, S image tokens; D, M and hd are multiples of 16, arrays are
@@ -76,6 +77,7 @@ struct Decoder {
 };
 
 // The exponential of numbers <= 0, within 2e-7 of it: 2^n * e^f with |f| <= ln(2) / 2 (Cephes).
+// That of -87, 1.6e-38, stands for all below.
 template <int W>
 Vec<W> exponential(Vec<W> x) {
   x = x < -87.0f ? Vec<W>{} - 87.0f : x;
@@ -204,8 +206,7 @@ void normalize(const Norm& norm, const float* x, float* y, int64_t groups, int64
   constexpr int STEP = W == 1 ? LANES : W, PLACES = STEP / W;  // numbers and features at a time
   for (int64_t g = 0; g < groups; g++, x += dim * W, y += dim * W) {
     Vec<STEP> sums[2] = {}, squares[2] = {};
-    for (int64_t i = 0; i < dim * W; i += 2 * STEP)
-      for (int c = 0; c < 2; c++) sums[c] += load<STEP>(x + i + c * STEP);
+    for (int64_t i = 0, c = 0; i < dim * W; i += STEP, c ^= 1) sums[c] += load<STEP>(x + i);
     const auto mean_of = [&](const Vec<STEP>& sum) {
       if constexpr (W == 1)
         return total(sum) / dim;
@@ -213,11 +214,10 @@ void normalize(const Norm& norm, const float* x, float* y, int64_t groups, int64
         return sum / static_cast<float>(dim);
     };
     const auto mean = mean_of(sums[0] + sums[1]);
-    for (int64_t i = 0; i < dim * W; i += 2 * STEP)
-      for (int c = 0; c < 2; c++) {
-        const Vec<STEP> from_mean = load<STEP>(x + i + c * STEP) - mean;
-        squares[c] += from_mean * from_mean;
-      }
+    for (int64_t i = 0, c = 0; i < dim * W; i += STEP, c ^= 1) {
+      const Vec<STEP> from_mean = load<STEP>(x + i) - mean;
+      squares[c] += from_mean * from_mean;
+    }
     auto scale = mean_of(squares[0] + squares[1]) + norm.eps;
     if constexpr (W == 1)
       scale = 1 / std::sqrt(scale);
@@ -238,7 +238,7 @@ void prefetch(const float* p, int64_t n) {
 }
 
 // out (hd,): the values v (n, hd) weighted by the softmax of the query q (hd,) on the keys k
-// (n, hd). `scores` has room for n and LANES more; `next` are the keys that will be asked next.
+// (n, hd). `scores` has room for n and LANES more; `next` are keys that may be asked next.
 void attend(const float* q, const float* k, const float* v, int64_t n, int64_t hd, float* scores,
             float* out, const float* next) {
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
@@ -327,7 +327,7 @@ struct Worker {
   }
 
   // where the number of a row and a feature lies in (G, features, W)
-  static int64_t place(int64_t row, int64_t feature, int64_t features) {
+  static int64_t index_of(int64_t row, int64_t feature, int64_t features) {
     return (row / W * features + feature) * W + row % W;
   }
 
@@ -364,7 +364,7 @@ struct Worker {
       for (int64_t head = first; head < last; head++) {
         const int64_t cache = (r * d.num_heads + head) * d.max_len * hd;
         float *k = layer.k + cache, *v = layer.v + cache;
-        const float* from = wide + place(r, head * hd, 3 * d.dim);
+        const float* from = wide + index_of(r, head * hd, 3 * d.dim);
         for (int64_t i = 0; i < hd; i++) {
           q[i] = from[i * W];
           k[position * hd + i] = from[(i + d.dim) * W];
@@ -372,7 +372,7 @@ struct Worker {
         }
         const float* next = k + d.max_len * hd;
         attend(q.data(), k, v, position + 1, hd, scores.data(), out.data(), next);
-        float* to = context + place(r, head * hd, d.dim);
+        float* to = context + index_of(r, head * hd, d.dim);
         for (int64_t i = 0; i < hd; i++) to[i * W] = out[i];
       }
 #pragma omp barrier
@@ -406,7 +406,7 @@ struct Worker {
   template <int N, int GROUPS>
   int64_t attend_rows(const float* k, const float* v, int64_t head, int64_t row, int64_t count) {
     for (int64_t r = 0; r < count; r++) {
-      const float* from = wide + place(row + r, head * hd, d.dim);
+      const float* from = wide + index_of(row + r, head * hd, d.dim);
       float* to = q.data() + r / N * hd * N + r % N;
       for (int64_t i = 0; i < hd; i++) to[i * N] = from[i * W];
     }
@@ -417,7 +417,7 @@ struct Worker {
       attend_together<N, GROUPS>(q.data(), k, v, d.memory_len, hd, scores.data(), out.data());
     for (int64_t r = 0; r < count; r++) {
       const float* from = out.data() + r / N * hd * N + r % N;
-      float* to = context + place(row + r, head * hd, d.dim);
+      float* to = context + index_of(row + r, head * hd, d.dim);
       for (int64_t i = 0; i < hd; i++) to[i * W] = from[i * N];
     }
     return count;
@@ -449,13 +449,13 @@ struct Worker {
 };
 
 template <int W>
-void step(const Decoder& d, const float* tokens, float* scratch, float* logits, int64_t position,
-          int32_t num_threads) {
+void step(const Decoder& d, const float* embedded, float* scratch, float* logits,
+          int64_t position, int32_t num_threads) {
   const int64_t padded = (d.num_rows + W - 1) / W * W;
   float *x = scratch, *context = x + padded * d.dim, *wide = context + padded * d.dim;
   for (int64_t r = 0; r < padded; r++)
     for (int64_t i = 0; i < d.dim; i++)
-      x[Worker<W>::place(r, i, d.dim)] = r < d.num_rows ? tokens[r * d.dim + i] : 0.0f;
+      x[Worker<W>::index_of(r, i, d.dim)] = r < d.num_rows ? embedded[r * d.dim + i] : 0.0f;
 #pragma omp parallel num_threads(num_threads)
   {
     Worker<W> worker{d, x, wide, context, omp_get_thread_num(), omp_get_num_threads()};
@@ -470,13 +470,13 @@ void step(const Decoder& d, const float* tokens, float* scratch, float* logits, 
 
 }  // namespace
 
-// tokens (R, D): embedded, at `position`; scratch: (R + 15) * (2 D + max(3 D, M)) numbers, none of
-// them nan; logits (R, head.out).
-extern "C" void decoder_step(const Decoder* decoder, const float* tokens, float* scratch,
+// embedded (R, D): the tokens at `position`; scratch: (R + 15) * (2 D + max(3 D, M)) numbers, none
+// of them nan; logits (R, head.out).
+extern "C" void decoder_step(const Decoder* decoder, const float* embedded, float* scratch,
                              float* logits, int64_t position, int32_t num_threads) {
   const auto run = decoder->num_rows == 1                  ? step<1>
                    : decoder->num_rows <= 4 || LANES == 4  ? step<4>
                    : decoder->num_rows <= 8 || LANES == 8  ? step<std::min(8, LANES)>
                                                            : step<LANES>;
-  run(*decoder, tokens, scratch, logits, position, num_threads);
+  run(*decoder, embedded, scratch, logits, position, num_threads);
 }

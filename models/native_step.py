@@ -1,40 +1,20 @@
 """One token per row in native code: at the speed at which weights can be read.
 
-`native_step.cpp` is compiled when it is first asked for (two seconds, any g++ or clang++ with
-OpenMP) and kept in the cache folder of the user.
+The structures of native_step.cpp, filled with the addresses of weights and cache.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shlex
-import shutil
-import subprocess
-from functools import cache as once
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
-from utils.errors import UserError, one_line
-from utils.files import atomic_path
+from models.native_library import library
 
-SOURCE = Path(__file__).with_suffix(".cpp")
-COMPILERS = ("g++", "c++", "clang++")  # g++ first: its threads are those that torch uses on Linux
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
-MARCH = {"AVX2": "-march=x86-64-v3", "AVX512": "-march=x86-64-v4"}  # by what torch finds
-ADVICE = "name another one in CXX, or set decode_mode=plain"
 LANES = 16  # of the widest processor native_step.cpp knows
-
-
-def address(array: Tensor | None) -> int | None:
-    if array is not None and not array.is_contiguous():
-        raise ValueError(f"the native step reads contiguous arrays, got strides {array.stride()}")
-    return None if array is None else array.data_ptr()
 
 
 class _Linear(ctypes.Structure):
@@ -43,21 +23,11 @@ class _Linear(ctypes.Structure):
         ("out_features", ctypes.c_int64), ("in_features", ctypes.c_int64),
     ]  # fmt: skip
 
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> _Linear:
-        return cls(address(weight), address(bias), *weight.shape)
-
 
 class _Norm(ctypes.Structure):
     _fields_ = [
         ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float),
     ]  # fmt: skip
-
-    @classmethod
-    def of(cls, norm: nn.LayerNorm | nn.Identity) -> _Norm:
-        if isinstance(norm, nn.Identity):
-            return cls()
-        return cls(address(norm.weight), address(norm.bias), norm.eps)
 
 
 class _Layer(ctypes.Structure):
@@ -66,17 +36,6 @@ class _Layer(ctypes.Structure):
         *((name, _Linear) for name in ("qkv", "self_out", "q", "cross_out", "dense1", "dense2")),
         *((name, ctypes.c_void_p) for name in ("k", "v", "memory_k", "memory_v")),
     ]
-
-    @classmethod
-    def of(cls, layer: DecoderLayer, cache: LayerCache) -> _Layer:
-        attention, cross, mlp = layer.self_attention, layer.cross_attention, layer.mlp
-        norms = (layer.self_ln, layer.cross_ln, layer.mlp_ln)
-        linears = (attention.qkv, attention.out, cross.q, cross.out, mlp.dense1, mlp.dense2)
-        return cls(
-            *map(_Norm.of, norms),
-            *(_Linear.of(linear.weight, linear.bias) for linear in linears),
-            *map(address, (cache.k, cache.v, cache.memory_k, cache.memory_v)),
-        )
 
 
 class _Decoder(ctypes.Structure):
@@ -90,100 +49,85 @@ class _Decoder(ctypes.Structure):
     ]  # fmt: skip
 
 
-def suits_native_step(decoder: Decoder, cache: Cache) -> bool:
-    """Whether the sizes are whole vectors, as `NativeStep` needs them."""
-    sizes = (cache.layers[0].k.shape[3], decoder.layers[0].mlp.dense1.out_features)
-    return not any(size % LANES for size in sizes)
-
-
-@once
-def native_is_available() -> bool:
-    """Whether native_step.cpp can be compiled here, or was."""
-    try:
-        compiled_step()
-    except UserError:
-        return False
-    return True
+def suits_native_step(decoder: Decoder) -> bool:
+    """Whether `NativeStep` can read it: sizes are whole vectors, matrices lie row by row."""
+    head_dim = decoder.token_embedding.shape[1] // decoder.num_heads
+    sizes = head_dim, decoder.layers[0].mlp.dense1.out_features
+    return not any(size % LANES for size in sizes) and all(
+        p.is_contiguous() and p.dtype == torch.float32 for p in decoder.parameters()
+    )
 
 
 class NativeStep:
     """The decoder for one new token per row, float32 on a CPU.
 
-    Its weights and its cache are read where they lie: they must not move meanwhile.
+    Weights and cache are read where they lie, and kept alive.
 
     Raises:
-        UserError: no C++ compiler, or it fails.
+        UserError: see `models.native_library.library`.
     """
 
     def __init__(self, decoder: Decoder, cache: Cache):
-        self.step = compiled_step().decoder_step
-        self.decoder, self.cache = decoder, cache
-        self.layers = (_Layer * len(cache.layers))(*map(_Layer.of, decoder.layers, cache.layers))
+        self.step, self.decoder, self.cache = library().decoder_step, decoder, cache
+        self.held: list[Tensor] = []  # what `layers` and `arguments` point at
         num_rows, num_heads, max_len, head_dim = cache.layers[0].k.shape
         num_images, _, memory_len, _ = cache.layers[0].memory_k.shape
         dim, mlp_dim = num_heads * head_dim, decoder.layers[0].mlp.dense1.out_features
+        layers = map(self._layer, decoder.layers, cache.layers)
+        self.layers = (_Layer * len(cache.layers))(*layers)
         self.arguments = _Decoder(
-            self.layers, _Norm.of(decoder.output_ln), _Linear(), len(self.layers), num_rows,
+            self.layers, self._norm(decoder.output_ln), _Linear(), len(self.layers), num_rows,
             num_images, num_heads, dim, mlp_dim, max_len, memory_len, decoder.layers[0].post_norm,
         )  # fmt: skip
         self.scratch = torch.zeros(num_rows + LANES - 1, 2 * dim + max(3 * dim, mlp_dim))
 
     def __call__(self, tokens: Tensor, part: slice) -> Tensor:
         """(R,) ids -> (R, len(part)) logits"""
-        position, decoder = self.cache.length, self.decoder
-        if position >= decoder.max_len:
-            raise ValueError(f"sequence must have at most {decoder.max_len} tokens, got more")
+        position, decoder, sizes = self.cache.length, self.decoder, self.arguments
+        if len(tokens) != sizes.num_rows:
+            raise ValueError(f"tokens must be of {sizes.num_rows} rows, got {len(tokens)}")
+        most = min(decoder.max_len, sizes.max_len)
+        if position >= most:
+            raise ValueError(f"sequence must have at most {most} tokens, got more")
         x = F.embedding(tokens, decoder.token_embedding) + decoder.positions[position]  # (R, D)
-        table = decoder.output_table(part)
-        logits = x.new_empty(len(x), len(table[0]))
-        self.arguments.head = _Linear.of(*table)
-        arrays = map(address, (x, self.scratch, logits))
-        self.step(self.arguments, *arrays, position, torch.get_num_threads())
+        weight, bias = decoder.output_table(part)
+        logits = x.new_empty(len(x), len(weight))
+        sizes.head = _Linear(address(weight), address(bias), *weight.shape)
+        arrays = [ctypes.c_void_p(address(array)) for array in (x, self.scratch, logits)]
+        threads = ctypes.c_int32(torch.get_num_threads())
+        self.step(ctypes.byref(sizes), *arrays, ctypes.c_int64(position), threads)
         self.cache.length = position + 1
         return logits
 
+    def _layer(self, layer: DecoderLayer, cache: LayerCache) -> _Layer:
+        attention, cross, mlp = layer.self_attention, layer.cross_attention, layer.mlp
+        linears = (attention.qkv, attention.out, cross.q, cross.out, mlp.dense1, mlp.dense2)
+        return _Layer(
+            *map(self._norm, (layer.self_ln, layer.cross_ln, layer.mlp_ln)),
+            *map(self._linear, linears),
+            *map(self._held_address, (cache.k, cache.v, cache.memory_k, cache.memory_v)),
+        )
 
-@once
-def compiled_step() -> ctypes.CDLL:
-    """native_step.cpp, compiled for this processor.
+    def _linear(self, linear: nn.Linear) -> _Linear:
+        weight, bias = linear.weight, linear.bias
+        return _Linear(self._held_address(weight), self._held_address(bias), *weight.shape)
 
-    Raises:
-        UserError: there is no C++ compiler, or it fails.
-    """
-    flags = (*FLAGS, *filter(None, [MARCH.get(torch.backends.cpu.get_cpu_capability())]))
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        raise UserError(f"no C++ compiler for decode_mode=native; install g++, {ADVICE}")
-    command = [*shlex.split(compiler), *flags, str(SOURCE), "-o"]
-    key = hashlib.sha256(" ".join(command).encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    path = cache_folder() / f"native_step_{key}.so"
-    if not path.is_file():
-        with atomic_path(path) as temporary:
-            compile_to(temporary, command)
-    try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise UserError(f"cannot load {path} ({one_line(error)}); delete it, {ADVICE}") from error
-    loaded.decoder_step.argtypes = [
-        ctypes.POINTER(_Decoder), *[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int32
-    ]  # fmt: skip
-    loaded.decoder_step.restype = None
-    return loaded
+    def _norm(self, norm: nn.LayerNorm | nn.Identity) -> _Norm:
+        if isinstance(norm, nn.Identity):
+            return _Norm()
+        return _Norm(self._held_address(norm.weight), self._held_address(norm.bias), norm.eps)
+
+    def _held_address(self, array: Tensor | None) -> int | None:
+        self.held.append(array)
+        return address(array)
 
 
-def compile_to(path: Path, command: list[str]) -> None:
-    try:
-        done = subprocess.run([*command, str(path)], capture_output=True, text=True)
-    except OSError as error:
-        problem = f"{command[0]}: {error.strerror}"
-    else:
-        if done.returncode == 0:
-            return
-        errors = [line.strip() for line in done.stderr.splitlines() if "error" in line]
-        problem = errors[0] if errors else f"status {done.returncode}"
-    raise UserError(f"the C++ compiler failed ({problem}); {ADVICE}")
-
-
-def cache_folder() -> Path:
-    """Where compiled code is kept: `pix2seq` in XDG_CACHE_HOME, by default ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pix2seq"
+def address(array: Tensor | None) -> int | None:
+    if array is None:
+        return None
+    if not array.is_contiguous() or array.dtype != torch.float32:
+        raise ValueError(
+            "the native step reads contiguous float32 arrays, got "
+            f"{array.dtype} with strides {array.stride()}"
+        )
+    return array.data_ptr()

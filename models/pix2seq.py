@@ -11,7 +11,8 @@ from models.decoder import Decoder
 from models.encoder import build_encoder
 from models.generate import SamplingOptions, generate
 from models.layers import sin_cos_1d
-from models.native_step import compiled_step, native_is_available
+from models.native_library import library, obstacle
+from models.native_step import LANES, suits_native_step
 from models.projection import ChannelAverage, Projection
 from models.step import MODES
 from utils.errors import UserError
@@ -52,9 +53,8 @@ class Pix2Seq(nn.Module):
         Args:
             dtype: `torch.bfloat16` halves what a step reads; logits are rounded to it, too, before
                 the float32 softmax.
-            mode: one of `models.step.MODES`; "compiled" compiles the encoder, too. "auto" is the
-                fastest that was measured: "native" in float32 on a CPU with a C++ compiler,
-                otherwise "plain".
+            mode: one of `models.step.MODES`; "compiled" compiles the encoder, too. "auto" is
+                "native" in float32 on a CPU with a C++ compiler, otherwise "plain".
 
         Raises:
             ValueError: there is no such mode.
@@ -62,15 +62,19 @@ class Pix2Seq(nn.Module):
         """
         if mode not in ("auto", *MODES):
             raise ValueError(f"mode must be auto or one of {', '.join(MODES)}, got {mode!r}")
-        fits = self.device.type == "cpu" and dtype == torch.float32
-        if mode == "auto":
-            mode = "native" if fits and native_is_available() else "plain"
-        elif mode == "native":
-            if not fits:
-                raise UserError("decode_mode=native is float32 on a CPU; set decode_mode=auto")
-            compiled_step()  # now rather than at the first answer
         for part in (self.encoder, self.projection, self.decoder):
             part.to(dtype)
+        cpu = self.device.type == "cpu" and dtype == torch.float32
+        fits = cpu and suits_native_step(self.decoder)
+        if mode == "auto":
+            mode = "native" if fits and obstacle() is None else "plain"
+        elif mode == "native":
+            if not fits:
+                raise UserError(
+                    "decode_mode=native is for float32 on a CPU and sizes that are multiples of "
+                    f"{LANES}; set decode_mode=auto"
+                )
+            library()  # now rather than at the first answer
         self.decode_mode = mode
         if mode == "compiled":
             self.encoder.compile()

@@ -48,7 +48,7 @@ def next_logits(decoder: Decoder, cache: Cache, mode: str = "plain") -> Callable
 
 def one_token_step(
     decoder: Decoder, cache: Cache, mode: str
-) -> CpuStep | NativeStep | StaticStep | None:
+) -> BlockedStep | NativeStep | StaticStep | None:
     """What stands in for `Decoder.forward` where one token per row is read; None = nothing does."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -56,12 +56,12 @@ def one_token_step(
         return StaticStep(decoder, cache, compiled=mode == "compiled")
     if not suits_cpu_step(decoder, cache):
         return None
-    native = mode == "native" and suits_native_step(decoder, cache)
-    return NativeStep(decoder, cache) if native else CpuStep(decoder, cache)
+    native = mode == "native" and suits_native_step(decoder)
+    return NativeStep(decoder, cache) if native else BlockedStep(decoder, cache)
 
 
 def suits_cpu_step(decoder: Decoder, cache: Cache) -> bool:
-    """Whether `CpuStep` may stand in: float32 on a CPU and nothing to differentiate."""
+    """Whether `BlockedStep` may stand in: float32 on a CPU and nothing to differentiate."""
     return (
         isinstance(decoder, Decoder)
         and decoder.token_embedding.device.type == "cpu"
@@ -72,7 +72,7 @@ def suits_cpu_step(decoder: Decoder, cache: Cache) -> bool:
     )
 
 
-class CpuStep:
+class BlockedStep:
     """The decoder for one new token per row."""
 
     def __init__(self, decoder: Decoder, cache: Cache):

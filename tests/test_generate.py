@@ -257,6 +257,14 @@ def test_a_draw_never_takes_what_has_no_probability(monkeypatch, number):
     assert (probs.gather(1, drawn[:, None]) > 0).all()
 
 
+@pytest.mark.parametrize("bad", [0.0, torch.nan])
+def test_a_draw_of_nothing_is_an_error(bad):
+    probs = torch.full((3, 5), 0.2)
+    probs[1] = bad
+    with pytest.raises(ValueError, match="no token can be drawn"):
+        draw(probs, None)
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.3, 5.0])  # of equal, similar and far different logits
 def test_looking_at_a_few_first_keeps_what_sorting_keeps(monkeypatch, spread):
     logits = spread * torch.randn(20, 500, generator=torch.Generator().manual_seed(0))

@@ -1,17 +1,20 @@
 # ruff: noqa: F811  fixtures are arguments
 """The step in C++ says what the plain decoder says, on all lanes and with every option."""
 
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-import models.native_step as native
+import models.native_library as native
 from models.beam import beam_search
-from models.step import CpuStep
+from models.native_step import NativeStep, address
+from models.step import BlockedStep
 from tests.test_static_step import in_mode
 from tests.test_step import (
     VARIANTS,
@@ -28,7 +31,7 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # what torch calls them, 4, 8 and 16 lanes
 compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
+    not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
 )
 
 
@@ -41,22 +44,35 @@ def on_lanes_of(monkeypatch, name):
     if name not in CAPABILITIES[: CAPABILITIES.index(capability()) + 1]:
         pytest.skip(f"this processor has no {name}")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
-    native.compiled_step.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_home(tmp_path_factory):
+    """Not the cache folder of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
 def fresh():
+    """Every test asks anew for the library."""
+    forget()
     yield
-    native.compiled_step.cache_clear()
-    native.native_is_available.cache_clear()
+    forget()
+
+
+def forget():
+    native.library.cache_clear()
+    native.obstacle.cache_clear()
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """How many rows each native step was called with; nothing else may stand in for it."""
-    rows, call = [], native.NativeStep.__call__
+    rows, call = [], NativeStep.__call__
     monkeypatch.setattr(
-        native.NativeStep, "__call__", lambda *args: rows.append(len(args[1])) or call(*args)
+        NativeStep, "__call__", lambda *args: rows.append(len(args[1])) or call(*args)
     )
     return rows
 
@@ -82,6 +98,20 @@ def test_every_variant_of_the_decoder(calls, memory, variant, shape):
     plain, fast = plain_and_native(tiny(**VARIANTS[variant]), memory, prompts(*shape))
     assert calls
     assert_same(fast, plain)
+
+
+@compiler
+@pytest.mark.parametrize("name", CAPABILITIES)
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 16), (3, 16), (1, 48), (3, 32), (2, 80)])
+def test_any_width_of_16s(monkeypatch, calls, name, heads, head_dim):
+    on_lanes_of(monkeypatch, name)
+    dim = heads * head_dim
+    model = tiny(dim=dim, num_heads=heads, mlp_dim=112, vocab_size=1009)
+    memory = torch.randn(1, 9, dim, generator=torch.Generator().manual_seed(0))
+    for rows in (1, 3, 17):
+        plain, fast = plain_and_native(model, memory, prompts(1, rows, 2))
+        assert_same(fast, plain)
+    assert calls
 
 
 @compiler
@@ -175,6 +205,26 @@ def test_weights_may_change_between_calls(calls, memory):
 
 
 @compiler
+def test_weights_that_are_computed_when_asked_for(calls, memory):
+    model = tiny()
+    for layer in model.decoder.layers:
+        torch.nn.utils.parametrizations.weight_norm(layer.mlp.dense1)
+    plain, fast = plain_and_native(model, memory, prompts(2, 1))
+    assert calls
+    assert_same(fast, plain)
+
+
+@compiler
+def test_a_matrix_stored_by_columns_takes_the_other_step(calls, memory):
+    model = tiny()
+    for layer in model.decoder.layers:
+        layer.mlp.dense1.weight = torch.nn.Parameter(layer.mlp.dense1.weight.t().contiguous().t())
+    plain, fast = plain_and_native(model, memory, prompts(2, 1))
+    assert not calls
+    assert_same(fast, plain)
+
+
+@compiler
 def test_numbers_that_are_not_finite_are_not_hidden(model, memory):
     for bad in (torch.nan, torch.inf):
         log_probs = in_mode("native", model, memory * bad, prompts(2, 1))[1]
@@ -188,17 +238,31 @@ def test_a_sequence_longer_than_the_decoder_is_refused(model, memory):
 
 
 @compiler
+@torch.no_grad()
+def test_neither_more_rows_nor_more_places_than_the_cache_has(model, memory):
+    cache = model.decoder.init_cache(memory, 4, 3)
+    model.decoder(prompts(4, 2), cache=cache)
+    step = NativeStep(model.decoder, cache)
+    for rows in (3, 5):
+        with pytest.raises(ValueError, match=f"of 4 rows, got {rows}"):
+            step(prompts(rows), slice(None))
+    step(prompts(4), slice(None))
+    with pytest.raises(ValueError, match="at most 3 tokens"):
+        step(prompts(4), slice(None))
+
+
+@compiler
 def test_sizes_that_are_no_whole_vectors_take_the_other_step(monkeypatch, calls, memory):
-    taken, call = [], CpuStep.__call__
-    monkeypatch.setattr(CpuStep, "__call__", lambda *args: taken.append(1) or call(*args))
+    taken, call = [], BlockedStep.__call__
+    monkeypatch.setattr(BlockedStep, "__call__", lambda *args: taken.append(1) or call(*args))
     in_mode("native", tiny(mlp_dim=100), memory, prompts(2, 1))
     assert taken and not calls
 
 
 def test_a_matrix_that_does_not_lie_row_by_row_is_refused():
-    assert native.address(torch.ones(3, 2)) and native.address(None) is None
+    assert address(torch.ones(3, 2)) and address(None) is None
     with pytest.raises(ValueError, match="contiguous"):
-        native.address(torch.ones(3, 2).t())
+        address(torch.ones(3, 2).t())
 
 
 @compiler
@@ -210,6 +274,11 @@ def test_auto_is_native_where_it_fits_and_plain_where_not(monkeypatch):
     assert model.decode_mode == "plain"
     with pytest.raises(UserError, match="float32 on a CPU"):
         model.prepare(mode="native", dtype=torch.bfloat16)
+    odd = tiny(mlp_dim=100)
+    odd.prepare(mode="auto")
+    assert odd.decode_mode == "plain"
+    with pytest.raises(UserError, match="multiples of 16"):
+        odd.prepare(mode="native")
 
 
 @pytest.mark.parametrize(
@@ -219,13 +288,12 @@ def test_auto_is_native_where_it_fits_and_plain_where_not(monkeypatch):
         ("false", "the C\\+\\+ compiler failed \\(status 1\\)"),
         (f"{sys.executable} -c 'exit(\"error: out of ideas\")'", "error: out of ideas"),
         (f"{sys.executable} -c 'pass'", "cannot write .*native_step"),  # says yes, writes nothing
+        ("g++ '", "cannot be used .No closing quotation"),
     ],
 )
 def test_a_compiler_that_fails_is_one_line_and_auto_goes_on(monkeypatch, tmp_path, cxx, message):
     monkeypatch.setenv("CXX", cxx)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.compiled_step.cache_clear()
-    native.native_is_available.cache_clear()
     model = tiny()
     with pytest.raises(UserError, match=message) as error:
         model.prepare(mode="native")
@@ -234,24 +302,66 @@ def test_a_compiler_that_fails_is_one_line_and_auto_goes_on(monkeypatch, tmp_pat
     assert model.decode_mode == "plain"
 
 
+@compiler
+def test_several_threads_ask_for_it_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(native.obstacle) for _ in range(4)]
+    assert [one.result() for one in asked] == 4 * [None]
+    assert len(list((tmp_path / "pix2seq").iterdir())) == 1
+
+
+@compiler
+def test_a_cache_folder_that_cannot_be_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "decode_mode=plain" in native.obstacle()
+    forget()
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which does not count
+    assert "Could not determine home directory" in native.obstacle()
+
+
+@compiler
+def test_a_library_of_another_user_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.obstacle() is None
+    assert (tmp_path / "pix2seq").stat().st_mode & 0o077 == 0
+    forget()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    (file,) = (tmp_path / "pix2seq").iterdir()
+    os.chown(file, 54321, -1) if os.geteuid() == 0 else None
+    assert "belongs to somebody else" in native.obstacle()
+
+
 def test_no_compiler_is_one_line(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    native.compiled_step.cache_clear()
     with pytest.raises(UserError, match="install g\\+\\+.*decode_mode=plain"):
-        native.compiled_step()
+        native.library()
 
 
 @compiler
 def test_a_damaged_file_in_the_cache_folder_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native, "compile_to", lambda path, _: path.write_bytes(b"no library"))
-    native.compiled_step.cache_clear()
-    with pytest.raises(UserError, match=f"cannot load {tmp_path}.*native_step.*delete it"):
-        native.compiled_step()
+    with pytest.raises(UserError, match=f"cannot be used .*{tmp_path}.*decode_mode=plain"):
+        native.library()
 
 
 @compiler
 def test_the_source_has_no_warning_and_needs_no_vectors(tmp_path):
-    command = ["c++", *native.FLAGS, "-Wall", "-Wextra", "-Werror", str(native.SOURCE), "-o"]
+    command = [
+        next(filter(shutil.which, native.COMPILERS)),
+        *native.FLAGS,
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        str(native.SOURCE),
+        "-o",
+    ]
     subprocess.run([*command, str(tmp_path / "step.so")], check=True)

@@ -47,9 +47,9 @@ def prompts(*shape):
 def both_ways(monkeypatch, decode):
     """What `decode` returns with the fast step, and with the modules alone."""
     steps = []
-    call = models.step.CpuStep.__call__
+    call = models.step.BlockedStep.__call__
     monkeypatch.setattr(
-        models.step.CpuStep, "__call__", lambda *args: steps.append(1) or call(*args)
+        models.step.BlockedStep, "__call__", lambda *args: steps.append(1) or call(*args)
     )
     fast = decode()
     assert steps, "the fast step was not taken"
@@ -151,9 +151,11 @@ def test_finished_rows_leave_and_no_token_changes(monkeypatch, model, memory):
     options, eos = {"max_new_tokens": 30, "allowed": ends_at_some_time}, 7
     free, free_log_probs = model.generate(memory, prompts(2, 6, 3), **options)
     batches = []
-    call = models.step.CpuStep.__call__
+    call = models.step.BlockedStep.__call__
     monkeypatch.setattr(
-        models.step.CpuStep, "__call__", lambda *args: batches.append(len(args[1])) or call(*args)
+        models.step.BlockedStep,
+        "__call__",
+        lambda *args: batches.append(len(args[1])) or call(*args),
     )
     tokens, log_probs = model.generate(memory, prompts(2, 6, 3), eos_id=eos, **options)
     assert len(set(batches)) > 1 and batches == sorted(batches, reverse=True), batches
@@ -182,7 +184,7 @@ def test_a_range_of_ids_decodes_what_a_grammar_of_it_does(model, memory):
 def test_all_samples_of_an_image_read_its_keys_and_values_in_place(model, memory):
     with torch.no_grad():
         cache = model.decoder.init_cache(memory, 2 * 80, 4)
-        step = models.step.CpuStep(model.decoder, cache)
+        step = models.step.BlockedStep(model.decoder, cache)
     for layer, layer_cache in zip(step.layers, cache.layers, strict=True):
         assert layer.memory_k.data_ptr() == layer_cache.memory_k.data_ptr()
         assert layer.memory_v.data_ptr() == layer_cache.memory_v.data_ptr()
