@@ -7,11 +7,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import models.native_library as native
+from infer.script import predictor_of
 from models.beam import beam_search
 from models.native_step import NativeStep, address
 from models.step import BlockedStep
@@ -336,6 +338,18 @@ def test_a_library_of_another_user_is_refused(monkeypatch, tmp_path):
     (file,) = (tmp_path / "pix2seq").iterdir()
     os.chown(file, 54321, -1) if os.geteuid() == 0 else None
     assert "belongs to somebody else" in native.obstacle()
+
+
+@pytest.mark.parametrize(("mode", "lines"), [("auto", 1), ("plain", 0)])
+def test_scripts_say_why_they_decode_slowly(monkeypatch, tmp_path, capsys, mode, lines):
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cfg = SimpleNamespace(infer_dtype="float32", decode_mode=mode, device="cpu")
+    predictor = predictor_of(ROOT / "weights" / "demo.safetensors", cfg)
+    assert predictor.model.decode_mode == "plain"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert all(line.startswith("notice: ") and "decode_mode=plain" in line for line in said)
 
 
 def test_no_compiler_is_one_line(monkeypatch):
