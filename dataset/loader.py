@@ -267,6 +267,7 @@ def build_eval_loader(
 
 
 def _worker_arguments(num_workers: int, prefetch: int = 2) -> dict:
+    num_workers = min(num_workers, num_cores())  # what is loaded does not depend on their number
     arguments = {
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
@@ -280,6 +281,13 @@ def _worker_arguments(num_workers: int, prefetch: int = 2) -> dict:
             "worker_init_fn": _init_worker,
         }
     return arguments
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _init_worker(_worker_id: int) -> None:

@@ -1,6 +1,6 @@
 """native_step.cpp as a library: compiled when it is first asked for, then kept.
 
-It takes two seconds and any g++ with OpenMP, another compiler by CXX. The file lies in the cache
+It takes a few seconds and any g++ with OpenMP, another compiler by CXX. The file lies in the cache
 folder of the user, its name is a digest of the source, the command and the kind of machine.
 """
 

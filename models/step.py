@@ -19,7 +19,8 @@ from models.static_step import StaticStep
 
 # "plain": the modules, or on a CPU their faster stand-in; "native": on a CPU C++ that is compiled
 # at first use; "static": shapes that never change (finished rows stay), on a GPU one CUDA graph
-# replayed per token; "compiled": that, its kernels fused by torch.compile
+# replayed per token; "compiled": that, its kernels fused by torch.compile. ("auto", which settings
+# may say, is resolved by `Pix2Seq.prepare`.)
 MODES = ("plain", "native", "static", "compiled")
 
 

@@ -96,6 +96,8 @@ def _train_on(device, cfg, tasks: list[str], world: World, run_dir: Path | None)
         path = load_checkpoint(run_dir, state)
         log(f"continuing {path} from step {state.step}")
         saver.resumed(state)
+        if state.step >= total_steps:
+            log(f"all {total_steps} steps are done; to go on, raise max_steps or epochs")
     saver.run_dir = run_dir
     if world.is_main:
         write_settings(run_dir, settings_dict(cfg) | {"tasks": tasks})
