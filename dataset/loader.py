@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dataset.sample import Sample
 from dataset.sampler import EpochSampler
 from dataset.trim import TOKENS, trim
+from utils.device import num_cores
 from utils.errors import UserError
 
 
@@ -281,13 +282,6 @@ def _worker_arguments(num_workers: int, prefetch: int = 2) -> dict:
             "worker_init_fn": _init_worker,
         }
     return arguments
-
-
-def num_cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _init_worker(_worker_id: int) -> None:

@@ -1,5 +1,7 @@
 """Which device to run on."""
 
+import os
+
 import torch
 
 from utils.errors import UserError
@@ -23,3 +25,10 @@ def pick_device(name: str) -> torch.device:
             "use device=auto or device=cpu"
         )
     return device
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
