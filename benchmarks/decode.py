@@ -37,7 +37,7 @@ from torch import Tensor
 
 from models import ModelConfig, Pix2Seq, build_model
 from models.generate import generate
-from models.step import MODES
+from models.step import CHOICES, MODES
 from utils.cli import log, run
 from utils.device import pick_device
 
@@ -64,7 +64,7 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--batch", type=int, nargs="+", default=[1], help="images, e.g. 1 8 64")
     args.add_argument("--repeat", type=int, default=5, help="turns")
     args.add_argument("--slow-tokens", type=int, default=20, help="of the ports' way; 0 = skip it")
-    args.add_argument("--mode", choices=("auto", *MODES), default="auto", help="of ours")
+    args.add_argument("--mode", choices=CHOICES, default="auto", help="of ours")
     args.add_argument("--also", choices=MODES, nargs="+", default=[], help="of ours, too")
     args.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of ours")
     args.add_argument("--no-hf", action="store_true", help="leave transformers out")

@@ -25,7 +25,7 @@ from config import CFG
 from infer.all_tasks import AllTasksOptions, AllTasksRun
 from infer.encode import as_tensor
 from infer.predictor import Predictor
-from models.step import MODES
+from models.step import CHOICES
 from utils.cli import run
 from utils.device import pick_device
 
@@ -39,7 +39,7 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--sizes", nargs="+", default=["480x640", "960x1280"], help="HxW of images")
     args.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     args.add_argument("--repeat", type=int, default=3)
-    args.add_argument("--mode", choices=("auto", *MODES), default="auto", help="of decoding")
+    args.add_argument("--mode", choices=CHOICES, default="auto", help="of decoding")
     args.add_argument("--device", default="auto")
     args.add_argument("--json", type=Path, help="write the figures there")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")

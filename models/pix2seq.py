@@ -14,7 +14,7 @@ from models.layers import sin_cos_1d
 from models.native_library import library, obstacle
 from models.native_step import LANES, suits_native_step
 from models.projection import ChannelAverage, Projection
-from models.step import MODES
+from models.step import CHOICES
 from utils.errors import UserError
 
 
@@ -60,8 +60,8 @@ class Pix2Seq(nn.Module):
             ValueError: there is no such mode.
             UserError: "native" without a C++ compiler, or not in float32 on a CPU.
         """
-        if mode not in ("auto", *MODES):
-            raise ValueError(f"mode must be auto or one of {', '.join(MODES)}, got {mode!r}")
+        if mode not in CHOICES:
+            raise ValueError(f"mode must be one of {', '.join(CHOICES)}, got {mode!r}")
         for part in (self.encoder, self.projection, self.decoder):
             part.to(dtype)
         cpu = self.device.type == "cpu" and dtype == torch.float32

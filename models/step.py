@@ -22,6 +22,7 @@ from models.static_step import StaticStep
 # replayed per token; "compiled": that, its kernels fused by torch.compile. ("auto", which settings
 # may say, is resolved by `Pix2Seq.prepare`.)
 MODES = ("plain", "native", "static", "compiled")
+CHOICES = ("auto", *MODES)
 
 
 def next_logits(decoder: Decoder, cache: Cache, mode: str = "plain") -> Callable[..., Tensor]:

@@ -24,6 +24,7 @@ from train.checkpoint import (
 from train.engine import resume, train
 from utils.cli import snapshot
 from utils.errors import UserError
+from utils.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 DETECTION = ["detection"]
@@ -226,9 +227,12 @@ def test_an_epoch_is_saved_before_it_is_evaluated(settings, monkeypatch):
 
 def test_a_kill_between_two_renames_loses_nothing(two, state):
     (two / "last.ckpt").replace(two / "last-1.ckpt")
-    (two / ".last.99.ckpt").write_bytes(b"half")
+    (two / ".last.99.ckpt").write_bytes(b"half")  # as they were called before
     (two / "best").mkdir()
-    (two / "best" / ".metrics.99.json").touch()
+    for path in (two / "last.ckpt", two / "last-1.ckpt", two / "best" / "metrics.json"):
+        with pytest.raises(UserError), atomic_path(path) as temporary:
+            raise OSError("killed")
+        temporary.write_bytes(b"half")
     remove_leftovers(two)
     assert load_checkpoint(two, state).name == "last-1.ckpt" and state.step == 4
     assert {path.name for path in two.rglob("*")} == {"last-1.ckpt", "best"}

@@ -21,6 +21,7 @@ from tests.test_static_step import in_mode
 from tests.test_step import (
     VARIANTS,
     assert_same,
+    count_rows,
     ends_at_some_time,
     grammar,
     memory,  # noqa: F401  a fixture
@@ -31,20 +32,16 @@ from tests.test_step import (
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # what torch calls them, 4, 8 and 16 lanes
+KINDS = ("DEFAULT", "AVX2", "AVX512")  # what torch calls them: 4, 8 and 16 lanes
+THIS = torch.backends.cpu.get_cpu_capability()
+CAPABILITIES = KINDS[: KINDS.index(THIS) + 1] if THIS in KINDS else (THIS,)
 compiler = pytest.mark.skipif(
     not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
 )
 
 
-def capability():
-    return torch.backends.cpu.get_cpu_capability()
-
-
 def on_lanes_of(monkeypatch, name):
     """The code for a processor of this or an earlier kind."""
-    if name not in CAPABILITIES[: CAPABILITIES.index(capability()) + 1]:
-        pytest.skip(f"this processor has no {name}")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
 
 
@@ -72,11 +69,7 @@ def forget():
 @pytest.fixture
 def calls(monkeypatch):
     """How many rows each native step was called with; nothing else may stand in for it."""
-    rows, call = [], NativeStep.__call__
-    monkeypatch.setattr(
-        NativeStep, "__call__", lambda *args: rows.append(len(args[1])) or call(*args)
-    )
-    return rows
+    return count_rows(monkeypatch, NativeStep)
 
 
 def plain_and_native(model, memory, prompt, **options):

@@ -13,6 +13,7 @@ from models.static_step import StaticStep
 from tests.test_step import (
     VARIANTS,
     assert_same,
+    count_rows,
     ends_at_some_time,
     grammar,
     memory,  # noqa: F401  a fixture
@@ -32,11 +33,7 @@ def in_mode(mode, model, memory, prompt, **options):
 @pytest.fixture
 def calls(monkeypatch):
     """How many rows each static step was called with."""
-    rows, call = [], StaticStep.__call__
-    monkeypatch.setattr(
-        StaticStep, "__call__", lambda *args: rows.append(len(args[1])) or call(*args)
-    )
-    return rows
+    return count_rows(monkeypatch, StaticStep)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

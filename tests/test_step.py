@@ -40,6 +40,13 @@ def memory():
     return torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0))
 
 
+def count_rows(monkeypatch, step):
+    """How many rows each step of this class is called with, a list that grows."""
+    rows, call = [], step.__call__
+    monkeypatch.setattr(step, "__call__", lambda *args: rows.append(len(args[1])) or call(*args))
+    return rows
+
+
 def prompts(*shape):
     return torch.randint(0, 1000, shape, generator=torch.Generator().manual_seed(1))
 
@@ -150,13 +157,7 @@ def ends_at_some_time(tokens):
 def test_finished_rows_leave_and_no_token_changes(monkeypatch, model, memory):
     options, eos = {"max_new_tokens": 30, "allowed": ends_at_some_time}, 7
     free, free_log_probs = model.generate(memory, prompts(2, 6, 3), **options)
-    batches = []
-    call = models.step.BlockedStep.__call__
-    monkeypatch.setattr(
-        models.step.BlockedStep,
-        "__call__",
-        lambda *args: batches.append(len(args[1])) or call(*args),
-    )
+    batches = count_rows(monkeypatch, models.step.BlockedStep)
     tokens, log_probs = model.generate(memory, prompts(2, 6, 3), eos_id=eos, **options)
     assert len(set(batches)) > 1 and batches == sorted(batches, reverse=True), batches
     after = ((free == eos).cumsum(1) - (free == eos).long()) > 0  # behind the first end token

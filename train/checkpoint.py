@@ -2,7 +2,6 @@
 unpickling, and where the newest is damaged the one before it is used."""
 
 import pickle
-import re
 import time
 import zipfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from train.parallel import whole_model
 from train.state import TrainState
 from utils.cli import log
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import TEMPORARY, atomic_path
 
 NAME = "last.ckpt"  # the newest; the one before it is last-1.ckpt, and so on
 
@@ -119,7 +118,7 @@ def _read(path: Path) -> dict:
 def remove_leftovers(run_dir: Path) -> None:
     """Half-written files of a process that was killed while saving."""
     for path in run_dir.rglob(".*"):
-        if re.fullmatch(r"\.\w+\.\d+\.\w+", path.name):
+        if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
