@@ -8,10 +8,10 @@ The bound is what no loader can leave out: reading the file, decoding it (reduce
 resizing it. The loader, its stages one by one and the bound take turns; medians over the repeats.
 
   read       annotation, header and bytes of the file
-  decode     JPEG to pixels
-  geometry   the rest of the first transforms: resize, window, mirror, boxes, points, outlines
+  move       the transforms of boxes, points and outlines
   tokenise   objects to tokens
-  collate    padded pictures and tensors: a batch of 8, per image
+  decode     JPEG to pixels
+  collate    resize, window, mirror and padding of the pictures, tensors: a batch of 8, per image
   colour     the colour jitter of the default settings; switched off in the sum
 """
 
@@ -30,10 +30,12 @@ import cv2
 import numpy as np
 import torch
 
+import dataset.batch
 from benchmarks.decode import machine
 from config import CFG
+from dataset.batch import Batch, collate
 from dataset.build import TASKS, build_source, build_tokenizer, build_train_set
-from dataset.loader import TrainSet, collate
+from dataset.loader import TrainSet
 from dataset.sample import Sample
 from dataset.transforms import color_jitter
 from download.demo.write import DemoSet, write_demo_set
@@ -43,7 +45,7 @@ from utils.images import JpegFile
 from utils.jpeg import REDUCED, reduction
 
 BATCH = 8
-STAGES = ("read", "decode", "geometry", "tokenise", "collate")
+STAGES = ("read", "move", "tokenise", "decode", "collate")
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -55,6 +57,12 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--img-size", type=int, default=640, help="side of the model input")
     args.add_argument("--images", type=int, default=40, help="of each task")
     args.add_argument("--repeat", type=int, default=7, help="turns")
+    args.add_argument(
+        "--shared",
+        action="store_true",
+        help="pictures go where a worker process puts them: to memory shared with the training, "
+        "new for every batch",
+    )
     args.add_argument("--json", type=Path, help="write the figures there")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return args.parse_args(argv)
@@ -73,21 +81,27 @@ class Clock:
         return out
 
 
-def stages_of(data: TrainSet, index: int, epoch: int, clock: Clock) -> Sample:
-    """What `data[(epoch, index)]` does, stage by stage."""
-    decode = JpegFile.read
+def load_in_stages(data: TrainSet, keys: list[tuple[int, int]], clock: Clock) -> list[Sample]:
+    """What `load` does, stage by stage."""
+    rows = []
+    for epoch, index in keys:
+        sample = clock("read", data.source.__getitem__, index)
+        rng = clock("move", np.random.default_rng, [data.seed, epoch, index])
+        for transform in data.transforms:
+            sample = clock("move", transform, sample, rng)
+        rows.append((sample, clock("tokenise", data.encode, sample, rng)))
+    decode, before = JpegFile.read, clock.seconds.get("decode", 0.0)
     JpegFile.read = lambda file, at_least=None: clock("decode", decode, file, at_least)
     try:
-        before = clock.seconds.get("decode", 0.0)
-        sample = clock("read", data.source.__getitem__, index)
-        rng = clock("geometry", np.random.default_rng, [data.seed, epoch, index])
-        for transform in data.transforms:
-            sample = clock("geometry", transform, sample, rng)
-        clock.seconds["geometry"] -= clock.seconds.get("decode", 0.0) - before
+        clock("collate", collate, rows)
     finally:
         JpegFile.read = decode
-    clock("tokenise", data.encode, sample, rng)
-    return sample
+    clock.seconds["collate"] -= clock.seconds.get("decode", 0.0) - before
+    return [sample for sample, _ in rows]
+
+
+def load(data: TrainSet, keys: list[tuple[int, int]]) -> Batch:
+    return collate([data[key] for key in keys])
 
 
 def bound_of(path: Path, geometry) -> np.ndarray:
@@ -105,23 +119,24 @@ def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
     indices = np.linspace(0, len(data) - 1, min(num_images, len(data))).astype(int).tolist()
     colour, times = color_jitter(CFG.color_jitter), []
     for epoch in range(repeat + 1):  # the first one warms up
-        clock, rows = Clock(), []
-        samples = [stages_of(data, index, epoch, clock) for index in indices]
-        for sample in samples[:BATCH]:
-            clock("colour", colour, sample, np.random.default_rng(0))
-        clock.seconds["colour"] *= len(samples) / len(samples[:BATCH])
-        for index, sample in zip(indices, samples, strict=True):
-            clock("bound", bound_of, path_of(data.source, index), sample.geometry)
-        del samples, sample
-        for index in indices:
-            rows.append(clock("whole", data.__getitem__, (epoch, index)))
-            if len(rows) == BATCH or index == indices[-1]:
-                clock("collate", collate, rows)
-                rows = []
+        clock, num_coloured = Clock(), 0
+        for start in range(0, len(indices), BATCH):
+            keys = [(epoch, index) for index in indices[start : start + BATCH]]
+            samples = load_in_stages(data, keys, clock)
+            if start == 0:
+                for sample in samples:
+                    _ = sample.image
+                    clock("colour", colour, sample, np.random.default_rng(0))
+                num_coloured = len(samples)
+            for (_, index), sample in zip(keys, samples, strict=True):
+                clock("bound", bound_of, path_of(data.source, index), sample.geometry)
+            del samples, sample
+            clock("whole", load, data, keys)
+        clock.seconds["colour"] *= len(indices) / num_coloured
         times.append({name: 1e3 * s / len(indices) for name, s in clock.seconds.items()})
     names = (*STAGES, "whole", "bound", "colour")
     out = {n: statistics.median(row[n] for row in times[1:] if n in row) for n in names}
-    total = [row["whole"] + row["collate"] for row in times[1:]]
+    total = [row["whole"] for row in times[1:]]
     bounds = [row["bound"] for row in times[1:]]
     return {f"{name}_ms": value for name, value in out.items()} | {
         "images": len(indices),
@@ -168,6 +183,8 @@ def main(argv=None):
     args = parse(argv)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    if args.shared:
+        dataset.batch.get_worker_info = lambda: True
     with tempfile.TemporaryDirectory() as folder:
         root = args.coco_root
         if root is None:

@@ -32,7 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.decode import machine
-from dataset.loader import Batch, collate
+from dataset.batch import Batch, collate, stack_tokens
+from dataset.geometry import Geometry
+from dataset.sample import Sample
 from models import ModelConfig, Pix2Seq, build_model
 from tokenizer import (
     CaptionTokenizer,
@@ -124,15 +126,11 @@ def sequence(tokenizer: TaskTokenizer, side: int, rng: np.random.Generator) -> T
 def build_batches(tokenizer: TaskTokenizer, side: int, batch: int, num_lengths: int):
     """The same samples as the loader hands them over, and with sequences of full length."""
     rng = np.random.default_rng(0)
-    rows, pixels = [], rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    for _ in range(batch):
-        tokens = sequence(tokenizer, side, rng)
-        row = {"image": pixels, "size": (side, side), "image_id": 0, "skipped": ()}
-        row |= {"input_tokens": tokens.input, "target_tokens": tokens.target}
-        rows.append(row | {"token_weights": tokens.weight})
-    whole = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in
-             ("input_tokens", "target_tokens", "token_weights")}  # fmt: skip
-    cut = collate(rows, num_lengths)
+    size, pixels = (side, side), rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    sample = Sample(pixels, 0, size, geometry=Geometry.letterbox(size, size))
+    sequences = [sequence(tokenizer, side, rng) for _ in range(batch)]
+    whole = stack_tokens(sequences)
+    cut = collate([(sample, tokens) for tokens in sequences], num_lengths)
     return cut, Batch(cut.images.contiguous(), cut.unpadded, **whole, image_ids=cut.image_ids)
 
 

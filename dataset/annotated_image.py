@@ -21,9 +21,12 @@ def read_annotated_image(
         stated_size: (H, W) as the annotation has it; a 0 means it is not stated.
         advice: what to do if the file is missing.
     """
-    if not path.is_file():
-        raise UserError(f"image {path} is missing; {advice}")
-    image = open_image(path)
+    try:
+        image = open_image(path)
+    except UserError:
+        if path.is_file():
+            raise
+        raise UserError(f"image {path} is missing; {advice}") from None
     size = image_size(image)
     if 0 in stated_size or size == stated_size:
         return image, size

@@ -92,7 +92,7 @@ class CocoDetection:
             f"image id {image_id} needs it: complete the download or use --set coco_root=FOLDER",
         )
         boxes, labels = self.objects(index)
-        boxes = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
+        boxes = np.minimum(np.maximum(boxes, 0), np.float32([size[1], size[0]] * 2))
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
         if only is not None:
             keep &= np.arange(len(keep)) == only

@@ -68,8 +68,11 @@ class CocoSegmentation(CocoDetection):
     def polygons(self, index: int) -> list[list[np.ndarray]]:
         """Per object of image number `index` its parts, each (M, 2) float32 pixels (x, y)."""
         rows = self._rows(index)
-        ends = self._object_ends[rows.start : rows.stop + 1]
-        return [self._parts(first, end) for first, end in pairwise(ends)]
+        objects = self._object_ends[rows.start : rows.stop + 1].tolist()
+        first = objects[0]
+        ends = self._part_ends[first : objects[-1] + 1].tolist()
+        parts = [self._points[start:end] for start, end in pairwise(ends)]
+        return [parts[start - first : end - first] for start, end in pairwise(objects)]
 
     @cached_property
     def coco(self):
@@ -97,9 +100,6 @@ class CocoSegmentation(CocoDetection):
         with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
             truth.createIndex()
         return truth
-
-    def _parts(self, first: int, end: int) -> list[np.ndarray]:
-        return [self._points[a:b] for a, b in pairwise(self._part_ends[first : end + 1])]
 
     def _fields(self, index: int, keep: np.ndarray) -> dict:
         polygons = self.polygons(index)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
 
-import cv2
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from dataset.picture import Picture
 from dataset.polygons import clip_polygon
 from dataset.sample import Sample
 
@@ -93,21 +93,21 @@ class Geometry:
         offset = (int(offset[0]), int(offset[1]))
         return cls(tuple(orig_size), tuple(crop), resized, offset, tuple(size), bool(flip))
 
-    @property
+    @cached_property
     def unpadded(self) -> Size:
         """(h, w) of the picture inside the model input."""
-        rest = [r - o for r, o in zip(self.resized, self.offset, strict=True)]
-        return min(rest[0], self.size[0]), min(rest[1], self.size[1])
+        (height, width), (y, x) = self.resized, self.offset
+        return min(height - y, self.size[0]), min(width - x, self.size[1])
 
     def points(self, xy: np.ndarray) -> np.ndarray:
         """Original pixels to model input, (..., 2) of (x, y); nothing is clipped."""
-        scale, shift = self._scale_shift()
+        scale, shift = self._scale_shift
         mapped = np.asarray(xy, np.float64) * scale + shift
         return mapped.astype(_float_type(xy))
 
     def inverse_points(self, xy: np.ndarray) -> np.ndarray:
         """Model input to original pixels, (..., 2) of (x, y)."""
-        scale, shift = self._scale_shift()
+        scale, shift = self._scale_shift
         mapped = (np.asarray(xy, np.float64) - shift) / scale
         return mapped.astype(_float_type(xy))
 
@@ -129,11 +129,10 @@ class Geometry:
             antialias: as the evaluation resizes; the official training does without.
 
         Returns:
-            Sample whose image is (h, w, 3) with (h, w) = `unpadded`.
+            Sample whose image is (h, w, 3) with (h, w) = `unpadded`; a `Picture`, not made yet.
         """
-        unknown = {f.name for f in fields(sample)} - HANDLED
-        if unknown:
-            raise TypeError(f"Geometry does not know how to move the fields {sorted(unknown)}")
+        if unknown := _unhandled_fields(type(sample)):
+            raise TypeError(f"Geometry does not know how to move the fields {unknown}")
         if sample.geometry is not None:
             raise ValueError("sample.geometry must be None, got a sample that was moved already")
         if any(self.pad):
@@ -142,10 +141,9 @@ class Geometry:
             got = sample.image_size
             raise ValueError(f"image must be {self.orig_size} (H, W) for this Geometry, got {got}")
         h, w = self.unpadded
-        return replace(
-            sample,
+        return sample.changed(
             geometry=self,
-            image=self._picture(sample, antialias),
+            image=Picture(sample.source, self, antialias),
             boxes=np.minimum(np.maximum(self.boxes(sample.boxes), 0), np.float32([w, h, w, h])),
             keypoints=self._move_keypoints(sample.keypoints, sample.flip_pairs),
             polygons=self._move_polygons(sample.polygons),
@@ -170,14 +168,16 @@ class Geometry:
         window = region[:, y : y + h, x : x + w]
         return window.flip(2) if self.flip else window
 
+    @cached_property
     def _scale_shift(self) -> tuple[np.ndarray, np.ndarray]:
         """x' = x * scale + shift, both (2,) float64 for (x, y)."""
         y0, x0, height, width = self.crop
-        scale = np.array([self.resized[1] / width, self.resized[0] / height])
-        shift = -np.array([x0, y0]) * scale - np.array([self.offset[1], self.offset[0]])
+        scale_x, scale_y = self.resized[1] / width, self.resized[0] / height
+        shift_x, shift_y = -x0 * scale_x - self.offset[1], -y0 * scale_y - self.offset[0]
         if self.flip:
-            scale[0], shift[0] = -scale[0], self.unpadded[1] - shift[0]
-        return scale, shift + np.array([self.pad[1], self.pad[0]])
+            scale_x, shift_x = -scale_x, self.unpadded[1] - shift_x
+        top, left = self.pad
+        return np.array([scale_x, scale_y]), np.array([shift_x + left, shift_y + top])
 
     def _corners(self, move, xyxy: np.ndarray) -> np.ndarray:
         xyxy = np.asarray(xyxy)
@@ -185,32 +185,6 @@ class Geometry:
         if self.flip:
             corners[..., 0] = corners[..., ::-1, 0].copy()  # left and right change places
         return corners.reshape(xyxy.shape)
-
-    def _picture(self, sample: Sample, antialias: bool) -> np.ndarray:
-        """The pixels, decoded no larger than needed; where only a part is shown, all of them."""
-        if self.crop == (0, 0, *self.orig_size):
-            region, blocks = sample.image_of_size(self.resized)
-            region = self._resize_array(region, blocks, antialias)
-        else:
-            y, x, height, width = self.crop
-            region = self._resize_array(sample.image[y : y + height, x : x + width], 1, antialias)
-        (y, x), (h, w) = self.offset, self.unpadded
-        window = region[y : y + h, x : x + w]
-        return cv2.flip(window, 1) if self.flip else window
-
-    def _resize_array(self, region: np.ndarray, blocks: int, antialias: bool) -> np.ndarray:
-        """Bilinear; pixels of `region` are means of blocks, which may reach beyond its border."""
-        (height, width), (h, w) = self.crop[2:], self.resized
-        if (h, w) == region.shape[:2] and (height, width) == (h * blocks, w * blocks):
-            return region
-        if antialias:
-            box = (0, 0, width / blocks, height / blocks)
-            picture = Image.fromarray(region)
-            return np.asarray(picture.resize((w, h), Image.Resampling.BILINEAR, box))
-        if blocks == 1:
-            return cv2.resize(region, (w, h))
-        scale = {"fx": w * blocks / width, "fy": h * blocks / height}
-        return cv2.resize(region, None, **scale)[:h, :w]  # without what lies beyond the border
 
     def _move_keypoints(self, keypoints: np.ndarray | None, flip_pairs) -> np.ndarray | None:
         """(N, K, 3); a point on or over the border counts as outside, as in the official crop."""
@@ -232,19 +206,20 @@ class Geometry:
     def _move_polygons(self, polygons):
         if polygons is None:
             return None
-        parts = [part for parts in polygons for part in parts if len(part)]
-        if not parts:
-            return [[] for _ in polygons]
-        points = self.points(np.concatenate(parts))  # of all parts at once
+        parts = [part for parts in polygons for part in parts]
+        points = self.points(np.concatenate([np.zeros((0, 2), np.float32), *parts]))  # all at once
         inside = ((points >= 0) & (points <= np.float32(self.unpadded[::-1]))).all(1)
-        ends = np.cumsum([len(part) for part in parts]).tolist()
-        whole = np.logical_and.reduceat(inside, [0, *ends[:-1]]).tolist()
-        moved = iter(
-            points[start:end] if all_in else clip_polygon(points[start:end], self.unpadded)
-            for start, end, all_in in zip([0, *ends[:-1]], ends, whole, strict=True)
-        )
-        moved = [[next(moved) for part in parts if len(part)] for parts in polygons]
-        return [[part for part in parts if len(part) >= 3] for parts in moved]
+        nothing_outside, end, moved = inside.all(), 0, []
+        for parts in polygons:
+            pieces = []
+            for part in parts:
+                start, end = end, end + len(part)
+                piece = points[start:end]
+                if not (nothing_outside or inside[start:end].all()):
+                    piece = clip_polygon(piece, self.unpadded)
+                pieces.append(piece)
+            moved.append([piece for piece in pieces if len(piece) >= 3])
+        return moved
 
 
 def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int, int, int, int]:
@@ -267,6 +242,11 @@ def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int
         start.append(min(first, side - 1))
         extent.append(max(final - start[-1] + 1, 1))
     return start[0], start[1], extent[0], extent[1]
+
+
+@cache
+def _unhandled_fields(kind: type[Sample]) -> list[str]:
+    return sorted({f.name for f in fields(kind)} - HANDLED)
 
 
 def _at_least_one(size: np.ndarray) -> Size:

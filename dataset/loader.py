@@ -1,65 +1,22 @@
 """Samples to batches: what worker processes do."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
+from dataset.batch import collate, collate_originals
 from dataset.sample import Sample
 from dataset.sampler import EpochSampler
-from dataset.trim import TOKENS, trim
+from tokenizer.task import TokenSequence
 from utils.device import num_cores
 from utils.errors import UserError
-
-
-@dataclass
-class Batch:
-    """One training step's input; images are padded and scaled on the device (`pad_batch`)."""
-
-    images: Tensor  # (B, 3, H, W) uint8, the picture at the top left
-    unpadded: Tensor  # (B, 2) int64, (h, w) of the picture
-    input_tokens: Tensor  # (B, T) int64, or (B, N, T) of N sequences per image
-    target_tokens: Tensor  # as input_tokens
-    token_weights: Tensor  # as input_tokens, float32
-    image_ids: list[int | str]
-    # (M,) int64, where the flattened targets carry weight: found on the host, the device need not
-    positions: Tensor | None = None
-    full_length: int = 0  # tokens of a sequence before its tail was cut; 0 = none was
-    skipped: tuple[str, ...] = ()  # see `Sample`
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Batch":
-        return self._each(lambda tensor: tensor.pin_memory())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})
-
-
-@dataclass
-class EvalBatch:
-    """Originals, resized on the device (`letterbox_batch`)."""
-
-    images: list[Tensor]  # B of uint8 (3, h, w)
-    image_ids: list[int | str]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def pin_memory(self) -> "EvalBatch":
-        return replace(self, images=[image.pin_memory() for image in self.images])
 
 
 class TrainSet(Dataset):
@@ -84,19 +41,11 @@ class TrainSet(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, TokenSequence]:
+        """Its image is (h, w, 3) with (h, w) = `geometry.unpadded`, made when it is asked for."""
         epoch, index = key
         sample, rng = self.sample(epoch, index)
-        tokens = self.encode(sample, rng)
-        return {
-            "image": sample.image,  # (h, w, 3) with (h, w) = `unpadded`
-            "size": sample.geometry.size,
-            "input_tokens": tokens.input,
-            "target_tokens": tokens.target,
-            "token_weights": tokens.weight,
-            "image_id": sample.image_id,
-            "skipped": sample.skipped,
-        }
+        return sample, self.encode(sample, rng)
 
     def sample(self, epoch: int, index: int) -> tuple[Sample, np.random.Generator]:
         """The transformed sample and the generator that goes on to draw for `encode`."""
@@ -162,50 +111,10 @@ class _GuardedCollate:
 
     def __call__(self, rows: list):
         errors = [row for row in rows if isinstance(row, UserError)]
-        return errors[0] if errors else self.collate_fn(rows)
-
-
-def collate(rows: list[dict], num_lengths: int = 0) -> Batch:
-    """Items of a `TrainSet` as one batch.
-
-    Args:
-        num_lengths: see `trim`.
-    """
-    tokens = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in TOKENS}
-    full_length = tokens["token_weights"].shape[-1]
-    tokens = trim(tokens, num_lengths)
-    return Batch(
-        images=_pictures([row["image"] for row in rows], rows[0]["size"]),
-        unpadded=torch.tensor([row["image"].shape[:2] for row in rows]),
-        **tokens,
-        image_ids=[row["image_id"] for row in rows],
-        positions=tokens["token_weights"].flatten().nonzero()[:, 0],
-        full_length=full_length,
-        skipped=tuple(reason for row in rows for reason in row["skipped"]),
-    )
-
-
-def _pictures(images: list[np.ndarray], size: tuple[int, int]) -> Tensor:
-    """(h, w, 3) uint8 pictures at the top left of (B, 3, H, W), zeros around them.
-
-    The channels stay last in memory: to bring them to the front takes the device (`pad_batch`) a
-    tenth of the time. A worker writes straight into the memory that the training process reads.
-    """
-    shape = (len(images), *size, 3)
-    if get_worker_info() is None:
-        out = torch.empty(shape, dtype=torch.uint8)
-    else:
-        storage = torch.UntypedStorage._new_shared(math.prod(shape))
-        out = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-    for row, image in zip(out.numpy(), images, strict=True):
-        h, w = image.shape[:2]
-        row[:h, :w], row[:h, w:], row[h:] = image, 0, 0
-    return out.permute(0, 3, 1, 2)
-
-
-def collate_originals(rows: list[tuple[Tensor, int | str]]) -> EvalBatch:
-    images, image_ids = zip(*rows, strict=True)
-    return EvalBatch(list(images), list(image_ids))
+        try:
+            return errors[0] if errors else self.collate_fn(rows)
+        except UserError as error:
+            return error
 
 
 def build_train_loader(

@@ -1,7 +1,5 @@
 """Other images in the place of those that cannot be read."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from dataset.sample import Sample
@@ -39,7 +37,7 @@ class ReplaceUnreadable:
                 skipped.append(str(error))
                 index = int(draws.integers(len(self)))
                 continue
-            return replace(sample, skipped=tuple(skipped)) if skipped else sample
+            return sample.changed(skipped=tuple(skipped)) if skipped else sample
         raise UserError(
             f"{MAX_TRIES} images in a row cannot be used, the last one: {skipped[-1]}; look at "
             "them with dataset/check_dataset.py"

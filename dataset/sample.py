@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from utils.images import JpegFile
 
 if TYPE_CHECKING:
     from dataset.geometry import Geometry
+    from dataset.picture import Picture
 
 
 def _no_boxes() -> np.ndarray:
@@ -22,22 +24,22 @@ def _no_labels() -> np.ndarray:
 
 
 class _Pixels:
-    """The field `image` of a `Sample`: a file is decoded when its pixels are first asked for."""
+    """The field `image` of a `Sample`: pixels are made when they are first asked for."""
 
     def __get__(self, sample: Sample | None, owner: type | None = None) -> np.ndarray:
         if sample is None:
             raise AttributeError("image has no default")
-        if isinstance(sample._image, JpegFile):
-            sample._image, _ = sample._image.read()
+        if not isinstance(sample._image, np.ndarray):
+            sample._image = sample._image.pixels()
         return sample._image
 
-    def __set__(self, sample: Sample, image: np.ndarray | JpegFile) -> None:
+    def __set__(self, sample: Sample, image: np.ndarray | JpegFile | Picture) -> None:
         sample._image = image
 
 
-def image_size(image: np.ndarray | JpegFile) -> tuple[int, int]:
-    """(H, W); a file is not decoded for it."""
-    return image.size if isinstance(image, JpegFile) else image.shape[:2]
+def image_size(image: np.ndarray | JpegFile | Picture) -> tuple[int, int]:
+    """(H, W); no pixels are made for it."""
+    return image.shape[:2] if isinstance(image, np.ndarray) else image.size
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Sample:
     A geometric transform handles every field or raises (`Geometry.apply`).
     """
 
-    image: np.ndarray = _Pixels()  # (H, W, 3) uint8 RGB, or a `JpegFile`
+    image: np.ndarray = _Pixels()  # (H, W, 3) uint8 RGB; set to one, a `JpegFile` or a `Picture`
     image_id: int | str
     orig_size: tuple[int, int]  # (H, W) of the image as it was read
     geometry: Geometry | None = None  # original pixels -> `image`; None: `image` is the original
@@ -60,17 +62,26 @@ class Sample:
     captions: list[str] | None = None
     skipped: tuple[str, ...] = ()  # why other images could not be used, in whose place this stands
 
-    def image_of_size(self, at_least: tuple[int, int]) -> tuple[np.ndarray, int]:
-        """The image, or the means of its d x d blocks where that leaves `at_least` (H, W) pixels.
-
-        Returns:
-            (H, W, 3) uint8 and d, see `JpegFile.read`; 1 for an image that is decoded already.
-        """
-        if isinstance(self._image, JpegFile):
-            return self._image.read(at_least)
-        return self._image, 1
-
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W) of `image`, which is not decoded for it."""
+        """(H, W) of `image`, for which no pixels are made."""
         return image_size(self._image)
+
+    @property
+    def source(self) -> np.ndarray | JpegFile | Picture:
+        """What `image` is, or is made of if nobody has asked for its pixels yet."""
+        return self._image
+
+    def write_image(self, out: np.ndarray) -> None:
+        """Puts `image` into (H, W, 3) uint8, whose rows may lie apart, as in a larger picture."""
+        if isinstance(self._image, (np.ndarray, JpegFile)):
+            out[...] = self.image
+        else:
+            self._image.write(out)
+
+    def changed(self, **fields) -> Sample:
+        """A copy with other fields; unlike `dataclasses.replace` it asks for no pixels."""
+        other = copy.copy(self)
+        for name, value in fields.items():
+            setattr(other, name, value)
+        return other

@@ -2,7 +2,6 @@
 
 import os
 import random
-from dataclasses import replace
 
 import numpy as np
 
@@ -85,8 +84,7 @@ class FilterObjects:
         if keep.all():
             return sample
         keypoints, polygons = sample.keypoints, sample.polygons
-        return replace(
-            sample,
+        return sample.changed(
             boxes=sample.boxes[keep],
             labels=sample.labels[keep],
             keypoints=None if keypoints is None else keypoints[keep],
@@ -118,7 +116,7 @@ class PixelTransform:
                 f"{sample.image.shape}, got {image.dtype} {image.shape}; sizes and normalisation "
                 "are not for pixel transforms"
             )
-        return replace(sample, image=image)
+        return sample.changed(image=image)
 
 
 def color_jitter(strength: float) -> PixelTransform:

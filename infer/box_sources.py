@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dataset.batch import EvalBatch
 from dataset.coco_keypoints import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
-from dataset.loader import EvalBatch
 from infer.detection import DecodingOptions
 from infer.encode import Encoded
 from infer.predictor import Predictor

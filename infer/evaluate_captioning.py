@@ -3,8 +3,8 @@
 import pandas as pd
 import torch
 
+from dataset.batch import EvalBatch
 from dataset.coco_captions import CocoCaptions
-from dataset.loader import EvalBatch
 from infer.captioning import GREEDY, CaptionOptions
 from infer.predict_all import predict_all
 from infer.predictor import Predictor

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from dataset.batch import EvalBatch
 from dataset.coco_detection import CocoDetection
-from dataset.loader import EvalBatch
 from dataset.voc_detection import VocDetection
 from infer.detection import PAPER, DecodingOptions
 from infer.predict_all import predict_all

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from dataset.batch import EvalBatch
 from dataset.coco_segmentation import CocoSegmentation
-from dataset.loader import EvalBatch
 from infer.box_sources import box_source
 from infer.detection import PAPER as PAPER_DETECTION
 from infer.detection import DecodingOptions

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
-from dataset.loader import EvalBatch, build_eval_loader
+from dataset.batch import EvalBatch
+from dataset.loader import build_eval_loader
 from infer.batches import decode_batches
 from utils.world import ALONE, World
 

@@ -1,5 +1,6 @@
 """The fast ways of the data path and of the training step give what the plain ways give."""
 
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,17 +10,19 @@ import torch
 from PIL import Image
 
 from dataset.annotated_image import read_annotated_image
+from dataset.batch import collate, stack_tokens
 from dataset.build import TASKS, build_source, build_tokenizer, build_train_set
 from dataset.geometry import Geometry
-from dataset.loader import build_train_loader, collate
+from dataset.loader import build_train_loader
 from dataset.sample import Sample
 from dataset.trim import trim
 from models import ModelConfig, build_model
-from tokenizer import SegmentationTokenizer, Vocabulary
+from tokenizer import SegmentationTokenizer, TokenSequence, Vocabulary
 from train.loss import LossType, batch_loss
 from utils.errors import UserError
 from utils.images import JpegFile, load_image, open_image
-from utils.jpeg import reduction
+from utils.jpeg import FRAMES, reduction, upright_size
+from utils.pixels import pad_batch
 
 SIZE = (149, 203)  # no multiple of 2
 TURNED = (160, 208)  # of 8: a turned picture is reduced where blocks leave no rest
@@ -51,6 +54,49 @@ def test_the_fast_decoder_gives_the_pixels_of_pillow(tmp_path, mode):
     expected = np.asarray(Image.open(path).convert("RGB"))
     for image in (load_image(path), open_image(path).read()[0], sample_of(path).image):
         np.testing.assert_array_equal(image, expected)
+
+
+HEADERS = [
+    ("RGB", {}),
+    ("RGB", {"progressive": True, "dpi": (72, 72), "comment": "a ball"}),
+    ("RGB", {"icc_profile": b"p" * 70_000, "restart_marker_rows": 1}),
+    ("L", {"optimize": True}),
+    ("CMYK", {}),
+    ("RGB", {"exif": Image.Exif()}),
+    ("RGB", {"xmp": b"<x/>"}),
+]
+
+
+@pytest.mark.parametrize(("mode", "options"), HEADERS)
+def test_a_header_says_the_size_or_is_left_to_pillow(tmp_path, mode, options):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture(SIZE)).convert(mode).save(path, **options)
+    content = path.read_bytes()
+    usual = mode != "CMYK" and not options.keys() & {"exif", "xmp"}
+    assert upright_size(content) == (SIZE if usual else None)
+    frame = max(content.rfind(bytes([0xFF, kind])) for kind in FRAMES)
+    for end in range(min(frame + 10, 700)):  # a cut one, too, and what is no JPEG
+        assert upright_size(content[:end]) is None
+    Image.fromarray(picture(SIZE)).save(tmp_path / "a.png")
+    assert upright_size((tmp_path / "a.png").read_bytes()) is None
+    np.testing.assert_array_equal(open_image_pixels(path), load_image(path))
+
+
+def open_image_pixels(path: Path) -> np.ndarray:
+    image = open_image(path)
+    return image.pixels() if isinstance(image, JpegFile) else image
+
+
+@pytest.mark.data
+def test_headers_of_real_files(real_data):
+    """What the quick look at a header says is what Pillow says."""
+    paths = [path for path in real_data.rglob("*") if path.suffix in (".jpg", ".jpeg", ".mpo")]
+    sizes = {path: upright_size(path.read_bytes()) for path in paths}
+    for path, size in sizes.items():
+        if size:
+            with Image.open(path) as image:
+                assert (image.height, image.width) == size and image.getexif().get(274, 1) == 1
+    assert sum(map(bool, sizes.values())) > 0.8 * len(sizes)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -87,8 +133,9 @@ def test_reduced_decoding_moves_nothing(tmp_path, antialias, orientation, size, 
     assert early.image.shape[:2] == early.orig_size  # decoded now
     geometry = Geometry.jitter(late.orig_size, (64, 64), side / 64, (0.4, 0.7), flip=True)
     asked = []
-    late._image = Spy(late._image, asked)
+    late.image = Spy(late.source, asked)
     moved, expected = (geometry.apply(sample, antialias=antialias) for sample in (late, early))
+    assert not asked and moved.image_size == expected.image_size == moved.image.shape[:2]
     assert (asked[0] > 1) == (side < 100 and (orientation == 1 or size == TURNED))
     np.testing.assert_array_equal(moved.boxes, expected.boxes)
     assert moved.image.shape == expected.image.shape
@@ -109,6 +156,25 @@ class Spy(JpegFile):
         return pixels, blocks
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("side", [30, 64, 149, 300])
+def test_a_picture_is_made_where_it_is_wanted(tmp_path, side, flip):
+    """In the midst of a larger array, whose rest it leaves alone."""
+    sample = sample_of(jpeg(tmp_path / "a.jpg"))
+    geometry = Geometry.jitter(SIZE, (100, 140), side / 100, (0.4, 0.7), flip=flip)
+    moved = geometry.apply(sample)
+    (h, w), rest = moved.image_size, np.full((320, 420, 3), 7, np.uint8)
+    for part in (moved, moved.changed(boxes=moved.boxes[:1])):
+        assert not isinstance(part.source, np.ndarray), "no pixels are made"
+        part.write_image(rest[9 : 9 + h, 5 : 5 + w])
+    np.testing.assert_array_equal(rest[9 : 9 + h, 5 : 5 + w], moved.image)
+    rest[9 : 9 + h, 5 : 5 + w] = 7
+    assert (rest == 7).all() and isinstance(moved.source, np.ndarray)
+    mirror = Geometry.jitter(SIZE, (100, 140), side / 100, (0.4, 0.7), flip=not flip)
+    other = mirror.apply(sample).image
+    np.testing.assert_array_equal(other, moved.image[:, ::-1])
+
+
 def test_where_a_part_is_shown_all_pixels_are_decoded(tmp_path):
     sample = sample_of(jpeg(tmp_path / "a.jpg"))
     geometry = Geometry.jitter(SIZE, (16, 16), 1, crop=(11, 7, 99, 101))
@@ -120,8 +186,9 @@ def test_a_damaged_jpeg_is_named_when_it_is_decoded(tmp_path):
     path = jpeg(tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes()[:2000])
     sample = sample_of(path)
+    moved = Geometry.letterbox(SIZE, (32, 32)).apply(sample)
     with pytest.raises(UserError, match=r"cannot read image .*a\.jpg: .*truncated.*; replace"):
-        Geometry.letterbox(SIZE, (32, 32)).apply(sample)
+        _ = moved.image
     path.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a\.jpg: it is no image, or one of a kind that"):
         sample_of(path)
@@ -138,12 +205,26 @@ def test_reduced_pictures_are_the_same_from_every_worker(demo_set):
         build_train_loader(detection_set(demo_set), batch_size=4, num_workers=n) for n in (0, 2)
     ]
     for alone, helped in zip(*loaders, strict=True):
-        for image, (h, w) in zip(helped.images, helped.unpadded, strict=True):
-            assert not image[:, h:].any() and not image[:, :, w:].any() and image[:, :h, :w].any()
         assert helped.images.is_shared() and not alone.images.is_shared()
+        pictures = [pad_batch(batch.images, batch.unpadded) for batch in (alone, helped)]
+        assert torch.equal(*pictures) and pictures[0].std() > 0.1
         for field in fields(alone):
             a, b = getattr(alone, field.name), getattr(helped, field.name)
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+            if field.name != "images":
+                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_picture_that_fails_in_a_batch_is_one_line(demo_set, tmp_path, num_workers):
+    shutil.copytree(demo_set, tmp_path / "set")
+    for path in (tmp_path / "set" / "train2017").iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    loader = build_train_loader(
+        detection_set(tmp_path / "set"), batch_size=4, num_workers=num_workers
+    )
+    with pytest.raises(UserError, match=r"cannot read image .*\.jpg: .*; replace or remove it"):
+        next(iter(loader))
 
 
 # ---- sequences -------------------------------------------------------------------------------
@@ -172,7 +253,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
-def rows(weighted: int, length: int = 60, num: int = 3) -> list[dict]:
+def rows(weighted: int, length: int = 60, num: int = 3) -> list[tuple[Sample, TokenSequence]]:
     """Items of a `TrainSet`; about half of the first `weighted` targets count."""
     rng = np.random.default_rng(0)
     out = []
@@ -180,11 +261,9 @@ def rows(weighted: int, length: int = 60, num: int = 3) -> list[dict]:
         weights = rng.random((2, length)).astype(np.float32) * (rng.random((2, length)) < 0.5)
         weights[:, weighted - 1], weights[:, weighted:] = 1, 0
         tokens = rng.integers(0, 3000, (2, 2, length))
-        image = rng.integers(0, 256, (30, 28, 3)).astype(np.uint8)
-        out.append(
-            {"image": image, "size": (32, 32), "image_id": 1, "skipped": ()}
-            | {"input_tokens": tokens[0], "target_tokens": tokens[1], "token_weights": weights}
-        )
+        image = rng.integers(0, 256, (32, 28, 3)).astype(np.uint8)
+        sample = Sample(image, 1, (32, 28), geometry=Geometry.letterbox((32, 28), (32, 32)))
+        out.append((sample, TokenSequence(*tokens, weights)))
     return out
 
 
@@ -203,9 +282,7 @@ def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
     model, kind = build_model(MODEL), LossType.parse(loss)
     exact, rounded = collate(rows(17)), collate(rows(17), num_lengths=8)
     assert exact.input_tokens.shape[-1] == 17 and rounded.input_tokens.shape[-1] == 24
-    names = ("input_tokens", "target_tokens", "token_weights")
-    full = {n: torch.from_numpy(np.stack([row[n] for row in rows(17)])) for n in names}
-    whole = replace(exact, **full, positions=None)
+    whole = replace(exact, **stack_tokens([tokens for _, tokens in rows(17)]), positions=None)
     masked = replace(rounded, positions=None)
     with torch.no_grad():
         expected, *others = (

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from dataset.loader import Batch
+from dataset.batch import Batch
 from models.recompute import recompute_activations
 from tests.conftest import TINY
 from tests.test_multi_task import state_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from config import CFG, PRESETS
-from dataset.loader import Batch
+from dataset.batch import Batch
 from download.coco_categories import coco_categories
 from download.official_config import model_config
 from download.official_mapping import ROOT, SUFFIX, sources, to_state_dict

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dataset import build_captioning_vocab
@@ -40,6 +42,29 @@ def test_decode_inverts_encode(text, caption):
     pieces = text.encode(caption)
     assert text.decode(pieces) == caption and min(pieces) >= len(SPECIAL)
     assert len(pieces) <= len(caption.split()) + 4, "frequent words are one piece"
+
+
+WORDS = [
+    *("a", "red", "ball.", "(ball)", "it's", "<pad>", "x</s>y", "ΣΑΣ", "♞", "▁", "▁red"),
+    *("Ａ", "ﬁ", "¨", "e\u0301", "\u0301", "", "\t", "b\nc", "\u00a0", "\u3000", "\x1c"),
+]
+
+
+@pytest.mark.parametrize("lower_case", [False, True])
+def test_words_encoded_one_by_one_are_the_text_encoded_whole(lower_case):
+    text = TextTokenizer.train(CAPTIONS + WORDS, 200, lower_case=lower_case)
+    assert text._words is not None, "each word is encoded once"
+    rng, copy = np.random.default_rng(0), pickle.loads(pickle.dumps(text))
+    for _ in range(500):
+        words = " ".join(rng.choice(WORDS, rng.integers(0, 12)))
+        assert text.encode(words) == text._encode(words) == copy.encode(words)
+
+
+def test_a_tokenizer_of_another_kind_encodes_whole_texts(text):
+    content = text.to_json()
+    content["tokenizers"]["pre_tokenizer"] = None  # pieces may hold spaces
+    other = TextTokenizer.from_json(content)
+    assert other._words is None and other.decode(other.encode(CAPTIONS[0]))
 
 
 def test_white_space_and_compatible_characters_are_normalised(text):

@@ -26,9 +26,7 @@ class ClassDraws:
 
     @classmethod
     def sample(cls, num: int, num_classes: int, rng: np.random.Generator) -> "ClassDraws":
-        return cls(
-            rng.integers(0, num_classes, num), rng.random(num), rng.random(num), rng.random(num)
-        )
+        return cls(rng.integers(0, num_classes, num), *rng.random((3, num)))
 
 
 class DetectionTokenizer(TaskTokenizer):

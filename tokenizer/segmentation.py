@@ -119,10 +119,11 @@ class SegmentationTokenizer(TaskTokenizer):
             for i in order
         ]
         if self.random_start:
-            chosen = [[turn(part, rng.integers(len(part))) for part in parts] for parts in chosen]
-        return self.train_sequence(
-            np.asarray(boxes)[order], np.asarray(labels)[order], chosen, size
-        )
+            shares = iter(rng.random(sum(map(len, chosen))).tolist())
+            chosen = [
+                [turn(part, int(next(shares) * len(part))) for part in parts] for parts in chosen
+            ]
+        return self._write(np.asarray(boxes)[order], np.asarray(labels)[order], chosen, size)
 
     def train_sequence(
         self,
@@ -132,6 +133,17 @@ class SegmentationTokenizer(TaskTokenizer):
         size: tuple[int, int],
     ) -> TokenSequence:
         """The deterministic part of `sequence`: at most `max_objects` objects as given."""
+        fitted = [self._shorten(parts, self.max_points) for parts in polygons]
+        return self._write(boxes, labels, fitted, size)
+
+    def _write(
+        self,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        polygons: Sequence[Sequence[np.ndarray]],
+        size: tuple[int, int],
+    ) -> TokenSequence:
+        """`train_sequence` of outlines that fit."""
         prompts = np.full((self.max_objects, PROMPT_LEN), self.vocab.pad)
         prompts[: len(labels)] = self.prompts(boxes, labels, size)
         there = prompts[:, 0] != self.vocab.pad
@@ -152,12 +164,14 @@ class SegmentationTokenizer(TaskTokenizer):
     def _responses(
         self, polygons: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` of all objects at once: (max_objects, R) padded, and how long each is."""
+        """`encode` of all objects at once: (max_objects, R) padded, and how long each is.
+
+        Their outlines fit.
+        """
         between = np.full((1, 2), np.nan, np.float32)
         pieces, lengths = [], np.zeros(self.max_objects, np.int64)
         for i, parts in enumerate(polygons):
-            fitted = self._shorten(parts, self.max_points)
-            joined = [piece for part in fitted for piece in (between, part)][1:]
+            joined = [piece for part in parts for piece in (between, part)][1:]
             lengths[i] = sum(map(len, joined))
             pieces += joined
         out = np.full((self.max_objects, self.max_points, 2), self.vocab.pad)

@@ -21,6 +21,8 @@ from utils.files import write_text_atomic
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 PAD, END, UNKNOWN = range(3)
+MAX_WORDS = 200_000  # whose pieces are remembered
+SPACE = "▁"  # stands for the space before a word
 MIN_COUNT = 2  # a pair of pieces that occurs less often is not merged
 
 
@@ -41,6 +43,8 @@ class TextTokenizer:
         """
         self._bytes = model if isinstance(model, bytes) else None
         self._model = _sentencepiece(model) if isinstance(model, bytes) else model
+        # words are encoded once, where no piece depends on the words beside it
+        self._words: dict[str, list[int]] | None = {} if self._is_word_by_word() else None
         piece = self._model.id_to_piece if self._bytes else self._model.id_to_token
         first = [piece(i) for i in range(min(len(SPECIAL), self.size))]
         if tuple(first) != SPECIAL:
@@ -67,13 +71,8 @@ class TextTokenizer:
         Raises:
             UserError: there is no text, or there are more characters than pieces.
         """
-        normalize = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")]
-        normalize += [normalizers.Strip()] + [normalizers.Lowercase()] * lower_case
         model = Tokenizer(models.BPE(unk_token=SPECIAL[UNKNOWN]))
-        model.normalizer = normalizers.Sequence(normalize)
-        model.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")]
-        )
+        model.normalizer, model.pre_tokenizer = _normalizer(lower_case), _pre_tokenizer()
         model.decoder = decoders.Metaspace()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -151,9 +150,30 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Piece ids without `</s>`."""
+        if self._words is None or SPACE in text:
+            return self._encode(text)
+        pieces: list[int] = []
+        for word in text.split(" "):
+            known = self._words.get(word)
+            if known is None:
+                known = self._encode(word)
+                if len(self._words) < MAX_WORDS:
+                    self._words[word] = known
+            pieces += known
+        return pieces
+
+    def _encode(self, text: str) -> list[int]:
         if self._bytes is not None:
             return self._model.encode(text)
         return self._model.encode(text, add_special_tokens=False).ids
+
+    def _is_word_by_word(self) -> bool:
+        """Whether the text between two spaces is encoded on its own, as `train` arranges it."""
+        if self._bytes is not None:
+            return False
+        ours = [(_normalizer(lower), _pre_tokenizer()) for lower in (False, True)]
+        states = [tuple(map(_state, parts)) for parts in ours]
+        return (_state(self._model.normalizer), _state(self._model.pre_tokenizer)) in states
 
     def decode(self, pieces: Sequence[int]) -> str:
         """Text up to the first `</s>`; other special pieces and unknown ids say nothing."""
@@ -162,6 +182,22 @@ class TextTokenizer:
             pieces = pieces[: pieces.index(END)]
         known = [piece for piece in pieces if len(SPECIAL) <= piece < self.size]
         return self._model.decode(known).strip()
+
+
+def _normalizer(lower_case: bool) -> normalizers.Normalizer:
+    steps = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    return normalizers.Sequence(steps + [normalizers.Lowercase()] * lower_case)
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")]
+    )
+
+
+def _state(part) -> bytes | None:
+    """What a normalizer or pre-tokenizer is, to compare."""
+    return None if part is None else part.__getstate__()
 
 
 def _from_text(content: bytes, name: str) -> Tokenizer:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataset.loader import Batch
+from dataset.batch import Batch
 from infer.report import Report
 from models import save_model
 from train import build, build_model, build_state

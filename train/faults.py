@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dataset.loader import Batch
+from dataset.batch import Batch
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.loader import Batch
+from dataset.batch import Batch
 from utils.pixels import pad_batch
 
 IGNORED = -100  # a target that costs nothing

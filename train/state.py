@@ -8,7 +8,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from dataset.loader import Batch, Loader
+from dataset.batch import Batch
+from dataset.loader import Loader
 from models import Pix2Seq
 from train.freeze import Freeze
 from train.loss import XENT, LossType

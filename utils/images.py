@@ -4,7 +4,7 @@ import glob
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError, one_line
-from utils.jpeg import decode_jpeg, is_plain_jpeg, read_content, reduction
+from utils.jpeg import decode_jpeg, is_plain_jpeg, read_content, reduction, upright_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".gif", ".ppm")
 MAX_PIXELS = 178_956_970  # of a picture; Pillow, too, refuses what is larger
@@ -67,6 +67,10 @@ class JpegFile:
         height, width = self.stored_size
         return (width, height) if self.orientation in QUARTER_TURNS else (height, width)
 
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        return self.read()[0]
+
     def read(self, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
         """The pixels, or means of blocks of them where that leaves `at_least` (H, W).
 
@@ -86,6 +90,11 @@ class JpegFile:
 
 def open_image(path: str | Path, *, exif: bool = True) -> JpegFile | np.ndarray:
     """As `load_image`, but a JPEG is not decoded yet."""
+    with suppress(OSError), open(path, "rb") as file:  # what is wrong `_opened` can tell
+        content = file.read()
+        size = upright_size(content)
+        if size and size[0] * size[1] <= MAX_PIXELS:
+            return JpegFile(Path(path), np.frombuffer(content, np.uint8), size, orientation=1)
     with _opened(path) as image:
         if is_plain_jpeg(image):
             size, orientation = (image.height, image.width), _orientation(image) if exif else 1
