@@ -81,8 +81,8 @@ def predictor_of(weights: Path, cfg, device: str | None = None) -> Predictor:
         raise UserError(f"decode_mode must be one of {', '.join(CHOICES)}, got {cfg.decode_mode!r}")
     device, dtype = pick_device(device or cfg.device), DTYPES[cfg.infer_dtype]
     predictor = Predictor(weights, device, dtype=dtype, mode=cfg.decode_mode)
-    could_be_native = cfg.decode_mode == "auto" and device.type == "cpu" and dtype == torch.float32
-    if could_be_native and (reason := obstacle()):
+    could_be_native = cfg.decode_mode == "auto" and device.type == "cpu"
+    if could_be_native and (reason := obstacle(dtype)):
         log(f"notice: decoding takes longer than it could: {reason}")
     return predictor
 

@@ -1,7 +1,8 @@
 """native_step.cpp as a library: compiled when it is first asked for, then kept.
 
 It takes a few seconds and any g++ with OpenMP, another compiler by CXX. The file lies in the cache
-folder of the user, its name is a digest of the source, the command and the kind of machine.
+folder of the user, its name is a digest of the source, the command and the kind of machine. There
+is one library for weights in float32 and one for weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -29,31 +30,35 @@ VECTORS = {  # by what torch finds
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
 }
+NUMBERS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}  # of which weights may be
 ADVICE = "name a C++ compiler with OpenMP in CXX, or set decode_mode=plain"
 PATIENCE = 120  # seconds for the compiler
 one_at_a_time = threading.Lock()
 
 
 @once
-def obstacle() -> str | None:
+def obstacle(dtype: torch.dtype = torch.float32) -> str | None:
     """Why the library cannot be had here, in a line; None if it can."""
     try:
-        library()
+        library(dtype)
     except UserError as error:
         return str(error)
     return None
 
 
 @once
-def library() -> ctypes.CDLL:
+def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     """The library, for this processor.
+
+    Args:
+        dtype: of weights and cache, one of `NUMBERS`.
 
     Raises:
         UserError: there is no C++ compiler, it fails, or its product cannot be kept or loaded.
     """
     with one_at_a_time:
         try:
-            loaded = ctypes.CDLL(str(compiled_file()))
+            loaded = ctypes.CDLL(str(compiled_file(dtype)))
             loaded.decoder_step.restype = None
             return loaded
         except (OSError, RuntimeError, ValueError, AttributeError) as error:
@@ -62,12 +67,13 @@ def library() -> ctypes.CDLL:
             ) from error
 
 
-def compiled_file() -> Path:
+def compiled_file(dtype: torch.dtype = torch.float32) -> Path:
     """Where the library is; it is compiled if it is not there yet."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise UserError(f"there is no C++ compiler; install g++, {ADVICE}")
-    flags = (*FLAGS, *VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()))
+    vectors = VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())
+    flags = (*FLAGS, *vectors, *NUMBERS[dtype])
     command = [*shlex.split(compiler), *flags, str(SOURCE), "-o"]
     kind = " ".join([platform.system(), platform.machine(), *command])
     key = hashlib.sha256(kind.encode() + SOURCE.read_bytes()).hexdigest()[:16]

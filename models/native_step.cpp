@@ -6,8 +6,8 @@
 // structures and calls it.
 //
 // R rows (row r belongs to image r / (R / B)), D width, M hidden units of the MLP, nh heads of
-// size hd, T places in the cache, S image tokens; D, M and hd are multiples of 16, arrays are
-// float32. Tokens lie in G groups of W rows, the rows of a group side by side: (G, features, W).
+// size hd, T places in the cache, S image tokens; D, M and hd are multiples of 16. Weights and cache
+// are of type Number: float32, or bfloat16, which is half to read; all else is float32. Tokens lie in G groups of W rows, the rows of a group side by side: (G, features, W).
 // One row alone is W = 1: the lanes of the processor go along the features. Otherwise they go
 // along the rows, the last group is filled up, and a number of a matrix meets W rows at once.
 
@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -35,7 +36,9 @@ template <int W>
 struct Vectors {
   typedef float floats __attribute__((vector_size(4 * W)));
   typedef int32_t ints __attribute__((vector_size(4 * W)));
+  typedef uint32_t words __attribute__((vector_size(4 * W)));
   typedef float anywhere __attribute__((vector_size(4 * W), aligned(4)));  // in an array
+  typedef uint16_t halves_anywhere __attribute__((vector_size(2 * W), aligned(2)));
 };
 template <int W>
 using Vec = typename Vectors<W>::floats;
@@ -51,21 +54,57 @@ void store(float* p, const Vec<W>& values) {
   *reinterpret_cast<typename Vectors<W>::anywhere*>(p) = values;
 }
 
+#ifdef BFLOAT16  // the upper half of a float
+using Number = uint16_t;
+
+float value(Number number) {
+  const uint32_t bits = static_cast<uint32_t>(number) << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+Number nearest(float x) {  // of two as near the even one
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return x != x ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+
+template <int W>
+Vec<W> load(const Number* p) {
+  const auto halves = *reinterpret_cast<const typename Vectors<W>::halves_anywhere*>(p);
+  return (Vec<W>)(__builtin_convertvector(halves, typename Vectors<W>::words) << 16);
+}
+
+// n numbers, a multiple of 16, in `room`.
+const float* floats(const Number* p, int64_t n, std::vector<float>& room) {
+  if (static_cast<int64_t>(room.size()) < n) room.resize(n);
+  for (int64_t i = 0; i < n; i += LANES) store<LANES>(room.data() + i, load<LANES>(p + i));
+  return room.data();
+}
+#else
+using Number = float;
+
+float value(Number number) { return number; }
+Number nearest(float x) { return x; }
+const float* floats(const Number* p, int64_t, std::vector<float>&) { return p; }
+#endif
+
 struct Linear {
-  const float *weight, *bias;  // (out, in); (out,) or null
+  const Number *weight, *bias;  // (out, in); (out,) or null
   int64_t out, in;
 };
 
 struct Norm {
-  const float *weight, *bias;  // (D,); null: no norm
+  const Number *weight, *bias;  // (D,); null: no norm
   float eps;
 };
 
 struct Layer {
   Norm self_ln, cross_ln, mlp_ln;
   Linear qkv, self_out, q, cross_out, dense1, dense2;
-  float *k, *v;                      // (R, nh, T, hd)
-  const float *memory_k, *memory_v;  // (B, nh, S, hd)
+  Number *k, *v;                      // (R, nh, T, hd)
+  const Number *memory_k, *memory_v;  // (B, nh, S, hd)
 };
 
 struct Decoder {
@@ -136,7 +175,7 @@ float total(const Line& v) {
 }
 
 // The products of the lanes of two arrays of n numbers, summed up; n is a multiple of 16.
-Line dot(const float* a, const float* b, int64_t n) {
+Line dot(const Number* a, const float* b, int64_t n) {
   Line sums[4] = {};  // none waits for another
   int64_t i = 0;
   for (; i + 4 * LANES <= n; i += 4 * LANES)
@@ -167,23 +206,27 @@ void multiply(const float* const* outputs, int64_t step, const float* x, int64_t
 template <int W, typename Put>
 void product(const Linear& l, const float* x, int64_t groups, int64_t first, int64_t last,
              Put put) {
-  const auto row = [&](int64_t o) { return l.weight + std::min(o, last - 1) * l.in; };
   if constexpr (W == 1) {
     for (int64_t o = first; o < last; o += LANES) {
       Line sums[LANES], bias = {};
-      for (int j = 0; j < LANES; j++) sums[j] = dot(row(o + j), x, l.in);
-      for (int j = 0; l.bias && j < LANES && o + j < last; j++) bias[j] = l.bias[o + j];
+      for (int j = 0; j < LANES; j++)
+        sums[j] = dot(l.weight + std::min(o + j, last - 1) * l.in, x, l.in);
+      for (int j = 0; l.bias && j < LANES && o + j < last; j++) bias[j] = value(l.bias[o + j]);
       put(0, o, totals(sums) + bias);
     }
   } else {
     const auto put_one = [&](int64_t g, int64_t o, const Vec<W>& sum) {
-      if (o < last) put(g, o, sum + (l.bias ? l.bias[o] : 0.0f));
+      if (o < last) put(g, o, sum + (l.bias ? value(l.bias[o]) : 0.0f));
     };
-    for (int64_t block = first; block < last; block += BLOCK)  // stays near while the groups pass
+    static thread_local std::vector<float> room;
+    for (int64_t block = first; block < last; block += BLOCK) {  // near while the groups pass
+      const int64_t end = std::min(block + BLOCK, last);
+      const float* weight = floats(l.weight + block * l.in, (end - block) * l.in, room);
       for (int64_t g = 0; g < groups; g += 2)
-        for (int64_t o = block; o < std::min(block + BLOCK, last); o += OUTS) {
+        for (int64_t o = block; o < end; o += OUTS) {
           const float *rows[OUTS], *some = x + g * l.in * W;
-          for (int j = 0; j < OUTS; j++) rows[j] = row(o + j);
+          for (int j = 0; j < OUTS; j++)
+            rows[j] = weight + (std::min(o + j, end - 1) - block) * l.in;
           if (g + 1 == groups) {
             Vec<W> sums[1][OUTS];
             multiply<W>(rows, 1, some, l.in, sums);
@@ -197,6 +240,7 @@ void product(const Linear& l, const float* x, int64_t groups, int64_t first, int
               put_one(g + j % 2, o + part + j / 2, sums[j % 2][j / 2]);
           }
         }
+    }
   }
 }
 
@@ -228,19 +272,20 @@ void normalize(const Norm& norm, const float* x, float* y, int64_t groups, int64
       if constexpr (W == 1)
         store<STEP>(y + i, unit * load<STEP>(norm.weight + i) + load<STEP>(norm.bias + i));
       else
-        store<STEP>(y + i * W, unit * norm.weight[i] + norm.bias[i]);
+        store<STEP>(y + i * W, unit * value(norm.weight[i]) + value(norm.bias[i]));
     }
   }
 }
 
-void prefetch(const float* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(p + i, 0, 2);
+void prefetch(const Number* p, int64_t n) {
+  constexpr int64_t LINE = 64 / sizeof(Number);  // of the processor's cache
+  for (int64_t i = 0; i < n; i += LINE) __builtin_prefetch(p + i, 0, 2);
 }
 
 // out (hd,): the values v (n, hd) weighted by the softmax of the query q (hd,) on the keys k
 // (n, hd). `scores` has room for n and LANES more; `next` are keys that may be asked next.
-void attend(const float* q, const float* k, const float* v, int64_t n, int64_t hd, float* scores,
-            float* out, const float* next) {
+void attend(const float* q, const Number* k, const Number* v, int64_t n, int64_t hd, float* scores,
+            float* out, const Number* next) {
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
   product<1>({k, nullptr, n, hd}, q, 1, 0, n, [&](int64_t, int64_t s, const Line& sums) {
     prefetch(v + s * hd, LANES * hd);
@@ -276,7 +321,7 @@ void attend(const float* q, const float* k, const float* v, int64_t n, int64_t h
 // The same for GROUPS groups of W queries on the same keys: q (GROUPS, hd, W), scores
 // (GROUPS, n, W), out (GROUPS, hd, W).
 template <int W, int GROUPS>
-void attend_together(const float* q, const float* k, const float* v, int64_t n, int64_t hd,
+void attend_together(const float* q, const Number* k, const Number* v, int64_t n, int64_t hd,
                      float* scores, float* out) {
   constexpr int N = GROUPS == 1 ? OUTS : OUTS_OF_TWO_GROUPS;
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
@@ -294,9 +339,11 @@ void attend_together(const float* q, const float* k, const float* v, int64_t n, 
       store<W>(place, weights);
       sum[g] += weights;
     }
+  static thread_local std::vector<float> room;
+  const float* values = floats(v, n * hd, room);
   for (int64_t i = 0; i < hd; i += N) {
     const float* columns[N];
-    for (int j = 0; j < N; j++) columns[j] = v + i + j;
+    for (int j = 0; j < N; j++) columns[j] = values + i + j;
     Vec<W> sums[GROUPS][N];
     multiply<W>(columns, hd, scores, n, sums);
     for (int g = 0; g < GROUPS; g++)
@@ -363,14 +410,14 @@ struct Worker {
     for (int64_t r = 0; r < d.num_rows; r++)
       for (int64_t head = first; head < last; head++) {
         const int64_t cache = (r * d.num_heads + head) * d.max_len * hd;
-        float *k = layer.k + cache, *v = layer.v + cache;
+        Number *k = layer.k + cache, *v = layer.v + cache;
         const float* from = wide + index_of(r, head * hd, 3 * d.dim);
         for (int64_t i = 0; i < hd; i++) {
           q[i] = from[i * W];
-          k[position * hd + i] = from[(i + d.dim) * W];
-          v[position * hd + i] = from[(i + 2 * d.dim) * W];
+          k[position * hd + i] = nearest(from[(i + d.dim) * W]);
+          v[position * hd + i] = nearest(from[(i + 2 * d.dim) * W]);
         }
-        const float* next = k + d.max_len * hd;
+        const Number* next = k + d.max_len * hd;
         attend(q.data(), k, v, position + 1, hd, scores.data(), out.data(), next);
         float* to = context + index_of(r, head * hd, d.dim);
         for (int64_t i = 0; i < hd; i++) to[i * W] = out[i];
@@ -386,7 +433,7 @@ struct Worker {
     for (int64_t head = first; head < last; head++)
       for (int64_t image = 0; image < d.num_images; image++) {
         const int64_t memory = (image * d.num_heads + head) * d.memory_len * hd;
-        const float *k = layer.memory_k + memory, *v = layer.memory_v + memory;
+        const Number *k = layer.memory_k + memory, *v = layer.memory_v + memory;
         int64_t row = image * rows_per_image, end = row + rows_per_image;
         while (row < end) row += attend_some(k, v, head, row, end - row);
       }
@@ -395,7 +442,7 @@ struct Worker {
   }
 
   // Of the next `left` rows of an image as many as pay together; returns how many these were.
-  int64_t attend_some(const float* k, const float* v, int64_t head, int64_t row, int64_t left) {
+  int64_t attend_some(const Number* k, const Number* v, int64_t head, int64_t row, int64_t left) {
     constexpr int HALF = std::min(8, LANES);
     if (left <= 4) return attend_rows<1, 1>(k, v, head, row, 1);
     if (left <= HALF) return attend_rows<HALF, 1>(k, v, head, row, left);
@@ -404,13 +451,13 @@ struct Worker {
   }
 
   template <int N, int GROUPS>
-  int64_t attend_rows(const float* k, const float* v, int64_t head, int64_t row, int64_t count) {
+  int64_t attend_rows(const Number* k, const Number* v, int64_t head, int64_t row, int64_t count) {
     for (int64_t r = 0; r < count; r++) {
       const float* from = wide + index_of(row + r, head * hd, d.dim);
       float* to = q.data() + r / N * hd * N + r % N;
       for (int64_t i = 0; i < hd; i++) to[i * N] = from[i * W];
     }
-    const float* next = k + d.num_heads * d.memory_len * hd;  // of this head of the next image
+    const Number* next = k + d.num_heads * d.memory_len * hd;  // of this head of the next image
     if constexpr (N == 1)
       attend(q.data(), k, v, d.memory_len, hd, scores.data(), out.data(), next);
     else

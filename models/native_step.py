@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
-from models.native_library import library
+from models.native_library import NUMBERS, library
 
 LANES = 16  # of the widest processor native_step.cpp knows
 
@@ -51,24 +51,26 @@ class _Decoder(ctypes.Structure):
 
 def suits_native_step(decoder: Decoder) -> bool:
     """Whether `NativeStep` can read it: sizes are whole vectors, matrices lie row by row."""
+    dtype = decoder.token_embedding.dtype
     head_dim = decoder.token_embedding.shape[1] // decoder.num_heads
     sizes = head_dim, decoder.layers[0].mlp.dense1.out_features
-    return not any(size % LANES for size in sizes) and all(
-        p.is_contiguous() and p.dtype == torch.float32 for p in decoder.parameters()
-    )
+    whole = dtype in NUMBERS and not any(size % LANES for size in sizes)
+    return whole and all(p.is_contiguous() and p.dtype == dtype for p in decoder.parameters())
 
 
 class NativeStep:
-    """The decoder for one new token per row, float32 on a CPU.
+    """The decoder for one new token per row, on a CPU.
 
-    Weights and cache are read where they lie, and kept alive.
+    Weights and cache are read where they lie, and kept alive. They are float32 or bfloat16; what
+    is computed with them is float32.
 
     Raises:
         UserError: see `models.native_library.library`.
     """
 
     def __init__(self, decoder: Decoder, cache: Cache):
-        self.step, self.decoder, self.cache = library().decoder_step, decoder, cache
+        self.dtype, self.decoder, self.cache = decoder.token_embedding.dtype, decoder, cache
+        self.step = library(self.dtype).decoder_step
         self.held: list[Tensor] = []  # what `layers` and `arguments` point at
         num_rows, num_heads, max_len, head_dim = cache.layers[0].k.shape
         num_images, _, memory_len, _ = cache.layers[0].memory_k.shape
@@ -82,17 +84,19 @@ class NativeStep:
         self.scratch = torch.zeros(num_rows + LANES - 1, 2 * dim + max(3 * dim, mlp_dim))
 
     def __call__(self, tokens: Tensor, part: slice) -> Tensor:
-        """(R,) ids -> (R, len(part)) logits"""
+        """(R,) ids -> (R, len(part)) float32 logits"""
         position, decoder, sizes = self.cache.length, self.decoder, self.arguments
         if len(tokens) != sizes.num_rows:
             raise ValueError(f"tokens must be of {sizes.num_rows} rows, got {len(tokens)}")
         most = min(decoder.max_len, sizes.max_len)
         if position >= most:
             raise ValueError(f"sequence must have at most {most} tokens, got more")
-        x = F.embedding(tokens, decoder.token_embedding) + decoder.positions[position]  # (R, D)
+        x = F.embedding(tokens, decoder.token_embedding).float()  # (R, D)
+        x += decoder.positions[position]
         weight, bias = decoder.output_table(part)
         logits = x.new_empty(len(x), len(weight))
-        sizes.head = _Linear(address(weight), address(bias), *weight.shape)
+        head = (address(array, self.dtype) for array in (weight, bias))
+        sizes.head = _Linear(*head, *weight.shape)
         arrays = [ctypes.c_void_p(address(array)) for array in (x, self.scratch, logits)]
         threads = ctypes.c_int32(torch.get_num_threads())
         self.step(ctypes.byref(sizes), *arrays, ctypes.c_int64(position), threads)
@@ -119,15 +123,15 @@ class NativeStep:
 
     def _held_address(self, array: Tensor | None) -> int | None:
         self.held.append(array)
-        return address(array)
+        return address(array, self.dtype)
 
 
-def address(array: Tensor | None) -> int | None:
+def address(array: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
     if array is None:
         return None
-    if not array.is_contiguous() or array.dtype != torch.float32:
+    if not array.is_contiguous() or array.dtype != dtype:
         raise ValueError(
-            "the native step reads contiguous float32 arrays, got "
-            f"{array.dtype} with strides {array.stride()}"
+            f"the native step reads contiguous arrays of {dtype}, got {array.dtype} with strides "
+            f"{array.stride()}"
         )
     return array.data_ptr()

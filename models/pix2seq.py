@@ -52,29 +52,28 @@ class Pix2Seq(nn.Module):
 
         Args:
             dtype: `torch.bfloat16` halves what a step reads; logits are rounded to it, too, before
-                the float32 softmax.
+                the float32 softmax, but not in mode "native".
             mode: one of `models.step.MODES`; "compiled" compiles the encoder, too. "auto" is
-                "native" in float32 on a CPU with a C++ compiler, otherwise "plain".
+                "native" on a CPU with a C++ compiler, otherwise "plain".
 
         Raises:
             ValueError: there is no such mode.
-            UserError: "native" without a C++ compiler, or not in float32 on a CPU.
+            UserError: "native" without a C++ compiler, or not on a CPU.
         """
         if mode not in CHOICES:
             raise ValueError(f"mode must be one of {', '.join(CHOICES)}, got {mode!r}")
         for part in (self.encoder, self.projection, self.decoder):
             part.to(dtype)
-        cpu = self.device.type == "cpu" and dtype == torch.float32
-        fits = cpu and suits_native_step(self.decoder)
+        fits = self.device.type == "cpu" and suits_native_step(self.decoder)
         if mode == "auto":
-            mode = "native" if fits and obstacle() is None else "plain"
+            mode = "native" if fits and obstacle(dtype) is None else "plain"
         elif mode == "native":
             if not fits:
                 raise UserError(
-                    "decode_mode=native is for float32 on a CPU and sizes that are multiples of "
-                    f"{LANES}; set decode_mode=auto"
+                    "decode_mode=native is for float32 or bfloat16 on a CPU and sizes that are "
+                    f"multiples of {LANES}; set decode_mode=auto"
                 )
-            library()  # now rather than at the first answer
+            library(dtype)  # now rather than at the first answer
         self.decode_mode = mode
         if mode == "compiled":
             self.encoder.compile()

@@ -58,16 +58,18 @@ def one_token_step(
         return StaticStep(decoder, cache, compiled=mode == "compiled")
     if not suits_cpu_step(decoder, cache):
         return None
-    native = mode == "native" and suits_native_step(decoder)
-    return NativeStep(decoder, cache) if native else BlockedStep(decoder, cache)
+    if mode == "native" and suits_native_step(decoder):
+        return NativeStep(decoder, cache)
+    is_float32 = decoder.token_embedding.dtype == torch.float32
+    return BlockedStep(decoder, cache) if is_float32 else None
 
 
 def suits_cpu_step(decoder: Decoder, cache: Cache) -> bool:
-    """Whether `BlockedStep` may stand in: float32 on a CPU and nothing to differentiate."""
+    """Whether something may stand in: on a CPU, in one type, and nothing to differentiate."""
     return (
         isinstance(decoder, Decoder)
         and decoder.token_embedding.device.type == "cpu"
-        and decoder.token_embedding.dtype == cache.layers[0].k.dtype == torch.float32
+        and decoder.token_embedding.dtype == cache.layers[0].k.dtype
         and not decoder.training
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
@@ -75,7 +77,7 @@ def suits_cpu_step(decoder: Decoder, cache: Cache) -> bool:
 
 
 class BlockedStep:
-    """The decoder for one new token per row."""
+    """The decoder for one new token per row, in float32."""
 
     def __init__(self, decoder: Decoder, cache: Cache):
         self.decoder, self.cache = decoder, cache

@@ -1,6 +1,7 @@
 # ruff: noqa: F811  fixtures are arguments
 """The step in C++ says what the plain decoder says, on all lanes and with every option."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import torch
 import models.native_library as native
 from infer.script import predictor_of
 from models.beam import beam_search
+from models.decoder import Cache, LayerCache
 from models.native_step import NativeStep, address
 from models.step import BlockedStep
 from tests.test_static_step import in_mode
@@ -107,6 +109,52 @@ def test_any_width_of_16s(monkeypatch, calls, name, heads, head_dim):
         plain, fast = plain_and_native(model, memory, prompts(1, rows, 2))
         assert_same(fast, plain)
     assert calls
+
+
+@compiler
+@pytest.mark.parametrize("name", CAPABILITIES)
+@pytest.mark.parametrize(
+    ("variant", "rows"), list(zip(VARIANTS, (1, 2, 5, 8, 16, 23), strict=True))
+)
+@torch.no_grad()
+def test_half_precision_is_that_of_weights_and_cache_alone(
+    monkeypatch, memory, name, variant, rows
+):
+    """All else is float32: the modules in float32 say the same with rounded weights and cache."""
+    on_lanes_of(monkeypatch, name)
+    half = tiny(**VARIANTS[variant])
+    half.prepare(dtype=torch.bfloat16, mode="native")
+    cache = half.decoder.init_cache(memory.bfloat16(), 2 * rows, 12)
+    half.decoder(prompts(2 * rows, 3), cache=cache)
+    fast, exact = NativeStep(half.decoder, cache), copy.deepcopy(half).float().decoder
+    arrays = [(each.k, each.v, each.memory_k, each.memory_v) for each in cache.layers]
+    rounded = Cache([Rounded(*(a.float() for a in each)) for each in arrays], cache.length)
+    for tokens in prompts(9, 2 * rows):
+        expected = exact.logits(exact(tokens[:, None], cache=rounded)[:, 0])
+        torch.testing.assert_close(fast(tokens, slice(None)), expected, atol=1e-3, rtol=1e-4)
+    for ours, theirs in zip(cache.layers, rounded.layers, strict=True):
+        for a, b in ((ours.k.float(), theirs.k), (ours.v.float(), theirs.v)):
+            assert (a == b).float().mean() > 0.99, "a few are rounded to the other side"
+            torch.testing.assert_close(a, b, atol=1e-3, rtol=2**-6)
+
+
+class Rounded(LayerCache):
+    """Holds float32, of which only what is bfloat16 as well."""
+
+    def update(self, start, k, v):
+        return super().update(start, k.bfloat16().float(), v.bfloat16().float())
+
+
+@compiler
+def test_half_precision_decodes_near_to_the_whole(calls, memory):
+    whole, half = tiny(), tiny()
+    half.prepare(dtype=torch.bfloat16, mode="auto")
+    tokens, scores = half.generate(memory.bfloat16(), prompts(2, 3, 5), max_new_tokens=9)
+    assert calls == [6] * 8 and scores.dtype == torch.float32
+    best, exact = whole.generate(memory, prompts(2, 3, 5), max_new_tokens=9)
+    same = (tokens == best).all(-1)
+    assert same.float().mean() > 0.5
+    torch.testing.assert_close(scores[same], exact[same], atol=0.1, rtol=0.05)
 
 
 @compiler
@@ -266,9 +314,11 @@ def test_auto_is_native_where_it_fits_and_plain_where_not(monkeypatch):
     model.prepare(mode="auto")
     assert model.decode_mode == "native"
     model.prepare(mode="auto", dtype=torch.bfloat16)
+    assert model.decode_mode == "native"
+    model.prepare(mode="auto", dtype=torch.float16)
     assert model.decode_mode == "plain"
-    with pytest.raises(UserError, match="float32 on a CPU"):
-        model.prepare(mode="native", dtype=torch.bfloat16)
+    with pytest.raises(UserError, match="float32 or bfloat16 on a CPU"):
+        model.prepare(mode="native", dtype=torch.float16)
     odd = tiny(mlp_dim=100)
     odd.prepare(mode="auto")
     assert odd.decode_mode == "plain"
@@ -361,10 +411,12 @@ def test_a_damaged_file_in_the_cache_folder_is_one_line(monkeypatch, tmp_path):
 
 
 @compiler
-def test_the_source_has_no_warning_and_needs_no_vectors(tmp_path):
+@pytest.mark.parametrize("numbers", native.NUMBERS.values())
+def test_the_source_has_no_warning_and_needs_no_vectors(tmp_path, numbers):
     command = [
         next(filter(shutil.which, native.COMPILERS)),
         *native.FLAGS,
+        *numbers,
         "-Wall",
         "-Wextra",
         "-Werror",
