@@ -8,6 +8,8 @@ DEMO_DATA := data/demo
 DEMO_WEIGHTS := weights/demo.safetensors
 DEMO_IMAGES := 200
 DEMO_OUT := demo
+BENCHMARKS := decode train_step data tasks
+BENCH_OUT := results/bench
 
 .PHONY: help install demo demo-data test test-slow lint format bench clean
 
@@ -62,9 +64,11 @@ format: $(STAMP)  ## let ruff fix and format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure decoding, training and its data
+bench: $(STAMP)  ## measure decoding, training, its data and all tasks; tables, and JSON in results/bench/
 	@test -d benchmarks || { echo "there is no folder benchmarks/ in this checkout" >&2; exit 2; }
-	@for script in $(filter-out benchmarks/kill_test.py benchmarks/demo_captions.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@mkdir -p $(BENCH_OUT)
+	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; \
+	    $(BIN)/python benchmarks/$$name.py --json $(BENCH_OUT)/$$name.json || exit; done
 
 clean:  ## remove caches, the demo set and demo results; keeps .venv, runs and your data
 	rm -rf $(DEMO_OUT) $(DEMO_DATA) .pytest_cache .ruff_cache

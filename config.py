@@ -166,7 +166,7 @@ class CFG:
     fsdp: bool = False  # several processes share one copy of weights and optimiser state
     max_nonfinite: int = 10  # steps in a row without a finite loss that stop the run
     compile: bool = False  # torch.compile of the training step: minutes once, then faster steps
-    num_lengths: int = 8  # with compile, sequences are cut to one of so many lengths
+    num_lengths: int = 8  # on CUDA and with compile, sequences are cut to one of so many lengths
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
     save_minutes: float = 5.0  # time between checkpoints, within epochs too; 0 = at their ends
     save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone

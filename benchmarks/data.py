@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 import dataset.batch
-from benchmarks.decode import machine
+from benchmarks.machine import machine
 from config import CFG
 from dataset.batch import Batch, collate
 from dataset.build import TASKS, build_source, build_tokenizer, build_train_set

@@ -1,11 +1,11 @@
 """Images per second of everything a weight file can say, split by stage.
 
 python benchmarks/tasks.py
-python benchmarks/tasks.py --weights weights/coco_multi_task.safetensors --sizes 480x640
+python benchmarks/tasks.py --weights weights/coco_multi_task.safetensors --images "photos/*.jpg"
 
 How the time grows with the number of objects asked for, the pixels of the image and the batch:
-each line changes one of them. Images are noise; what a model finds in noise decides how many masks
-and persons follow, so `objects` counts what it found.
+each line changes one of them. Images are drawn scenes, or some of yours, stretched to the size; how
+many masks and persons follow depends on what is found in them, which `found` counts.
 """
 
 import argparse
@@ -17,17 +17,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
+import cv2
 import numpy as np
 import torch
 
-from benchmarks.decode import machine
+from benchmarks.machine import machine
 from config import CFG
+from download.demo.write import DemoSet, draw_image
 from infer.all_tasks import AllTasksOptions, AllTasksRun
 from infer.encode import as_tensor
 from infer.predictor import Predictor
 from models.step import CHOICES
 from utils.cli import run
 from utils.device import pick_device
+from utils.images import list_images, load_image
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -35,23 +38,39 @@ def parse(argv=None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     args.add_argument("--weights", type=Path, default=CFG.demo_weights)
+    args.add_argument("--images", help="file, folder or glob; default: drawn scenes")
     args.add_argument("--objects", type=int, nargs="+", default=[1, 4, 8], help="to ask for")
     args.add_argument("--sizes", nargs="+", default=["480x640", "960x1280"], help="HxW of images")
     args.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     args.add_argument("--repeat", type=int, default=3)
     args.add_argument("--mode", choices=CHOICES, default="auto", help="of decoding")
+    args.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args.add_argument("--device", default="auto")
     args.add_argument("--json", type=Path, help="write the figures there")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return args.parse_args(argv)
 
 
-def measure(predictor: Predictor, objects: int, size: str, batch: int, repeat: int) -> dict:
+def load_pictures(pattern: str | None, most: int) -> list[np.ndarray]:
+    """At most so many, (H, W, 3) uint8."""
+    if pattern is not None:
+        return [load_image(path) for path in list_images(pattern)[:most]]
+    scenes = DemoSet(train=0, val=most, size=(256, 384), seed=0)
+    return [draw_image(scenes, "val", index)[0].image for index in range(most)]
+
+
+def measure(
+    predictor: Predictor,
+    pictures: list[np.ndarray],
+    objects: int,
+    size: str,
+    batch: int,
+    repeat: int,
+) -> dict:
     """One line: median time of a batch, and of its stages."""
     height, width = (int(n) for n in size.split("x"))
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
-    images = [as_tensor(image) for image in pixels]
+    chosen = [pictures[i % len(pictures)] for i in range(batch)]
+    images = [as_tensor(cv2.resize(picture, (width, height))) for picture in chosen]
     times, stages, found = [], {}, []
     for turn in range(repeat + 1):
         seconds: dict[str, float] = {}
@@ -73,7 +92,7 @@ def measure(predictor: Predictor, objects: int, size: str, batch: int, repeat: i
 def main(argv=None):
     args = parse(argv)
     device = pick_device(args.device)
-    predictor = Predictor(args.weights, device, mode=args.mode)
+    predictor = Predictor(args.weights, device, dtype=getattr(torch, args.dtype), mode=args.mode)
     mode = predictor.model.decode_mode
     print(f"{args.weights.name} ({', '.join(predictor.tasks)}), {mode}, {machine(device)}")
     first = (args.objects[-1], args.sizes[0], args.batch[0])
@@ -82,8 +101,9 @@ def main(argv=None):
     cases += [(first[0], size, first[2]) for size in args.sizes[1:]]
     cases += [(*first[:2], batch) for batch in args.batch[1:]]
     out = {"machine": machine(device), "torch": torch.__version__, "cases": []}
+    pictures = load_pictures(args.images, max(args.batch))
     for case in cases:
-        line = measure(predictor, *case, args.repeat)
+        line = measure(predictor, pictures, *case, args.repeat)
         out["cases"].append(line)
         stages = "  ".join(f"{name} {value:.0f} ms" for name, value in line["ms"].items())
         print(

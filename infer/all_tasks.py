@@ -86,6 +86,8 @@ class AllTasksRun:
         known = self.predictor.tasks
         self._number += 1
         with self._stage("encoder"):
+            device = self.predictor.model.device
+            images = [image.to(device, non_blocking=True) for image in images]  # for all stages
             encoded = self.predictor.encode(images)
         captions = objects = masks = keypoints = [None] * len(images)
         if "captioning" in known:

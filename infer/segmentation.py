@@ -122,6 +122,7 @@ def _segment_crops(
 ) -> list[list[dict]]:
     """As `_decode`, every object seen in the surroundings of its box."""
     jobs = [(i, n) for i, of_image in enumerate(boxes) for n in range(len(of_image))]
+    images = [image.to(model.device, non_blocking=True) for image in images]  # once for all crops
     rles: list[list[dict]] = [[] for _ in images]
     for start in range(0, len(jobs), CROPS):
         chunk = jobs[start : start + CROPS]

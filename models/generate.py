@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.decoder import Cache, Decoder
 from models.step import next_logits
 
+# Attention of cuDNN, which torch takes for half types on newer GPUs, would be planned anew for
+# every length of the cache.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 LOOK_EVERY = 8  # tokens between two looks at what is finished, on a GPU
 FEW = 64  # ids that mostly hold the nucleus
 REMOVED = -1e10  # logit of a token that truncation removed, as in the official code
@@ -101,6 +105,7 @@ def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 @torch.no_grad()
+@sdpa_kernel(BACKENDS)
 def generate(
     decoder: Decoder,
     memory: Tensor,

@@ -23,7 +23,7 @@ class StaticLayerCache(LayerCache):
     """A `LayerCache` that is written at a position which the device knows, and read whole."""
 
     position: Tensor  # (1,)
-    seen: Tensor  # (1, 1, 1, max_len) bool, the places up to `position`
+    seen: Tensor  # (1, 1, 1, max_len), 0 at the places up to `position`, -inf at the others
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes (R, nh, 1, hd) at `position`; `start` does not count."""
@@ -81,7 +81,9 @@ def static_logits(
         places: (max_len,) the positions of the cache.
         table: embeddings and bias of the ids asked for, see `Decoder.output_table`.
     """
-    seen = (places <= position)[None, None, None]  # (1, 1, 1, max_len)
+    # attention adds it to its scores: made once for all layers, of their type
+    seen = torch.zeros(1, 1, 1, len(places), dtype=layers[0].k.dtype, device=places.device)
+    seen = seen.masked_fill(places > position, -torch.inf)
     x = F.embedding(tokens, decoder.token_embedding) + decoder.positions[position]  # (R, 1, D)
     for layer, c in zip(decoder.layers, layers, strict=True):
         cache = StaticLayerCache(c.k, c.v, c.memory_k, c.memory_v, position, seen)

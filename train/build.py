@@ -11,6 +11,7 @@ from infer.evaluate_keypoints import check_sigmas
 from tokenizer import TaskTokenizer, TextTokenizer, Vocabulary
 from train.multi_task import batch_sizes
 from train.state import TaskStream
+from utils.device import pick_device
 from utils.errors import UserError, one_line
 from utils.world import ALONE, World
 
@@ -134,11 +135,16 @@ def streams(
             world_size=world.size,
             drop_last=True,
             accumulate_steps=cfg.accumulate_steps,
-            num_lengths=cfg.num_lengths if cfg.compile else 0,
+            num_lengths=cfg.num_lengths if plans_by_length(cfg) else 0,
             prefetch=cfg.prefetch_batches,
         )
         out[task] = TaskStream(loader, size, cfg.accumulate_steps)
     return out
+
+
+def plans_by_length(cfg) -> bool:
+    """Whether a step of a new length costs more than its computing: something plans it anew."""
+    return cfg.compile or pick_device(cfg.device).type == "cuda"  # the attention of cuDNN
 
 
 def skips_bad(cfg) -> bool:

@@ -52,10 +52,10 @@ class NonFiniteWatch:
         """
         event = None
         if outcome.is_cuda:
+            stream = torch.cuda.current_stream(outcome.device)  # which need not be the first GPU's
             host = torch.empty_like(outcome, device="cpu", pin_memory=True)
             outcome = host.copy_(outcome, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
+            event = stream.record_event()
         self._pending.append((step, event, outcome, micro))
         lines = []
         while self._pending:

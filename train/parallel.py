@@ -65,7 +65,7 @@ def _unused_parameters(model: Pix2Seq) -> list[str]:
     model.eval()  # no draws, no statistics
     images = torch.zeros(1, 3, *model.config.image_size, device=model.device)
     tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    model(images, tokens).sum().backward()
+    model.forward(images, tokens).sum().backward()  # as it is, not as it may be compiled
     names = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.zero_grad(set_to_none=True)
     model.train(was_training)
@@ -102,7 +102,7 @@ def whole_model(model: Pix2Seq) -> Pix2Seq:
     """`model`, or with FSDP a plain copy of it: every process decodes at its own pace."""
     if not isinstance(model, FSDPModule):
         return model
-    with torch.random.fork_rng():  # the initial weights are drawn, then overwritten
+    with torch.random.fork_rng(devices=()):  # the initial weights are drawn, then overwritten
         out = build_model(model.config)
     out.load_state_dict(whole(model.state_dict()))
     out.meta = model.meta

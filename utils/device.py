@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU.
+    """ "auto" is CUDA where there is one, else the CPU. A numbered GPU becomes the current one.
 
     Raises:
         UserError: no device of that name here.
@@ -24,6 +24,8 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not here ({torch.cuda.device_count()} CUDA devices); "
             "use device=auto or device=cpu"
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # otherwise what asks for no device goes to the first
     return device
 
 
