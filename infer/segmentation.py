@@ -13,7 +13,7 @@ from infer.results import InstanceMasks
 from models import Pix2Seq
 from tokenizer import SegmentationTokenizer
 from utils.categories import Categories
-from utils.masks import mask_to_rle, polygons_to_rle, rle_to_mask
+from utils.masks import majority_mask
 from utils.pixels import OFFICIAL_RESIZING, Resizing
 
 CROPS = 16  # that are encoded together
@@ -109,12 +109,11 @@ def combine_samples(
     Returns:
         compressed COCO run lengths.
     """
-    votes = np.zeros(geometry.orig_size, np.int32)
-    for tokens in samples:
-        polygons = tokenizer.decode(tokens, geometry.size)
-        polygons = [geometry.inverse_points(part) for part in polygons]
-        votes += rle_to_mask(polygons_to_rle(polygons, geometry.orig_size))
-    return mask_to_rle(votes >= threshold * len(samples))
+    outlines = [
+        [geometry.inverse_points(part) for part in tokenizer.decode(tokens, geometry.size)]
+        for tokens in samples
+    ]
+    return majority_mask(outlines, geometry.orig_size, threshold)
 
 
 def _segment_crops(

@@ -32,10 +32,12 @@ from utils.errors import UserError
 from utils.masks import (
     cut_polygons,
     fit_polygons,
+    majority_mask,
     mask_to_rle,
     polygons_to_rle,
     rle_to_mask,
     rle_to_polygons,
+    window_to_rle,
 )
 
 VOCAB = Vocabulary()
@@ -364,6 +366,35 @@ def test_samples_are_averaged_not_piled_up():
         widths[threshold] = mask[25].sum()
     assert widths[0.125] == pytest.approx(75, abs=1)
     assert widths[0.5] == pytest.approx(60, abs=1) and widths[1.0] == pytest.approx(40, abs=1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_window_is_filled_as_the_whole_picture_is(seed):
+    """Outlines inside, at and across the border; run lengths of the window are those of all."""
+    rng = np.random.default_rng(seed)
+    size = tuple(rng.integers(1, 60, 2).tolist())
+    outlines = [
+        [
+            (rng.random((rng.integers(3, 9), 2)) * rng.uniform(1, 70) + rng.uniform(-9, 60)).astype(
+                np.float32
+            )
+            for _ in range(rng.integers(0, 4))
+        ]
+        for _ in range(8)
+    ]
+    votes = sum(rle_to_mask(polygons_to_rle(parts, size)).astype(int) for parts in outlines)
+    for share in (0.125, 0.5, 1.0):
+        assert majority_mask(outlines, size, share) == mask_to_rle(votes >= share * 8)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 0.9, 1.0])
+def test_run_lengths_of_a_window_are_those_of_the_picture(density):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        h, w, top, left, below, right = rng.integers(0, 5, 6).tolist()
+        window = rng.random((h + 1, w + 1)) < density
+        whole = np.pad(window, ((top, below), (left, right)))
+        assert window_to_rle(window, (top, left), whole.shape) == mask_to_rle(whole)
 
 
 @pytest.mark.data

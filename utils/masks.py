@@ -193,6 +193,58 @@ def mask_to_rle(mask: np.ndarray) -> dict:
     return _as_text(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
 
 
+def majority_mask(
+    outlines: Sequence[Sequence[np.ndarray]], size: tuple[int, int], share: float
+) -> dict:
+    """The pixels that at least a share of several masks contain.
+
+    Only the part of the picture is filled that the outlines reach: in a photograph most objects are
+    small.
+
+    Args:
+        outlines: of each mask its polygons, see `polygons_to_rle`.
+        size: (H, W) of the picture.
+        share: above 0.
+
+    Returns:
+        compressed COCO run lengths, `counts` as text.
+    """
+    points = [part for polygons in outlines for part in polygons]
+    if not points:
+        return mask_to_rle(np.zeros(size, bool))
+    points, far = np.concatenate(points), np.array(size[::-1])
+    # a pixel more on all sides, so that no border is drawn where the picture has none
+    start = np.clip(np.floor(points.min(0)) - 1, 0, far - 1).astype(int)
+    end = np.clip(np.ceil(points.max(0)) + 1, start + 1, far).astype(int)
+    window = tuple((end - start)[::-1].tolist())
+    votes = np.zeros(window, np.uint16, order="F")  # as masks lie in memory
+    for polygons in outlines:
+        moved = [np.asarray(part, np.float64) - start for part in polygons]
+        votes += coco_mask.decode(polygons_to_rle(moved, window))
+    return window_to_rle(votes >= share * len(outlines), (int(start[1]), int(start[0])), size)
+
+
+def window_to_rle(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict:
+    """`mask_to_rle` of a picture of which all but a window is empty.
+
+    Args:
+        mask: (h, w) bool, the window.
+        corner: (y, x) where it lies.
+        size: (H, W) of the picture.
+    """
+    edges = np.diff(np.pad(mask, ((1, 1), (0, 0))).astype(np.int8), axis=0)  # (h + 1, w)
+    columns, rows = np.nonzero(edges.T)  # down the columns, begin and end of a run in turns
+    places = (corner[1] + columns) * size[0] + corner[0] + rows
+    # a run that ends at the bottom of the picture may go on at the top of the next column
+    goes_on = np.flatnonzero(places[1:-1:2] == places[2::2])
+    places = np.delete(places, [2 * goes_on + 1, 2 * goes_on + 2])
+    counts = np.diff([0, *places.tolist(), size[0] * size[1]]).tolist()
+    if counts[-1] == 0:
+        counts.pop()
+    rle = {"size": list(size), "counts": counts}
+    return _as_text(coco_mask.frPyObjects(rle, *size))
+
+
 def rle_to_mask(rle: dict) -> np.ndarray:
     """COCO run lengths, compressed or not -> (H, W) bool."""
     if isinstance(rle["counts"], list):
