@@ -131,7 +131,7 @@ def build_batches(tokenizer: TaskTokenizer, side: int, batch: int, num_lengths: 
     size, pixels = (side, side), rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
     sample = Sample(pixels, 0, size, geometry=Geometry.letterbox(size, size))
     sequences = [sequence(tokenizer, side, rng) for _ in range(batch)]
-    whole = stack_tokens(sequences)
+    whole = {name: torch.from_numpy(rows) for name, rows in stack_tokens(sequences).items()}
     cut = collate([(sample, tokens) for tokens in sequences], num_lengths)
     return cut, Batch(cut.images.contiguous(), cut.unpadded, **whole, image_ids=cut.image_ids)
 

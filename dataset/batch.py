@@ -70,22 +70,21 @@ def collate(rows: list[tuple[Sample, TokenSequence]], num_lengths: int = 0) -> B
     return Batch(
         images=_pictures(samples),
         unpadded=torch.tensor([sample.image_size for sample in samples]),
-        **tokens,
+        **{name: torch.from_numpy(rows) for name, rows in tokens.items()},
         image_ids=[sample.image_id for sample in samples],
-        positions=tokens["token_weights"].flatten().nonzero()[:, 0],
+        positions=torch.from_numpy(np.flatnonzero(tokens["token_weights"])),
         full_length=full_length,
         skipped=tuple(reason for sample in samples for reason in sample.skipped),
     )
 
 
-def stack_tokens(sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-    """The fields of a `Batch` that hold tokens, not trimmed."""
-    arrays = {
-        "input_tokens": [tokens.input for tokens in sequences],
-        "target_tokens": [tokens.target for tokens in sequences],
-        "token_weights": [tokens.weight for tokens in sequences],
+def stack_tokens(sequences: Sequence[TokenSequence]) -> dict[str, np.ndarray]:
+    """What the fields of a `Batch` hold that are about tokens, not trimmed."""
+    return {
+        "input_tokens": np.stack([tokens.input for tokens in sequences]),
+        "target_tokens": np.stack([tokens.target for tokens in sequences]),
+        "token_weights": np.stack([tokens.weight for tokens in sequences]),
     }
-    return {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items()}
 
 
 def _pictures(samples: Sequence[Sample]) -> Tensor:

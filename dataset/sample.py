@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -81,7 +80,8 @@ class Sample:
 
     def changed(self, **fields) -> Sample:
         """A copy with other fields; unlike `dataclasses.replace` it asks for no pixels."""
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)  # what copy.copy does, in a third of the time
         for name, value in fields.items():
             setattr(other, name, value)
         return other

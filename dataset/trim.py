@@ -1,11 +1,11 @@
 """Batches without the tail that no loss looks at."""
 
-from torch import Tensor
+import numpy as np
 
 TOKENS = ("input_tokens", "target_tokens", "token_weights")
 
 
-def trim(batch: dict[str, Tensor], num_lengths: int = 0) -> dict[str, Tensor]:
+def trim(batch: dict[str, np.ndarray], num_lengths: int = 0) -> dict[str, np.ndarray]:
     """Cuts the sequences behind the last target that carries weight in any of them.
 
     Attention is causal, so nothing that is learned sees what comes later. By their official
@@ -16,10 +16,10 @@ def trim(batch: dict[str, Tensor], num_lengths: int = 0) -> dict[str, Tensor]:
         num_lengths: the cut is rounded up to one of so many lengths, so that shapes come again
             (a compiled model is specialised on them); 0 = it is exact.
     """
-    weighted = batch["token_weights"].flatten(0, -2).any(0).nonzero()  # (positions, 1)
     full = batch["token_weights"].shape[-1]
+    weighted = np.flatnonzero(batch["token_weights"].reshape(-1, full).any(0))  # positions
     step = -(-full // num_lengths) if num_lengths else 1
-    end = -(-(int(weighted.max()) + 1) // step) * step if len(weighted) else full
+    end = -(-(int(weighted[-1]) + 1) // step) * step if len(weighted) else full
     if end >= full:
         return batch
-    return batch | {name: batch[name][..., :end].contiguous() for name in TOKENS}
+    return batch | {name: np.ascontiguousarray(batch[name][..., :end]) for name in TOKENS}

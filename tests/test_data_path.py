@@ -282,7 +282,9 @@ def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
     model, kind = build_model(MODEL), LossType.parse(loss)
     exact, rounded = collate(rows(17)), collate(rows(17), num_lengths=8)
     assert exact.input_tokens.shape[-1] == 17 and rounded.input_tokens.shape[-1] == 24
-    whole = replace(exact, **stack_tokens([tokens for _, tokens in rows(17)]), positions=None)
+    full = stack_tokens([tokens for _, tokens in rows(17)])
+    full = {name: torch.from_numpy(array) for name, array in full.items()}
+    whole = replace(exact, **full, positions=None)
     masked = replace(rounded, positions=None)
     with torch.no_grad():
         expected, *others = (
@@ -305,7 +307,7 @@ def test_positions_are_those_of_the_mask():
 
 
 def test_nothing_is_cut_where_every_target_counts():
-    batch = {name: torch.ones(2, 9) for name in ("input_tokens", "target_tokens", "token_weights")}
+    batch = {name: np.ones((2, 9)) for name in ("input_tokens", "target_tokens", "token_weights")}
     assert trim(batch, 8) is batch
 
 
