@@ -187,11 +187,10 @@ class CFG:
 
     # ---- decoding ----------------------------------------------------------------------------
     eval_batch_size: int = 16
-    # of the scripts in infer/; validation during training is always float32 and plain
-    infer_dtype: str = "float32"  # what they compute in | "bfloat16"
+    infer_dtype: str = "float32"  # what the scripts in infer/ compute in | "bfloat16"
     # "auto" = native on a CPU with a C++ compiler, else plain | "plain" | "native" = C++, compiled
     # once | "static" = fixed shapes, on a GPU one CUDA graph per token | "compiled" = that and
-    # torch.compile, also of the encoder
+    # torch.compile, also of the encoder (not for validation during training)
     decode_mode: str = "auto"
     top_k: int = 0  # 1 = greedy, 0 = no limit
     top_p: float = 0.4  # nucleus; the papers' value for detection

@@ -17,8 +17,11 @@ from torch import nn
 from config import CFG, VocCFG
 from infer.predictor import Predictor
 from models import load_model
+from models.native_library import obstacle
 from tests.conftest import TINY
+from tests.test_step import tiny
 from train import train_coco_object_detection, train_voc_object_detection
+from train import validate as validation
 from train.checkpoint import load_checkpoint
 from train.engine import resume, train
 from train.loss import weighted_cross_entropy
@@ -248,3 +251,20 @@ def test_what_decays_is_a_setting():
     matrices = build_optimizer(model, decay_all=False, **options)
     decayed = {g["weight_decay"]: sum(p.ndim for p in g["params"]) for g in matrices.param_groups}
     assert decayed == {0.5: 2, 0.0: 3}
+
+
+@pytest.mark.parametrize("setting", ["auto", "native", "plain", "static", "compiled"])
+def test_validation_decodes_fast_and_leaves_the_model_as_it_was(monkeypatch, setting):
+    decoded, model = [], tiny().train()
+    monkeypatch.setattr(validation, "Predictor", lambda model: model)
+    monkeypatch.setattr(
+        validation, "evaluate_task", lambda *args, **_: decoded.append(args[2].decode_mode)
+    )
+    monkeypatch.setattr(validation, "draw_task", lambda *_: [np.zeros((8, 8, 3), np.uint8)])
+    before = [value.clone() for value in model.state_dict().values()]
+    validation.validate(snapshot(CFG, [f"decode_mode={setting}"]), "detection", model, None)
+    fast = "native" if obstacle() is None else "plain"
+    wanted = {"plain": "plain", "static": "static", "compiled": "static"}.get(setting, fast)
+    assert decoded == [wanted] and model.decode_mode == "plain" and model.training
+    after = model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

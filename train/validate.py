@@ -11,6 +11,8 @@ from utils.visualize import contact_sheet
 from utils.world import ALONE, World
 
 NUM_PICTURES = 8
+# How it decodes, by setting; "auto" for the others: what cannot run here must not end a training.
+MODES = {"plain": "plain", "static": "static", "compiled": "static"}
 
 
 def validate(
@@ -26,11 +28,13 @@ def validate(
     Returns:
         the report, and a picture (H, W, 3) uint8 RGB.
     """
-    rng, was_training = torch.get_rng_state(), model.training
+    rng, was_training, mode = torch.get_rng_state(), model.training, model.decode_mode
     model.eval()
+    model.prepare(dtype=model.dtype, mode=MODES.get(cfg.decode_mode, "auto"))
     predictor = Predictor(model)
     report = evaluate_task(task, cfg, predictor, source, world=world)
     pictures = draw_task(task, cfg, predictor, source, NUM_PICTURES)
     model.train(was_training)
+    model.decode_mode = mode
     torch.set_rng_state(rng)  # how often we look must not change the training
     return report, contact_sheet(pictures, 4)
