@@ -116,8 +116,11 @@ def test_compiled_says_what_plain_says(model, memory):
     assert_same(compiled, plain)
 
 
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@gpu
 @pytest.mark.parametrize("mode", ["static", "compiled"])
 def test_a_cuda_graph_says_what_plain_says(memory, mode):
     model, memory = tiny().cuda(), memory.cuda()
@@ -128,6 +131,30 @@ def test_a_cuda_graph_says_what_plain_says(memory, mode):
             in_mode(mode, model, memory, prompt, **options),
             in_mode("plain", model, memory, prompt, **options),
         )
+
+
+@pytest.mark.cuda
+@gpu
+def test_a_cuda_graph_in_half_precision_says_nearly_what_plain_says(memory):
+    model, memory = tiny().cuda(), memory.cuda().bfloat16()
+    model.prepare(dtype=torch.bfloat16)
+    prompt = prompts(2, 6, 3).cuda()
+    graph, plain = (
+        in_mode(mode, model, memory, prompt, max_new_tokens=9) for mode in ("static", "plain")
+    )
+    same = (graph[0] == plain[0]).all(1)
+    assert same.float().mean() > 0.5, "ties of rounded logits apart"
+    torch.testing.assert_close(graph[1][same], plain[1][same], atol=0.1, rtol=0.05)
+
+
+@pytest.mark.cuda
+@gpu
+def test_graphs_of_earlier_calls_leave_no_memory_behind(memory):
+    model, memory, held = tiny().cuda(), memory.cuda(), []
+    for _ in range(40):
+        in_mode("static", model, memory, prompts(2, 1).cuda(), max_new_tokens=12)
+        held.append(torch.cuda.memory_allocated())
+    assert held[-1] <= held[4] + 2**20
 
 
 def test_one_graph_serves_all_steps(monkeypatch, model, memory):
