@@ -11,7 +11,7 @@ resizing it. The loader, its stages one by one and the bound take turns; medians
   move       the transforms of boxes, points and outlines
   tokenise   objects to tokens
   decode     JPEG to pixels
-  collate    resize, window, mirror and padding of the pictures, tensors: a batch of 8, per image
+  collate    resize, window and mirror of the pictures, and tensors: a batch of 8, per image
   colour     the colour jitter of the default settings; switched off in the sum
 """
 

@@ -201,7 +201,7 @@ class Bench:
         side, batch = self.size["model"]["image_size"][0], args.batch or self.size["batch"]
         tokenizers = build_tokenizers(self.size)
         self.batches = {
-            task: build_batches(tokenizer, side, batch, 8 if args.compile else 0)
+            task: build_batches(tokenizer, side, batch, 8 if args.compile or on_gpu else 0)
             for task, tokenizer in tokenizers.items()
         }
         if on_gpu:

@@ -1,5 +1,6 @@
 """Reading an image to which an annotation belongs."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def read_annotated_image(
     try:
         image = open_image(path)
     except UserError:
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises where a name is too long
             raise
         raise UserError(f"image {path} is missing; {advice}") from None
     size = image_size(image)

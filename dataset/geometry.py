@@ -129,7 +129,7 @@ class Geometry:
             antialias: as the evaluation resizes; the official training does without.
 
         Returns:
-            Sample whose image is (h, w, 3) with (h, w) = `unpadded`; a `Picture`, not made yet.
+            Sample whose image is (h, w, 3) with (h, w) = `unpadded`; of a file a `Picture`.
         """
         if unknown := _unhandled_fields(type(sample)):
             raise TypeError(f"Geometry does not know how to move the fields {unknown}")
@@ -140,10 +140,11 @@ class Geometry:
         if sample.image_size != self.orig_size:
             got = sample.image_size
             raise ValueError(f"image must be {self.orig_size} (H, W) for this Geometry, got {got}")
-        h, w = self.unpadded
+        (h, w), picture = self.unpadded, Picture(sample.source, self, antialias)
+        is_decoded = isinstance(sample.source, np.ndarray)  # and large: it need not wait for others
         return sample.changed(
             geometry=self,
-            image=Picture(sample.source, self, antialias),
+            image=picture.pixels() if is_decoded else picture,
             boxes=np.minimum(np.maximum(self.boxes(sample.boxes), 0), np.float32([w, h, w, h])),
             keypoints=self._move_keypoints(sample.keypoints, sample.flip_pairs),
             polygons=self._move_polygons(sample.polygons),

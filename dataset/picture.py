@@ -24,7 +24,7 @@ class Picture:
     memory that the training process reads (`collate`).
     """
 
-    image: np.ndarray | JpegFile  # the original
+    image: np.ndarray | JpegFile  # the original, which stays in memory until then
     geometry: Geometry
     antialias: bool = False
 

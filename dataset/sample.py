@@ -80,6 +80,8 @@ class Sample:
 
     def changed(self, **fields) -> Sample:
         """A copy with other fields; unlike `dataclasses.replace` it asks for no pixels."""
+        if unknown := fields.keys() - self.__dataclass_fields__.keys():
+            raise TypeError(f"Sample has no fields {sorted(unknown)}")
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)  # what copy.copy does, in a third of the time
         for name, value in fields.items():

@@ -14,7 +14,7 @@ def trim(batch: dict[str, np.ndarray], num_lengths: int = 0) -> dict[str, np.nda
     Args:
         batch: its `TOKENS` are (B, T) or (B, N, T).
         num_lengths: the cut is rounded up to one of so many lengths, so that shapes come again
-            (a compiled model is specialised on them); 0 = it is exact.
+            (a compiled model is specialised on them, as is attention on a GPU); 0 = it is exact.
     """
     full = batch["token_weights"].shape[-1]
     weighted = np.flatnonzero(batch["token_weights"].reshape(-1, full).any(0))  # positions

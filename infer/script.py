@@ -12,7 +12,7 @@ import torch
 
 from infer.predictor import Predictor
 from models.native_library import obstacle
-from models.step import CHOICES
+from models.step import check_decode_mode
 from utils.cli import log, parser
 from utils.device import pick_device
 from utils.errors import UserError
@@ -77,8 +77,7 @@ def predictor_of(weights: Path, cfg, device: str | None = None) -> Predictor:
     """
     if cfg.infer_dtype not in DTYPES:
         raise UserError(f"infer_dtype must be one of {', '.join(DTYPES)}, got {cfg.infer_dtype!r}")
-    if cfg.decode_mode not in CHOICES:
-        raise UserError(f"decode_mode must be one of {', '.join(CHOICES)}, got {cfg.decode_mode!r}")
+    check_decode_mode(cfg.decode_mode)
     device, dtype = pick_device(device or cfg.device), DTYPES[cfg.infer_dtype]
     predictor = Predictor(weights, device, dtype=dtype, mode=cfg.decode_mode)
     could_be_native = cfg.decode_mode == "auto" and device.type == "cpu"

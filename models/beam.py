@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import sdpa_kernel
 
 from models.decoder import Cache, Decoder
-from models.generate import BACKENDS, read_prompt
+from models.generate import no_cudnn_attention, read_prompt
 from models.step import next_logits
 
 
@@ -44,7 +43,7 @@ def reorder(cache: Cache, rows: Tensor) -> None:
 
 
 @torch.no_grad()
-@sdpa_kernel(BACKENDS)
+@no_cudnn_attention()
 def beam_search(
     decoder: Decoder,
     memory: Tensor,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.decoder import Cache, Decoder
 from models.step import next_logits
 
-# Attention of cuDNN, which torch takes for half types on newer GPUs, would be planned anew for
-# every length of the cache.
-BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 LOOK_EVERY = 8  # tokens between two looks at what is finished, on a GPU
 FEW = 64  # ids that mostly hold the nucleus
 REMOVED = -1e10  # logit of a token that truncation removed, as in the official code
@@ -104,8 +101,23 @@ def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
     return drawn.clamp(max=probs.shape[1] - 1)
 
 
+@contextmanager
+def no_cudnn_attention() -> Iterator[None]:
+    """Attention by other kernels than those of cuDNN, in the whole process.
+
+    torch prefers them for half types on newer GPUs, but they are planned anew, which takes longer
+    than many steps, for every length of the cache.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 @torch.no_grad()
-@sdpa_kernel(BACKENDS)
+@no_cudnn_attention()
 def generate(
     decoder: Decoder,
     memory: Tensor,

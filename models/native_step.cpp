@@ -6,8 +6,9 @@
 // structures and calls it.
 //
 // R rows (row r belongs to image r / (R / B)), D width, M hidden units of the MLP, nh heads of
-// size hd, T places in the cache, S image tokens; D, M and hd are multiples of 16. Weights and cache
-// are of type Number: float32, or bfloat16, which is half to read; all else is float32. Tokens lie in G groups of W rows, the rows of a group side by side: (G, features, W).
+// size hd, T places in the cache, S image tokens; D, M and hd are multiples of 16. Weights and
+// cache are of type Number: float32, or bfloat16, which is half to read; all else is float32.
+// Tokens lie in G groups of W rows, the rows of a group side by side: (G, features, W).
 // One row alone is W = 1: the lanes of the processor go along the features. Otherwise they go
 // along the rows, the last group is filled up, and a number of a matrix meets W rows at once.
 

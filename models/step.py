@@ -16,13 +16,24 @@ from torch import Tensor, nn
 from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
 from models.native_step import NativeStep, suits_native_step
 from models.static_step import StaticStep
+from utils.errors import UserError
 
-# "plain": the modules, or on a CPU their faster stand-in; "native": on a CPU C++ that is compiled
-# at first use; "static": shapes that never change (finished rows stay), on a GPU one CUDA graph
-# replayed per token; "compiled": that, its kernels fused by torch.compile. ("auto", which settings
-# may say, is resolved by `Pix2Seq.prepare`.)
+# "plain": the modules, or on a CPU in float32 their faster stand-in; "native": on a CPU C++ that is
+# compiled at first use; "static": shapes that never change (finished rows stay), on a GPU one CUDA
+# graph replayed per token; "compiled": that, its kernels fused by torch.compile. ("auto", which
+# settings may say, is resolved by `Pix2Seq.prepare`.)
 MODES = ("plain", "native", "static", "compiled")
 CHOICES = ("auto", *MODES)
+
+
+def check_decode_mode(setting: str) -> None:
+    """Of the settings.
+
+    Raises:
+        UserError: there is no such mode.
+    """
+    if setting not in CHOICES:
+        raise UserError(f"decode_mode must be one of {', '.join(CHOICES)}, got {setting!r}")
 
 
 def next_logits(decoder: Decoder, cache: Cache, mode: str = "plain") -> Callable[..., Tensor]:

@@ -21,7 +21,7 @@ from tokenizer import SegmentationTokenizer, TokenSequence, Vocabulary
 from train.loss import LossType, batch_loss
 from utils.errors import UserError
 from utils.images import JpegFile, load_image, open_image
-from utils.jpeg import FRAMES, reduction, upright_size
+from utils.jpeg import reduction, upright_size
 from utils.pixels import pad_batch
 
 SIZE = (149, 203)  # no multiple of 2
@@ -74,12 +74,37 @@ def test_a_header_says_the_size_or_is_left_to_pillow(tmp_path, mode, options):
     content = path.read_bytes()
     usual = mode != "CMYK" and not options.keys() & {"exif", "xmp"}
     assert upright_size(content) == (SIZE if usual else None)
-    frame = max(content.rfind(bytes([0xFF, kind])) for kind in FRAMES)
-    for end in range(min(frame + 10, 700)):  # a cut one, too, and what is no JPEG
+    for end in range(min(content.index(b"\xff\xda") + 10, 700)):  # a cut one, too
         assert upright_size(content[:end]) is None
     Image.fromarray(picture(SIZE)).save(tmp_path / "a.png")
     assert upright_size((tmp_path / "a.png").read_bytes()) is None
     np.testing.assert_array_equal(open_image_pixels(path), load_image(path))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_exif_between_frame_and_scan_turns_the_picture(tmp_path, orientation):
+    turned = jpeg(tmp_path / "b.jpg", SIZE, orientation).read_bytes()
+    start = turned.index(b"\xff\xe1")
+    exif = turned[start : start + 2 + int.from_bytes(turned[start + 2 : start + 4], "big")]
+    Image.fromarray(picture(SIZE)).save(tmp_path / "a.jpg", quality=98, subsampling=0)
+    plain = (tmp_path / "a.jpg").read_bytes()
+    scan = plain.index(b"\xff\xda")
+    (tmp_path / "a.jpg").write_bytes(plain[:scan] + exif + plain[scan:])
+    file, image = open_image(tmp_path / "a.jpg"), load_image(tmp_path / "a.jpg")
+    assert file.size == image.shape[:2] == (SIZE if orientation == 1 else SIZE[::-1])
+    np.testing.assert_array_equal(file.pixels(), image)
+
+
+@pytest.mark.parametrize("name", ["a\0.jpg", "a\ud800.jpg", "a" * 300 + ".jpg", "no.jpg"])
+def test_a_name_that_no_file_has_is_a_missing_image(tmp_path, name):
+    with pytest.raises(UserError, match="is missing; look for it"):
+        read_annotated_image(tmp_path / name, (0, 0), "look for it")
+
+
+def test_a_decoded_original_does_not_wait_for_its_batch(tmp_path):
+    Image.fromarray(picture(SIZE)).save(tmp_path / "a.png")
+    moved = Geometry.letterbox(SIZE, (32, 32)).apply(sample_of(tmp_path / "a.png"))
+    assert isinstance(moved.source, np.ndarray) and moved.source.shape == (23, 32, 3)
 
 
 def open_image_pixels(path: Path) -> np.ndarray:

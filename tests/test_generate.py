@@ -1,6 +1,7 @@
 """Cached decoding equals the full forward; sampling, grammar, stopping."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import models.generate
 from models import ModelConfig, build_model
+from models.beam import beam_search
 from models.decoder import Cache
 from models.generate import SamplingOptions, draw, generate, top_logits
 
@@ -274,6 +276,29 @@ def test_looking_at_a_few_first_keeps_what_sorting_keeps(monkeypatch, spread):
         monkeypatch.setattr(models.generate, "FEW", 10**6)
         assert torch.equal(few, top_logits(logits, 0, p))
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_attention_of_cudnn_is_off_while_decoding_alone(model, memory, enabled):
+    """Seen by the grammar, which is asked at every step; an error, too, restores the setting."""
+    before, seen = torch.backends.cuda.cudnn_sdp_enabled(), []
+
+    def grammar(tokens):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        if tokens.shape[1] == 3:
+            raise KeyError
+        return torch.ones(VOCAB, dtype=torch.bool)
+
+    beams = partial(beam_search, model.decoder, eos_id=0, num_beams=2)
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
+        for decode in (model.generate, beams):
+            with pytest.raises(KeyError):
+                decode(memory, prompts(2, 1), max_new_tokens=5, allowed=grammar)
+            assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert seen == [False] * 8
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 1.5}])

@@ -91,6 +91,11 @@ def test_workers_change_nothing_over_two_epochs():
             assert_same(a, b)
 
 
+def test_a_sample_has_no_other_fields():
+    with pytest.raises(TypeError, match="no fields .'lables'"):
+        Pictures(1)[0].changed(lables=np.zeros(0))
+
+
 def test_samples_depend_on_seed_epoch_and_index_alone():
     dataset = train_set()
     sample, tokens = dataset[(3, 2)]

@@ -20,6 +20,7 @@ from models import load_model
 from models.native_library import obstacle
 from tests.conftest import TINY
 from tests.test_step import tiny
+from train import build as train_build
 from train import train_coco_object_detection, train_voc_object_detection
 from train import validate as validation
 from train.checkpoint import load_checkpoint
@@ -251,6 +252,32 @@ def test_what_decays_is_a_setting():
     matrices = build_optimizer(model, decay_all=False, **options)
     decayed = {g["weight_decay"]: sum(p.ndim for p in g["params"]) for g in matrices.param_groups}
     assert decayed == {0.5: 2, 0.0: 3}
+
+
+def test_a_decode_mode_that_is_none_is_refused_before_the_first_step(demo_set, tmp_path):
+    with pytest.raises(UserError, match="decode_mode must be one of auto, plain.*'natve'"):
+        train(snapshot(CFG, settings(demo_set, tmp_path, "decode_mode=natve")), ["detection"])
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "num_lengths"), [("cpu", 0, 0), ("cpu", 1, 8), ("cuda", 0, 8)]
+)
+def test_lengths_are_few_where_each_is_planned_anew(
+    monkeypatch, demo_set, tmp_path, device, compiled, num_lengths
+):
+    asked, build = [], train_build.build_train_loader
+    monkeypatch.setattr(train_build, "pick_device", lambda _: torch.device(device))
+    monkeypatch.setattr(
+        train_build,
+        "build_train_loader",
+        lambda *args, **options: asked.append(options["num_lengths"]) or build(*args, **options),
+    )
+    cfg = snapshot(CFG, settings(demo_set, tmp_path, f"compile={bool(compiled)}"))
+    sources = {"detection": train_build.source(cfg, "detection", train=True)}
+    vocab = train_build.vocabulary(cfg, ["detection"])
+    tokenizers = train_build.tokenizers(cfg, ["detection"], vocab, sources)
+    train_build.streams(cfg, sources, tokenizers)
+    assert asked == [num_lengths]
 
 
 @pytest.mark.parametrize("setting", ["auto", "native", "plain", "static", "compiled"])

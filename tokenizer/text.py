@@ -169,7 +169,9 @@ class TextTokenizer:
 
     def _is_word_by_word(self) -> bool:
         """Whether the text between two spaces is encoded on its own, as `train` arranges it."""
-        if self._bytes is not None:
+        if self._bytes is not None or self._model.truncation:
+            return False
+        if getattr(self._model.model, "dropout", None):  # it draws, every time anew
             return False
         ours = [(_normalizer(lower), _pre_tokenizer()) for lower in (False, True)]
         states = [tuple(map(_state, parts)) for parts in ours]

@@ -8,6 +8,7 @@ from pathlib import Path
 from dataset.build import build_source, build_tokenizer, build_train_set
 from dataset.loader import build_train_loader
 from infer.evaluate_keypoints import check_sigmas
+from models.step import check_decode_mode
 from tokenizer import TaskTokenizer, TextTokenizer, Vocabulary
 from train.multi_task import batch_sizes
 from train.state import TaskStream
@@ -98,6 +99,7 @@ def streams(
     for name in ("accumulate_steps", "num_lengths", "prefetch_batches"):
         if getattr(cfg, name) < 1:
             raise UserError(f"{name} must be at least 1, got {getattr(cfg, name)}")
+    check_decode_mode(cfg.decode_mode)  # of validation: now, not after the first epoch
     parts = world.size * cfg.accumulate_steps
     out, sizes = {}, batch_sizes(cfg, list(task_tokenizers))
     num_workers = -(-cfg.num_workers // len(sizes))  # shared out among the tasks

@@ -5,7 +5,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dataset.batch import Batch
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
+from utils.pixels import padding_of
 
 MAX_PENDING = 4  # steps whose outcome may still be unknown
 MAX_FILES = 10  # of batches kept for inspection
@@ -103,6 +104,8 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
     for number, batches in enumerate(micro):
         for task, batch in batches.items():
             ids[f"{number}.{task}"] = batch.image_ids
+            blank = padding_of(batch.images, batch.unpadded)  # anything may stand there
+            batch = replace(batch, images=batch.images.masked_fill(blank, 0))
             for field in fields(batch):
                 if isinstance(value := getattr(batch, field.name), Tensor):
                     tensors[f"{number}.{task}.{field.name}"] = value.clone().contiguous()

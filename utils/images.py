@@ -90,12 +90,13 @@ class JpegFile:
 
 def open_image(path: str | Path, *, exif: bool = True) -> JpegFile | np.ndarray:
     """As `load_image`, but a JPEG is not decoded yet."""
-    with suppress(OSError), open(path, "rb") as file:  # what is wrong `_opened` can tell
+    content = None
+    with suppress(OSError, ValueError), open(path, "rb") as file:  # `_opened` says what is wrong
         content = file.read()
         size = upright_size(content)
         if size and size[0] * size[1] <= MAX_PIXELS:
             return JpegFile(Path(path), np.frombuffer(content, np.uint8), size, orientation=1)
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         if is_plain_jpeg(image):
             size, orientation = (image.height, image.width), _orientation(image) if exif else 1
             return JpegFile(Path(path), read_content(image), size, orientation)
@@ -114,10 +115,14 @@ def image_size(path: str | Path, *, exif: bool = True) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The file as Pillow opens it; whatever goes wrong with it is an error of the user."""
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The file as Pillow opens it; whatever goes wrong with it is an error of the user.
+
+    Args:
+        content: of the file, if it has been read already.
+    """
     try:
-        content = Path(path).read_bytes()
+        content = Path(path).read_bytes() if content is None else content
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:

@@ -18,7 +18,7 @@ REDUCED = {  # denominator -> flags; the flags of OpenCV include those of blue f
 
 START = b"\xff\xd8"
 FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; the other ones are rare
-EXIF_OR_XMP = 0xE1
+EXIF_OR_XMP, SCAN = 0xE1, 0xDA  # pixels begin with the scan
 SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)  # APPn, tables, restarts, comment
 
 
@@ -28,16 +28,19 @@ def upright_size(content: bytes) -> tuple[int, int] | None:
     Pillow takes thrice the time for it. None = ask Pillow: another format, a kind that is rare, or
     something is wrong.
     """
-    place = len(START)
+    place, size = len(START), None
     if content[:place] != START:
         return None
     while place + 10 <= len(content) and content[place] == 0xFF:
         marker = content[place + 1]
-        if marker in FRAMES:
-            bits, height, width, channels = struct.unpack_from(">BHHB", content, place + 4)
-            usual = bits == 8 and channels in (1, 3) and height and width
-            return (height, width) if usual else None
-        if marker not in SEGMENTS or marker == EXIF_OR_XMP:
+        if marker == SCAN:
+            return size
+        if marker in FRAMES and size is None:
+            bits, *size, channels = struct.unpack_from(">BHHB", content, place + 4)
+            size = tuple(size)
+            if bits != 8 or channels not in (1, 3) or 0 in size:
+                return None
+        elif marker not in SEGMENTS or marker == EXIF_OR_XMP:
             return None
         place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
     return None

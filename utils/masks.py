@@ -199,7 +199,7 @@ def majority_mask(
     """The pixels that at least a share of several masks contain.
 
     Only the part of the picture is filled that the outlines reach: in a photograph most objects are
-    small.
+    small. Where an edge passes half-way between two pixels, rounding may choose the other one.
 
     Args:
         outlines: of each mask its polygons, see `polygons_to_rle`.
@@ -209,7 +209,7 @@ def majority_mask(
     Returns:
         compressed COCO run lengths, `counts` as text.
     """
-    points = [part for polygons in outlines for part in polygons]
+    points = [part for polygons in outlines for part in polygons if len(part)]
     if not points:
         return mask_to_rle(np.zeros(size, bool))
     points, far = np.concatenate(points), np.array(size[::-1])
@@ -217,7 +217,7 @@ def majority_mask(
     start = np.clip(np.floor(points.min(0)) - 1, 0, far - 1).astype(int)
     end = np.clip(np.ceil(points.max(0)) + 1, start + 1, far).astype(int)
     window = tuple((end - start)[::-1].tolist())
-    votes = np.zeros(window, np.uint16, order="F")  # as masks lie in memory
+    votes = np.zeros(window, np.int32, order="F")  # as masks lie in memory
     for polygons in outlines:
         moved = [np.asarray(part, np.float64) - start for part in polygons]
         votes += coco_mask.decode(polygons_to_rle(moved, window))

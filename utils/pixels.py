@@ -31,10 +31,15 @@ def pad_batch(images: Tensor, unpadded: Tensor, pad_value: float = PAD_VALUE) ->
     Returns:
         (B, 3, H, W) float32.
     """
+    outside = padding_of(images, unpadded)
+    images = images.to(torch.float32, memory_format=torch.contiguous_format)
+    return images.div_(255).masked_fill_(outside, pad_value)
+
+
+def padding_of(images: Tensor, unpadded: Tensor) -> Tensor:
+    """(B, 1, H, W) bool, what lies outside the pictures; arguments of `pad_batch`."""
     height, width = images.shape[-2:]
     unpadded = unpadded.to(images.device)
-    rows = torch.arange(height, device=images.device) < unpadded[:, :1]  # (B, H)
-    columns = torch.arange(width, device=images.device) < unpadded[:, 1:]  # (B, W)
-    inside = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
-    images = images.to(torch.float32, memory_format=torch.contiguous_format)
-    return images.div_(255).masked_fill_(~inside, pad_value)
+    rows = torch.arange(height, device=images.device) >= unpadded[:, :1]  # (B, H)
+    columns = torch.arange(width, device=images.device) >= unpadded[:, 1:]  # (B, W)
+    return rows[:, None, :, None] | columns[:, None, None, :]
