@@ -89,11 +89,13 @@ def load_in_stages(data: TrainSet, keys: list[tuple[int, int]], clock: Clock) ->
         rng = clock("move", np.random.default_rng, [data.seed, epoch, index])
         for transform in data.transforms:
             sample = clock("move", transform, sample, rng)
-        rows.append((sample, clock("tokenise", data.encode, sample, rng)))
+        rows.append((sample, rng))
+    sequences = [clock("tokenise", data.encode, *row) for row in rows]
+    rows = list(zip([sample for sample, _ in rows], sequences, strict=True))
     decode, before = JpegFile.read, clock.seconds.get("decode", 0.0)
     JpegFile.read = lambda file, at_least=None: clock("decode", decode, file, at_least)
     try:
-        clock("collate", collate, rows)
+        clock("collate", collate, rows, lambda _, tokens: tokens)
     finally:
         JpegFile.read = decode
     clock.seconds["collate"] -= clock.seconds.get("decode", 0.0) - before
@@ -101,7 +103,7 @@ def load_in_stages(data: TrainSet, keys: list[tuple[int, int]], clock: Clock) ->
 
 
 def load(data: TrainSet, keys: list[tuple[int, int]]) -> Batch:
-    return collate([data[key] for key in keys])
+    return collate([data[key] for key in keys], data.encode)
 
 
 def bound_of(path: Path, geometry) -> np.ndarray:

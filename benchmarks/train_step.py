@@ -132,7 +132,8 @@ def build_batches(tokenizer: TaskTokenizer, side: int, batch: int, num_lengths: 
     sample = Sample(pixels, 0, size, geometry=Geometry.letterbox(size, size))
     sequences = [sequence(tokenizer, side, rng) for _ in range(batch)]
     whole = {name: torch.from_numpy(rows) for name, rows in stack_tokens(sequences).items()}
-    cut = collate([(sample, tokens) for tokens in sequences], num_lengths)
+    rows = [(sample, tokens) for tokens in sequences]
+    cut = collate(rows, lambda _, tokens: tokens, num_lengths)
     return cut, Batch(cut.images.contiguous(), cut.unpadded, **whole, image_ids=cut.image_ids)
 
 

@@ -57,14 +57,17 @@ class EvalBatch:
         return replace(self, images=[image.pin_memory() for image in self.images])
 
 
-def collate(rows: list[tuple[Sample, TokenSequence]], num_lengths: int = 0) -> Batch:
-    """Items of a `TrainSet` as one batch, whose pictures are made here.
+def collate(
+    rows: list[tuple[Sample, np.random.Generator]], encode: Callable, num_lengths: int = 0
+) -> Batch:
+    """Items of a `TrainSet` as one batch: first its tokens, then its pictures.
 
     Args:
+        encode: that of the `TrainSet`, (sample, rng) -> TokenSequence.
         num_lengths: see `trim`.
     """
-    samples, sequences = zip(*rows, strict=True)
-    tokens = stack_tokens(sequences)
+    samples = [sample for sample, _ in rows]
+    tokens = stack_tokens([encode(sample, rng) for sample, rng in rows])
     full_length = tokens["token_weights"].shape[-1]
     tokens = trim(tokens, num_lengths)
     return Batch(

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 from dataset.batch import collate, collate_originals
 from dataset.sample import Sample
 from dataset.sampler import EpochSampler
-from tokenizer.task import TokenSequence
 from utils.device import num_cores
 from utils.errors import UserError
 
@@ -41,14 +40,15 @@ class TrainSet(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, TokenSequence]:
-        """Its image is (h, w, 3) with (h, w) = `geometry.unpadded`, made when it is asked for."""
-        epoch, index = key
-        sample, rng = self.sample(epoch, index)
-        return sample, self.encode(sample, rng)
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, np.random.Generator]:
+        return self.sample(*key)
 
     def sample(self, epoch: int, index: int) -> tuple[Sample, np.random.Generator]:
-        """The transformed sample and the generator that goes on to draw for `encode`."""
+        """The transformed sample and the generator that goes on to draw for `encode`.
+
+        Its image is (h, w, 3) with (h, w) = `geometry.unpadded`, made when it is asked for. Tokens
+        and pictures are made by `collate`, those of a batch one after another.
+        """
         rng = np.random.default_rng([self.seed, epoch, index])
         sample = self.source[index]
         for transform in self.transforms:
@@ -151,7 +151,7 @@ def build_train_loader(
     )
     return Loader(
         dataset,
-        partial(collate, num_lengths=num_lengths),
+        partial(collate, encode=dataset.encode, num_lengths=num_lengths),
         batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last,

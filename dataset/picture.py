@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Picture:
     """Pixels that are still to be made: those of `image` as `geometry` moves them.
 
-    While annotations are read, moved and written as tokens, no pixel passes through the caches of
-    the processor, which makes all of that twice as fast; then a batch makes its pictures in the
-    memory that the training process reads (`collate`).
+    While the annotations of a batch are read, moved and written as tokens, no pixel passes through
+    the caches of the processor, which makes all of that twice as fast; then its pictures are made
+    in the memory that the training process reads (`collate`).
     """
 
     image: np.ndarray | JpegFile  # the original, which stays in memory until then

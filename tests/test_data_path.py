@@ -278,8 +278,13 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
+def given(_sample: Sample, tokens: TokenSequence) -> TokenSequence:
+    """Stands in for the encoding of a task."""
+    return tokens
+
+
 def rows(weighted: int, length: int = 60, num: int = 3) -> list[tuple[Sample, TokenSequence]]:
-    """Items of a `TrainSet`; about half of the first `weighted` targets count."""
+    """Samples and their tokens; about half of the first `weighted` targets count."""
     rng = np.random.default_rng(0)
     out = []
     for _ in range(num):
@@ -294,10 +299,11 @@ def rows(weighted: int, length: int = 60, num: int = 3) -> list[tuple[Sample, To
 
 def test_lengths_are_few_and_never_too_short():
     for weighted in range(1, 61):
-        batch = collate(rows(weighted, num=1), num_lengths=8)
+        batch = collate(rows(weighted, num=1), given, num_lengths=8)
         assert batch.full_length == 60 and batch.input_tokens.shape[-1] in range(8, 61)
         assert weighted <= batch.input_tokens.shape[-1] < weighted + 8
-    lengths = {collate(rows(n, num=1), num_lengths=8).input_tokens.shape[-1] for n in range(1, 61)}
+    batches = [collate(rows(n, num=1), given, num_lengths=8) for n in range(1, 61)]
+    lengths = {batch.input_tokens.shape[-1] for batch in batches}
     assert lengths == {8, 16, 24, 32, 40, 48, 56, 60}
 
 
@@ -305,7 +311,7 @@ def test_lengths_are_few_and_never_too_short():
 def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
     torch.manual_seed(0)
     model, kind = build_model(MODEL), LossType.parse(loss)
-    exact, rounded = collate(rows(17)), collate(rows(17), num_lengths=8)
+    exact, rounded = (collate(rows(17), given, num_lengths=n) for n in (0, 8))
     assert exact.input_tokens.shape[-1] == 17 and rounded.input_tokens.shape[-1] == 24
     full = stack_tokens([tokens for _, tokens in rows(17)])
     full = {name: torch.from_numpy(array) for name, array in full.items()}
@@ -320,7 +326,7 @@ def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
 
 
 def test_positions_are_those_of_the_mask():
-    batch = collate(rows(17))
+    batch = collate(rows(17), given)
     mask = batch.token_weights > 0
     assert torch.equal(batch.positions, mask.flatten().nonzero()[:, 0])
     torch.manual_seed(0)
@@ -344,7 +350,7 @@ def test_a_compiled_step_is_one_graph_for_all_lengths():
     compiled.load_state_dict(plain.state_dict())
     compiled.compile(backend="eager", fullgraph=True)
     for weighted in (9, 17, 41):
-        batch = collate(rows(weighted), num_lengths=8)
+        batch = collate(rows(weighted), given, num_lengths=8)
         expected, loss = (batch_loss(model, batch) for model in (plain, compiled))
         torch.testing.assert_close(loss, expected)
         expected.backward(), loss.backward()

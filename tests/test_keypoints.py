@@ -220,7 +220,7 @@ def test_training_shows_twice_the_box_and_so_does_inference(robots):
         assert sample.geometry.crop == crop_to_box(BOXES[0], (90, 120), 0.5)
         y, x, h, w = sample.geometry.crop
         assert (x, y, x + w, y + h) == (0, 0, 82, 90)  # 40 x 60 doubled, cut to the picture
-        assert train_set[0, 0][1].target.shape == (tokenizer.max_len,)
+        assert train_set.encode(*train_set[0, 0]).target.shape == (tokenizer.max_len,)
 
 
 def test_the_preset_crops_without_being_told(robots):
@@ -236,7 +236,7 @@ def test_a_window_without_the_person_teaches_nothing(robots):
     train_set = build_train_set(
         *("keypoint", source, tokenizer, (16, 16)), seed=0, min_scale=9, max_scale=9
     )
-    weights = [train_set[epoch, 0][1].weight.sum() for epoch in range(30)]
+    weights = [train_set.encode(*train_set[epoch, 0]).weight.sum() for epoch in range(30)]
     assert 0 in weights and max(weights) > 0
 
 
