@@ -30,6 +30,7 @@ from infer.predictor import Predictor
 from models.step import CHOICES
 from utils.cli import run
 from utils.device import pick_device
+from utils.errors import UserError
 from utils.images import list_images, load_image
 
 
@@ -51,6 +52,18 @@ def parse(argv=None) -> argparse.Namespace:
     return args.parse_args(argv)
 
 
+def sides(size: str) -> tuple[int, int]:
+    """(H, W) of "HxW".
+
+    Raises:
+        UserError: it is no size.
+    """
+    height, _, width = size.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) * int(width)):
+        raise UserError(f"--sizes must be like 480x640 (HxW), got {size!r}")
+    return int(height), int(width)
+
+
 def load_pictures(pattern: str | None, most: int) -> list[np.ndarray]:
     """At most so many, (H, W, 3) uint8."""
     if pattern is not None:
@@ -68,7 +81,7 @@ def measure(
     repeat: int,
 ) -> dict:
     """One line: median time of a batch, and of its stages."""
-    height, width = (int(n) for n in size.split("x"))
+    height, width = sides(size)
     chosen = [pictures[i % len(pictures)] for i in range(batch)]
     images = [as_tensor(cv2.resize(picture, (width, height))) for picture in chosen]
     times, stages, found = [], {}, []
@@ -91,7 +104,9 @@ def measure(
 
 def main(argv=None):
     args = parse(argv)
-    device = pick_device(args.device)
+    device, pictures = pick_device(args.device), load_pictures(args.images, max(args.batch))
+    for size in args.sizes:
+        sides(size)  # now, not after the first ones
     predictor = Predictor(args.weights, device, dtype=getattr(torch, args.dtype), mode=args.mode)
     mode = predictor.model.decode_mode
     print(f"{args.weights.name} ({', '.join(predictor.tasks)}), {mode}, {machine(device)}")
@@ -101,7 +116,6 @@ def main(argv=None):
     cases += [(first[0], size, first[2]) for size in args.sizes[1:]]
     cases += [(*first[:2], batch) for batch in args.batch[1:]]
     out = {"machine": machine(device), "torch": torch.__version__, "cases": []}
-    pictures = load_pictures(args.images, max(args.batch))
     for case in cases:
         line = measure(predictor, pictures, *case, args.repeat)
         out["cases"].append(line)

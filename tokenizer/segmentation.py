@@ -123,7 +123,9 @@ class SegmentationTokenizer(TaskTokenizer):
             chosen = [
                 [turn(part, int(next(shares) * len(part))) for part in parts] for parts in chosen
             ]
-        return self._write(np.asarray(boxes)[order], np.asarray(labels)[order], chosen, size)
+        return self.train_sequence(
+            np.asarray(boxes)[order], np.asarray(labels)[order], chosen, size, shortened=True
+        )
 
     def train_sequence(
         self,
@@ -131,19 +133,20 @@ class SegmentationTokenizer(TaskTokenizer):
         labels: np.ndarray,
         polygons: Sequence[Sequence[np.ndarray]],
         size: tuple[int, int],
+        *,
+        shortened: bool = False,
     ) -> TokenSequence:
-        """The deterministic part of `sequence`: at most `max_objects` objects as given."""
-        fitted = [self._shorten(parts, self.max_points) for parts in polygons]
-        return self._write(boxes, labels, fitted, size)
+        """The deterministic part of `sequence`: at most `max_objects` objects as given.
 
-    def _write(
-        self,
-        boxes: np.ndarray,
-        labels: np.ndarray,
-        polygons: Sequence[Sequence[np.ndarray]],
-        size: tuple[int, int],
-    ) -> TokenSequence:
-        """`train_sequence` of outlines that fit."""
+        Args:
+            boxes, labels, polygons, size: see `sequence`; label 0 is an object that is not there.
+            shortened: no outline has more than `max_points` any more.
+
+        Returns:
+            arrays of shape (max_objects, max_len).
+        """
+        if not shortened:
+            polygons = [self._shorten(parts, self.max_points) for parts in polygons]
         prompts = np.full((self.max_objects, PROMPT_LEN), self.vocab.pad)
         prompts[: len(labels)] = self.prompts(boxes, labels, size)
         there = prompts[:, 0] != self.vocab.pad
