@@ -160,7 +160,7 @@ class CFG:
     layer_decay: float = 1.0  # rate of an encoder layer / that of the next; 1 = off (official)
     freeze_encoder_steps: int = 0  # first steps in which the encoder stays as it is
     freeze_batch_norm: bool = False  # the encoder's keep their statistics: for trained encoders
-    clip_grad: float = 0.0  # largest gradient norm; 0 = off (official)
+    clip_grad: float = 0.0  # largest gradient norm; 0 or less = off (official: -1)
     amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
     recompute_activations: bool = False  # of transformer blocks: less memory, more time
     fsdp: bool = False  # several processes share one copy of weights and optimiser state

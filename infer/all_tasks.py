@@ -42,9 +42,9 @@ DEFAULTS = AllTasksOptions()
 
 
 class AllTasksRun:
-    """Decodes batches of images one after another; each task has its own source of draws.
+    """Decodes batches of images one after another.
 
-    So every task says what it says when it is asked alone, with the same boxes.
+    Every task says what it says when it is asked alone, with the same boxes.
 
     Args:
         seconds: where the time of each stage is added up, for those who want to know.
@@ -72,19 +72,10 @@ class AllTasksRun:
         self.predictor, self.options = predictor, options
         self.seconds = {} if seconds is None else seconds
         self.encoded = {} if encoded is None else encoded
-        self._seeds = {
-            "detection": options.detection.seed,
-            "segmentation": options.segmentation.seed,
-            "keypoint": options.keypoints.seed,
-            "captioning": options.captions.seed,
-        }
-        self._generator = torch.Generator(predictor.model.device)
-        self._number = -1  # of the batch
 
     def __call__(self, images: Sequence[Tensor]) -> list[AllTasks]:
         """B uint8 (3, h, w) originals -> B results; the images are encoded once."""
         known = self.predictor.tasks
-        self._number += 1
         with self._stage("encoder"):
             device = self.predictor.model.device
             images = [image.to(device, non_blocking=True) for image in images]  # for all stages
@@ -104,13 +95,13 @@ class AllTasksRun:
     def _caption(self, images: Sequence[Tensor], encoded: Encoded) -> list[Captions]:
         with self._stage("captioning"):
             captioner = self.predictor.captioner(self.options.captions)
-            return captioner(images, encoded=encoded, generator=self._draws("captioning"))
+            return captioner(images, encoded=encoded)
 
     def _detect(self, images: Sequence[Tensor], encoded: Encoded) -> list[Detections]:
         options, most = self.options.detection, self.options.max_objects
         with self._stage("detection"):
             detector = self.predictor.detector(options, max_objects=most)
-            found = detector(images, encoded=encoded, generator=self._draws("detection"))
+            found = detector(images, encoded=encoded)
         return [objects.above(self.options.score_threshold) for objects in found]
 
     def _segment(
@@ -118,18 +109,13 @@ class AllTasksRun:
     ) -> list[InstanceMasks]:
         with self._stage("segmentation"):
             segmenter = self.predictor.segmenter(self.options.segmentation)
-            how = {"encoded": encoded, "generator": self._draws("segmentation")}
-            return segmenter(images, *_asked(objects), **how)
+            return segmenter(images, *_asked(objects), encoded=encoded)
 
     def _keypoints(self, images: Sequence[Tensor], objects: list[Detections]) -> list[Keypoints]:
         persons = with_keypoints(self.predictor.keypoint_tokenizer(), *_asked(objects))
         with self._stage("keypoint"):
             finder = self.predictor.keypoint_finder(self.options.keypoints)
-            return finder(images, *persons, generator=self._draws("keypoint"))
-
-    def _draws(self, task: str) -> torch.Generator:
-        """Of this batch, as if the task were alone (`decode_batches`)."""
-        return self._generator.manual_seed(self._seeds[task] + self._number)
+            return finder(images, *persons)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

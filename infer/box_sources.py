@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dataset.batch import EvalBatch
 from dataset.coco_keypoints import CocoKeypoints
@@ -28,7 +27,7 @@ def box_source(
     options: DecodingOptions,
     *,
     most: int | None = None,
-) -> Callable[[EvalBatch, Encoded | None, torch.Generator], Boxes]:
+) -> Callable[[EvalBatch, Encoded | None], Boxes]:
     """What gives boxes, labels and scores of the images of a batch.
 
     Args:
@@ -40,8 +39,8 @@ def box_source(
     if str(boxes) == "detected":
         detector = predictor.detector(options, categories=categories)
 
-        def detected(batch: EvalBatch, encoded: Encoded | None, draws: torch.Generator) -> Boxes:
-            found = detector(batch.images, encoded=encoded, generator=draws)
+        def detected(batch: EvalBatch, encoded: Encoded | None) -> Boxes:
+            found = detector(batch.images, encoded=encoded, image_ids=batch.image_ids)
             return _columns([_best((f.boxes, f.labels, f.scores), most) for f in found])
 
         return detected

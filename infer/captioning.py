@@ -11,6 +11,7 @@ from infer.encode import Encoded, encode_images
 from infer.results import Captions
 from models import Pix2Seq
 from models.beam import beam_search
+from models.generate import uniforms_of_images
 from tokenizer import CaptionTokenizer
 from utils.pixels import OFFICIAL_RESIZING, Resizing
 
@@ -29,7 +30,7 @@ class CaptionOptions:
     top_p: float = 1.0
     temperature: float = 1.0
     length_penalty: float = 1.0  # beams are ranked by their log-prob / length ** this
-    seed: int = 0  # of the draws; the same images in the same batches give the same result
+    seed: int = 0  # of the draws: an image gives the same result in every batch
 
     def __post_init__(self):
         if self.num_captions < 1 or self.num_beams < 1:
@@ -57,14 +58,14 @@ def caption(
     resize_mode: str = "letterbox",
     resizing: Resizing = OFFICIAL_RESIZING,
     encoded: Encoded | None = None,
-    generator: torch.Generator | None = None,
+    image_ids: Sequence[int | str] | None = None,
 ) -> list[Captions]:
     """Describes a batch of images. Only text comes out: the grammar rules all other ids out.
 
     Args:
         images: B uint8 (3, h, w) originals of any sizes.
         encoded: the images if they are encoded already.
-        generator: source of the draws; default: a new one from `options.seed`.
+        image_ids: B, to which the draws belong with `options.seed`; None = the same for each image.
 
     Returns:
         B `Captions`, `options.num_captions` each, best first.
@@ -73,7 +74,7 @@ def caption(
         encoded = encode_images(model, images, resize_mode=resize_mode, resizing=resizing)
     prompt = torch.from_numpy(tokenizer.prompt).to(model.device)
     prompt = prompt.expand(len(encoded.memory), -1)  # (B, 1)
-    tokens, log_probs = _decode(model, tokenizer, encoded.memory, prompt, options, generator)
+    tokens, log_probs = _decode(model, tokenizer, encoded.memory, prompt, options, image_ids)
     ended = tokens == tokenizer.eos_id
     lengths = (~ended).sum(2) + ended.any(2)  # (B, n), the end counts
     scores = np.exp(log_probs / lengths)
@@ -94,7 +95,7 @@ def _decode(
     memory: Tensor,
     prompt: Tensor,
     options: CaptionOptions,
-    generator: torch.Generator | None,
+    image_ids: Sequence[int | str] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (B, n, T) and the sums of their log-probs (B, n)."""
     common = {
@@ -113,8 +114,13 @@ def _decode(
             **common,
         )
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
-    if generator is None:
-        generator = torch.Generator(model.device).manual_seed(options.seed)
+    uniforms = uniforms_of_images(
+        prompt,
+        image_ids,
+        seed=options.seed,
+        num_samples=options.num_captions,
+        num_steps=tokenizer.max_new_tokens,
+    )
     tokens, log_probs = model.generate(
         memory,
         prompt,
@@ -122,7 +128,7 @@ def _decode(
         top_p=options.top_p,
         temperature=options.temperature,
         num_samples=options.num_captions,
-        generator=generator,
+        uniforms=uniforms,
         **common,
     )
     shape = (len(memory), options.num_captions)

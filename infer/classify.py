@@ -45,6 +45,27 @@ def label_boxes(
     return boxes, [class_ids(k, len(b), categories, predictor.source) for k, b in pairs]
 
 
+def check_boxes(boxes: np.ndarray, size: tuple[int, int]) -> None:
+    """Refuses boxes that hold no pixel of the image.
+
+    Args:
+        boxes: (N, 4) xyxy pixels.
+        size: (H, W) of the image.
+
+    Raises:
+        ValueError: a box is not finite, has no area, or lies outside the image.
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    inside = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
+    good = np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    good &= (inside[:, 2:] > inside[:, :2]).all(1)
+    if not good.all():
+        raise ValueError(
+            "boxes must be xmin ymin xmax ymax with an area inside the image "
+            f"({size[1]} x {size[0]}), got {boxes[~good][0].tolist()}"
+        )
+
+
 def classify_boxes(
     model: Pix2Seq,
     tokenizer: DetectionTokenizer,

@@ -11,6 +11,7 @@ from dataset.geometry import Geometry
 from infer.encode import Encoded, encode_images
 from infer.results import Detections
 from models import Pix2Seq
+from models.generate import uniforms_of_images
 from tokenizer import DetectionTokenizer
 from utils.categories import Categories
 from utils.pixels import OFFICIAL_RESIZING, Resizing
@@ -23,7 +24,7 @@ class DecodingOptions:
     top_k: int = 0
     top_p: float = 0.4
     temperature: float = 1.0
-    seed: int = 0  # of the draws; the same images in the same batches give the same result
+    seed: int = 0  # of the draws: an image gives the same result in every batch
 
 
 PAPER = DecodingOptions()
@@ -39,28 +40,30 @@ def detect(
     resize_mode: str = "letterbox",
     resizing: Resizing = OFFICIAL_RESIZING,
     encoded: Encoded | None = None,
-    generator: torch.Generator | None = None,
+    image_ids: Sequence[int | str] | None = None,
 ) -> list[Detections]:
     """Detects objects in a batch of images.
 
     The class of an object is the arg max of the class range at its fifth step, its score that
     class's probability over the full vocabulary (official `decode_object_seq_to_bbox`). Objects
-    of class 0 or of a class without a name are dropped, boxes are clipped to the image.
+    of class 0 or of a class without a name are dropped, boxes are clipped to the image and dropped
+    where no area is left (or their corners are the wrong way round).
 
     Args:
         images: B uint8 (3, h, w) originals of any sizes.
         encoded: the images if they are encoded already.
-        generator: source of the draws; default: a new one from `options.seed`.
+        image_ids: B, to which the draws belong with `options.seed`; None = the same for each image.
 
     Returns:
         B `Detections`, best first.
     """
     device = model.device
-    if generator is None:
-        generator = torch.Generator(device).manual_seed(options.seed)
     if encoded is None:
         encoded = encode_images(model, images, resize_mode=resize_mode, resizing=resizing)
     prompt = torch.from_numpy(tokenizer.prompt).to(device).expand(len(images), -1)  # (B, 1)
+    uniforms = uniforms_of_images(
+        prompt, image_ids, seed=options.seed, num_steps=tokenizer.max_new_tokens
+    )
     tokens, _, classes, log_probs = (
         out.cpu().numpy()
         for out in model.generate(
@@ -74,7 +77,7 @@ def detect(
             top_k=options.top_k,
             top_p=options.top_p,
             score_range=tokenizer.vocab.class_range,
-            generator=generator,
+            uniforms=uniforms,
         )
     )
     return [
@@ -90,11 +93,11 @@ def detect(
 def _to_original(
     decoded: tuple[np.ndarray, np.ndarray, np.ndarray], geometry: Geometry, categories: Categories
 ) -> Detections:
-    """Objects in model pixels -> named objects in original pixels, best first."""
+    """Objects in model pixels -> named objects with an area in original pixels, best first."""
     boxes, labels, scores = decoded
     h, w = geometry.orig_size
     boxes = np.clip(geometry.inverse_boxes(boxes), 0, np.float32([w, h, w, h]))
-    named = np.isin(labels, list(categories.names))
-    order = np.flatnonzero(named)[np.argsort(-scores[named], kind="stable")]
+    shown = np.isin(labels, list(categories.names)) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    order = np.flatnonzero(shown)[np.argsort(-scores[shown], kind="stable")]
     names = [categories.names[int(label)] for label in labels[order]]
     return Detections(boxes[order].astype(np.float32), labels[order], scores[order], names)

@@ -1,7 +1,6 @@
 """Captioning scored: CIDEr, BLEU and ROUGE-L of COCO's caption evaluation."""
 
 import pandas as pd
-import torch
 
 from dataset.batch import EvalBatch
 from dataset.coco_captions import CocoCaptions
@@ -24,11 +23,10 @@ def evaluate_captioning(
     """
     captioner = predictor.captioner(options)
 
-    def predict(batch: EvalBatch, draws: torch.Generator) -> list[Captions]:
-        return captioner(batch.images, generator=draws)
+    def predict(batch: EvalBatch) -> list[Captions]:
+        return captioner(batch.images, image_ids=batch.image_ids)
 
-    device = predictor.model.device
-    found = predict_all(source, predict, seed=options.seed, device=device, **loop)
+    found = predict_all(source, predict, **loop)
     results = [row for image_id, captions in found.items() for row in captions.to_coco(image_id)]
     return score_caption_results(source.references, results)
 

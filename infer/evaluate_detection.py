@@ -1,7 +1,6 @@
 """Detection scored: COCO's box AP, VOC's AP50."""
 
 import numpy as np
-import torch
 
 from dataset.batch import EvalBatch
 from dataset.coco_detection import CocoDetection
@@ -36,11 +35,10 @@ def evaluate_detection(
     categories = shared_categories(predictor.categories, source.categories)
     detector = predictor.detector(options, max_objects=max_objects, categories=categories)
 
-    def predict(batch: EvalBatch, draws: torch.Generator) -> list[Detections]:
-        return detector(batch.images, generator=draws)
+    def predict(batch: EvalBatch) -> list[Detections]:
+        return detector(batch.images, image_ids=batch.image_ids)
 
-    device = predictor.model.device
-    found = predict_all(source, predict, seed=options.seed, device=device, **loop)
+    found = predict_all(source, predict, **loop)
     score = score_coco if isinstance(source, CocoDetection) else score_voc
     return score(source, found, categories)
 

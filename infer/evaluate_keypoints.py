@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from dataset.batch import EvalBatch
 from dataset.coco_keypoints import CocoKeypoints
 from infer.box_sources import box_source
@@ -52,14 +50,13 @@ def evaluate_keypoints(
     categories = shared_categories(predictor.categories, source.categories)
     asked = box_source(predictor, source, categories, boxes, detection_options, most=MAX_OBJECTS)
 
-    def predict(batch: EvalBatch, draws: torch.Generator) -> list[Keypoints]:
-        of_boxes, labels, scores = asked(batch, None, draws)
+    def predict(batch: EvalBatch) -> list[Keypoints]:
+        of_boxes, labels, scores = asked(batch, None)
         if str(boxes) == "gt":
             scores = None  # the points alone are judged
-        return finder(batch.images, of_boxes, labels, scores, generator=draws)
+        return finder(batch.images, of_boxes, labels, scores, image_ids=batch.image_ids)
 
-    device = predictor.model.device
-    found = predict_all(source, predict, seed=options.seed, device=device, **loop)
+    found = predict_all(source, predict, **loop)
     return score_keypoints(source, found, categories, sigmas)
 
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from dataset.batch import EvalBatch
 from dataset.coco_segmentation import CocoSegmentation
 from infer.box_sources import box_source
@@ -42,13 +40,12 @@ def evaluate_segmentation(
     crops = predictor.segmentation_tokenizer().crop is not None
     whole = not crops or str(boxes) == "detected"
 
-    def predict(batch: EvalBatch, draws: torch.Generator) -> list[InstanceMasks]:
+    def predict(batch: EvalBatch) -> list[InstanceMasks]:
         encoded = predictor.encode(batch.images) if whole else None
-        prompts = asked(batch, encoded, draws)
-        return segmenter(batch.images, *prompts, encoded=encoded, generator=draws)
+        prompts = asked(batch, encoded)
+        return segmenter(batch.images, *prompts, encoded=encoded, image_ids=batch.image_ids)
 
-    device = predictor.model.device
-    found = predict_all(source, predict, seed=options.seed, device=device, **loop)
+    found = predict_all(source, predict, **loop)
     return score_segmentation(source, found, categories)
 
 

@@ -30,7 +30,7 @@ def generate_resampled(
     temperature: float,
     top_k: int,
     top_p: float,
-    generator: torch.Generator,
+    uniforms: Tensor,
     allowed: Callable[[Tensor], Tensor] | None = None,
     official: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -39,14 +39,17 @@ def generate_resampled(
     Args:
         memory: (R, S, D) encoded images, one for each prompt.
         prompt: (R, P)
-        temperature, top_k, top_p, generator, allowed: see `Pix2Seq.generate`. The grammar must be
-            the same at every step.
+        temperature, top_k, top_p, allowed: see `Pix2Seq.generate`. The grammar must be the same at
+            every step.
+        uniforms: (R, 2 * max_new_tokens) numbers in [0, 1): the first half chooses the tokens, the
+            second half those that are drawn anew.
         official: truncate with `official_truncation`; top_k at most 1.
 
     Returns:
         tokens, log_probs: (R, max_new_tokens), log-probs without the invisible token.
     """
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+    uniforms, again = uniforms.tensor_split(2, dim=1)  # each (R, T)
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "uniforms": uniforms}
     tokens, _ = model.generate(
         memory, prompt, max_new_tokens=max_new_tokens, allowed=allowed, **how
     )
@@ -57,13 +60,14 @@ def generate_resampled(
     places = tokens == invisible  # (R, T)
     if official:
         kept = official_truncation(logits / temperature, top_k, top_p).softmax(-1)
-        drawn = draw(kept.flatten(0, 1), generator).view(tokens.shape)
+        drawn = draw(kept.flatten(0, 1), again.flatten()).view(tokens.shape)
         tokens = torch.where(places, drawn, tokens)
     elif places.any():
         choices = logits[places]  # (M, V)
         if allowed is not None:
             choices = choices.masked_fill(~allowed(tokens[:, :0]), -torch.inf)
-        tokens[places] = sample(choices, SamplingOptions(temperature, top_k, top_p), generator)
+        options = SamplingOptions(temperature, top_k, top_p)
+        tokens[places] = sample(choices, options, again[places])
     return tokens, logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
 
 

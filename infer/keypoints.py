@@ -12,6 +12,7 @@ from infer.encode import Encoded, encode_images
 from infer.keypoint_resampling import generate_resampled
 from infer.results import Keypoints
 from models import Pix2Seq
+from models.generate import uniforms_of_images
 from tokenizer import KeypointTokenizer
 from tokenizer.keypoint import weighted_scores
 from utils.categories import Categories
@@ -31,7 +32,7 @@ class KeypointOptions:
     official_resampling: bool = False  # suppress it as the official code does, afterwards
     points_score_weight: float | None = None  # None = 1, but 0.1 where boxes come with scores
     max_crops: int = 32  # that are encoded and decoded together: a limit of memory
-    seed: int = 0  # of the draws; the same objects in the same batches give the same result
+    seed: int = 0  # of the draws: an object gives the same result in every batch
 
     def __post_init__(self):
         if self.max_crops < 1:
@@ -62,7 +63,7 @@ def find_keypoints(
     *,
     resize_mode: str = "letterbox",
     resizing: Resizing = OFFICIAL_RESIZING,
-    generator: torch.Generator | None = None,
+    image_ids: Sequence[int | str] | None = None,
 ) -> list[Keypoints]:
     """Keypoints of the objects in given boxes, each seen in the surroundings of its box.
 
@@ -76,13 +77,13 @@ def find_keypoints(
         boxes: B of (N, 4) xyxy original pixels; N may differ and be 0.
         labels: B of (N,) class ids; the first one of the tokenizer for all when None.
         scores: B of (N,) of the boxes; 1 for all when None.
-        generator: source of the draws; default: a new one from `options.seed`.
+        image_ids: B, to which the draws belong with `options.seed`; None = the same for each image.
 
     Returns:
         B `Keypoints`, in the order of the boxes.
     """
-    if generator is None:
-        generator = torch.Generator(model.device).manual_seed(options.seed)
+    if image_ids is None:
+        image_ids = [0] * len(images)
     weight = options.points_score_weight
     if weight is None:
         weight = 1.0 if scores is None else NOTEBOOK_WEIGHT
@@ -108,7 +109,7 @@ def find_keypoints(
         )
         own = [np.array([values[i][n] for i, n in chunk]) for values in (boxes, labels, scores)]
         points, point_scores, of_chunk = _decode(
-            model, tokenizer, encoded, *own, options, weight, generator
+            model, tokenizer, encoded, *own, options, weight, [image_ids[i] for i, _ in chunk]
         )
         for (i, n), *row in zip(chunk, points, point_scores, of_chunk, strict=True):
             found[i].points[n], found[i].point_scores[n], found[i].scores[n] = row
@@ -148,18 +149,21 @@ def _decode(
     scores: np.ndarray,
     options: KeypointOptions,
     weight: float,
-    generator: torch.Generator,
+    image_ids: Sequence[int | str],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of R crops: points (R, K, 3) original pixels, point_scores (R, K), scores (R,)."""
     vocab, geometries = tokenizer.vocab, encoded.geometries
     seen = np.stack([g.boxes(box) for g, box in zip(geometries, boxes, strict=True)])
     prompts = torch.from_numpy(tokenizer.prompts(seen, labels, geometries[0].size))
+    uniforms = uniforms_of_images(  # the second half is for what is drawn anew
+        prompts, image_ids, seed=options.seed, num_steps=2 * tokenizer.max_new_tokens
+    )
     how = {
         "max_new_tokens": tokenizer.max_new_tokens,
         "temperature": options.temperature,
         "top_k": options.top_k,
         "top_p": options.top_p,
-        "generator": generator,
+        "uniforms": uniforms.to(model.device),
     }
     memory, prompts = encoded.memory, prompts.to(model.device)
     if options.official_resampling:

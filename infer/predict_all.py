@@ -2,21 +2,17 @@
 
 from collections.abc import Callable
 
-import torch
 from tqdm import tqdm
 
 from dataset.batch import EvalBatch
 from dataset.loader import build_eval_loader
-from infer.batches import decode_batches
 from utils.world import ALONE, World
 
 
 def predict_all(
     source,
-    predict: Callable[[EvalBatch, torch.Generator], list],
+    predict: Callable[[EvalBatch], list],
     *,
-    seed: int,
-    device: torch.device,
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = False,
@@ -24,11 +20,10 @@ def predict_all(
 ) -> dict:
     """Predictions of all images: the same whatever the number of processes.
 
-    Every process takes whole batches, and the draws of a batch depend on `seed` and the number
-    of the batch alone.
+    Every process takes whole batches, and draws belong to an image.
 
     Args:
-        predict: a batch and the generator of its draws -> one prediction per image.
+        predict: a batch -> one prediction per image.
         num_workers: processes that load images; 0 = this one.
         progress: whether to draw a bar.
         world: the processes to share the images out among; all of them get the whole result.
@@ -47,8 +42,8 @@ def predict_all(
     mine: dict[int, list[tuple]] = {}  # number of the batch -> (image id, prediction) of each
     disable = not (progress and world.is_main)
     with tqdm(total=len(source), desc="evaluate", unit="image", disable=disable) as bar:
-        for number, batch, found in decode_batches(numbered, predict, seed=seed, device=device):
-            mine[number] = list(zip(batch.image_ids, found, strict=True))
+        for number, batch in numbered:
+            mine[number] = list(zip(batch.image_ids, predict(batch), strict=True))
             bar.update(min(len(batch) * world.size, bar.total - bar.n))
     batches = {number: rows for part in world.gather(mine) for number, rows in part.items()}
     return dict(row for number in sorted(batches) for row in batches[number])

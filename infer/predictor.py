@@ -13,7 +13,7 @@ from torch import Tensor
 from infer.all_tasks import DEFAULTS, AllTasksOptions, AllTasksRun
 from infer.batches import decode_images
 from infer.captioning import GREEDY, CaptionOptions, caption
-from infer.classify import Labels, label_boxes
+from infer.classify import Labels, check_boxes, label_boxes
 from infer.detection import PAPER, DecodingOptions, detect
 from infer.encode import Encoded, ImageLike, encode_images
 from infer.keypoints import PAPER as PAPER_KEYPOINTS
@@ -88,12 +88,6 @@ class Predictor:
     def _resizing(self) -> dict:
         return {"resize_mode": self.resize_mode, "resizing": self.resizing}
 
-    def _decode(self, images, decode: Callable, *given, seed: int, batch_size: int):
-        device = self.model.device
-        return decode_images(
-            images, decode, *given, seed=seed, device=device, batch_size=batch_size
-        )
-
     def detection_tokenizer(self, max_objects: int | None = None) -> DetectionTokenizer:
         """The tokenizer the weights were trained with, or with a smaller object budget."""
         trained = self.require("detection")["max_objects"]
@@ -109,7 +103,7 @@ class Predictor:
         max_objects: int | None = None,
         categories: Categories | None = None,
     ) -> Callable[..., list[Detections]]:
-        """`infer.detection.detect` of images, encoded and generator.
+        """`infer.detection.detect` of images, encoded and image_ids.
 
         Args:
             categories: the classes that count; None = all that the weights know.
@@ -135,7 +129,7 @@ class Predictor:
             `Detections` in pixels of the image, best first; a list for a list.
         """
         decode = self.detector(options, max_objects=max_objects)
-        return self._decode(images, decode, seed=options.seed, batch_size=batch_size)
+        return decode_images(images, decode, batch_size=batch_size)
 
     def segmentation_tokenizer(self) -> SegmentationTokenizer:
         """The tokenizer the weights were trained with."""
@@ -144,7 +138,7 @@ class Predictor:
     def segmenter(
         self, options: SegmentationOptions = PAPER_SEGMENTATION
     ) -> Callable[..., list[InstanceMasks]]:
-        """`infer.segmentation.segment` of images, boxes, labels, scores, encoded, generator."""
+        """`infer.segmentation.segment` of images, boxes, labels, scores, encoded, image_ids."""
         tokenizer, known = self.segmentation_tokenizer(), self.categories
         return partial(segment, self.model, tokenizer, known, options=options, **self._resizing)
 
@@ -164,7 +158,7 @@ class Predictor:
         Args:
             images: a path, a PIL image or an RGB uint8 array (H, W, 3), or a list of them; then
                 boxes, labels and scores are lists too, or None.
-            boxes: (N, 4) xyxy pixels of the image; None = detect them.
+            boxes: (N, 4) xyxy pixels of the image, with an area in it; None = detect them.
             labels: class ids or names, (N,) or one for all; None = ask the detection task, and
                 take the first class if the weights do not know that task.
             scores: (N,) of the boxes, which the masks take over; 1 when None.
@@ -177,13 +171,13 @@ class Predictor:
         only_crops = self.segmentation_tokenizer().crop is not None
         only_crops &= boxes is not None and labels is not None
 
-        def decode(tensors: list[Tensor], *given, generator: torch.Generator):
+        def decode(tensors: list[Tensor], *given):
             encoded = None if only_crops else self.encode(tensors)
             asked = self._asked(tensors, encoded, *given, score_threshold)
-            return segmenter(tensors, *asked, encoded=encoded, generator=generator)
+            return segmenter(tensors, *asked, encoded=encoded)
 
         given = (boxes, labels, scores)
-        return self._decode(images, decode, *given, seed=options.seed, batch_size=batch_size)
+        return decode_images(images, decode, *given, batch_size=batch_size)
 
     def _asked(
         self,
@@ -197,6 +191,8 @@ class Predictor:
         """Boxes, class ids and scores per image: those given, completed, or detected ones."""
         if boxes is None:
             return self._detected(tensors, encoded, threshold)
+        for tensor, of_image in zip(tensors, boxes, strict=True):
+            check_boxes(of_image, tuple(tensor.shape[1:]))
         return (*label_boxes(self, boxes, labels, encoded), scores)
 
     def _detected(self, tensors: list[Tensor], encoded: Encoded | None, threshold: float) -> tuple:
@@ -211,7 +207,7 @@ class Predictor:
     def keypoint_finder(
         self, options: KeypointOptions = PAPER_KEYPOINTS
     ) -> Callable[..., list[Keypoints]]:
-        """`infer.keypoints.find_keypoints` of images, boxes, labels, scores and generator."""
+        """`infer.keypoints.find_keypoints` of images, boxes, labels, scores and image_ids."""
         tokenizer, known = self.keypoint_tokenizer(), self.categories
         return partial(
             find_keypoints, self.model, tokenizer, known, options=options, **self._resizing
@@ -240,14 +236,14 @@ class Predictor:
         """
         tokenizer, finder = self.keypoint_tokenizer(), self.keypoint_finder(options)
 
-        def decode(tensors: list[Tensor], *given, generator: torch.Generator):
+        def decode(tensors: list[Tensor], *given):
             asked = self._asked(tensors, None, *given, score_threshold)
             if boxes is None:
                 asked = with_keypoints(tokenizer, *asked)
-            return finder(tensors, *asked, generator=generator)
+            return finder(tensors, *asked)
 
         given = (boxes, tokenizer.labels[0] if labels is None else labels, scores)
-        return self._decode(images, decode, *given, seed=options.seed, batch_size=batch_size)
+        return decode_images(images, decode, *given, batch_size=batch_size)
 
     def caption_tokenizer(self) -> CaptionTokenizer:
         """The tokenizer the weights were trained with; it is built once."""
@@ -259,7 +255,7 @@ class Predictor:
         return self._caption_tokenizer
 
     def captioner(self, options: CaptionOptions = GREEDY) -> Callable[..., list[Captions]]:
-        """`infer.captioning.caption` of images, encoded and generator."""
+        """`infer.captioning.caption` of images, encoded and image_ids."""
         tokenizer = self.caption_tokenizer()
         return partial(caption, self.model, tokenizer, options=options, **self._resizing)
 
@@ -279,7 +275,7 @@ class Predictor:
             `Captions`, best first; a list for a list.
         """
         decode = self.captioner(options)
-        return self._decode(images, decode, seed=options.seed, batch_size=batch_size)
+        return decode_images(images, decode, batch_size=batch_size)
 
     def all_tasks(
         self,
@@ -289,9 +285,4 @@ class Predictor:
         batch_size: int = 16,
     ) -> AllTasks | list[AllTasks]:
         """Captions, objects, masks and persons' keypoints, as far as the weights know them."""
-        run = AllTasksRun(self, options)
-
-        def decode(tensors: list[Tensor], *, generator: torch.Generator):
-            return run(tensors)  # with the draws of each task
-
-        return self._decode(images, decode, seed=0, batch_size=batch_size)
+        return decode_images(images, AllTasksRun(self, options), batch_size=batch_size)

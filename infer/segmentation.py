@@ -11,6 +11,7 @@ from dataset.geometry import Geometry, crop_to_box
 from infer.encode import Encoded, encode_images
 from infer.results import InstanceMasks
 from models import Pix2Seq
+from models.generate import uniforms_of_images
 from tokenizer import SegmentationTokenizer
 from utils.categories import Categories
 from utils.masks import majority_mask
@@ -30,7 +31,7 @@ class SegmentationOptions:
     threshold: float = 0.5  # a pixel that so large a share of them contains is in the mask
     grammar: bool = True  # rule out what is no outline; the official code does not
     max_rows: int = 256  # sequences that are decoded together: a limit of memory
-    seed: int = 0  # of the draws; the same objects in the same batches give the same result
+    seed: int = 0  # of the draws: an object gives the same result in every batch
 
     def __post_init__(self):
         if self.num_samples < 1 or self.max_rows < 1:
@@ -58,7 +59,7 @@ def segment(
     resize_mode: str = "letterbox",
     resizing: Resizing = OFFICIAL_RESIZING,
     encoded: Encoded | None = None,
-    generator: torch.Generator | None = None,
+    image_ids: Sequence[int | str] | None = None,
 ) -> list[InstanceMasks]:
     """Masks of the objects in given boxes.
 
@@ -71,13 +72,13 @@ def segment(
         labels: B of (N,) class ids.
         scores: B of (N,), the masks take them over; 1 for all when None.
         encoded: the images if they are encoded already; not used with crops.
-        generator: source of the draws; default: a new one from `options.seed`.
+        image_ids: B, to which the draws belong with `options.seed`; None = the same for each image.
 
     Returns:
         B `InstanceMasks`, in the order of the boxes.
     """
-    if generator is None:
-        generator = torch.Generator(model.device).manual_seed(options.seed)
+    if image_ids is None:
+        image_ids = [0] * len(images)
     boxes = [np.asarray(b, np.float32).reshape(-1, 4) for b in boxes]
     labels = [np.asarray(k, np.int64).reshape(-1) for k in labels]
     if scores is None:
@@ -85,9 +86,9 @@ def segment(
     how = {"resize_mode": resize_mode, "resizing": resizing}
     if tokenizer.crop is None:
         encoded = encoded or encode_images(model, images, **how)
-        rles = _decode(model, tokenizer, encoded, boxes, labels, options, generator)
+        rles = _decode(model, tokenizer, encoded, boxes, labels, options, image_ids)
     else:
-        rles = _segment_crops(model, tokenizer, images, boxes, labels, options, generator, how)
+        rles = _segment_crops(model, tokenizer, images, boxes, labels, options, image_ids, how)
     names = categories.names
     return [
         InstanceMasks(b, k, np.asarray(s, np.float32), [names[int(i)] for i in k], r)
@@ -117,7 +118,7 @@ def combine_samples(
 
 
 def _segment_crops(
-    model, tokenizer, images, boxes, labels, options, generator, how
+    model, tokenizer, images, boxes, labels, options, image_ids, how
 ) -> list[list[dict]]:
     """As `_decode`, every object seen in the surroundings of its box."""
     jobs = [(i, n) for i, of_image in enumerate(boxes) for n in range(len(of_image))]
@@ -131,7 +132,8 @@ def _segment_crops(
         encoded = encode_images(model, [images[i] for i, _ in chunk], regions=regions, **how)
         of_chunk = [boxes[i][n : n + 1] for i, n in chunk]
         labels_of_chunk = [labels[i][n : n + 1] for i, n in chunk]
-        found = _decode(model, tokenizer, encoded, of_chunk, labels_of_chunk, options, generator)
+        ids = [image_ids[i] for i, _ in chunk]
+        found = _decode(model, tokenizer, encoded, of_chunk, labels_of_chunk, options, ids)
         for (i, _), (rle,) in zip(chunk, found, strict=True):
             rles[i].append(rle)
     return rles
@@ -144,7 +146,7 @@ def _decode(
     boxes: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
     options: SegmentationOptions,
-    generator: torch.Generator,
+    image_ids: Sequence[int | str],
 ) -> list[list[dict]]:
     """Run lengths of the mask of every object, per image."""
     prompts = [
@@ -157,9 +159,17 @@ def _decode(
         most = pieces[0][2] - pieces[0][1]
         # images with fewer objects repeat theirs: the sequences of an image stand together
         rows = np.stack([np.resize(prompts[i][a:b], (most, 6)) for i, a, b in pieces])
+        rows = torch.from_numpy(rows).to(model.device)  # (images, most, 6)
+        uniforms = uniforms_of_images(
+            rows,
+            [image_ids[i] for i, _, _ in pieces],
+            seed=options.seed,
+            num_samples=num_samples,
+            num_steps=tokenizer.max_new_tokens,
+        )
         tokens, _ = model.generate(
             encoded.memory[torch.tensor([i for i, _, _ in pieces], device=model.device)],
-            torch.from_numpy(rows).to(model.device),  # (images, most, 6)
+            rows,
             max_new_tokens=tokenizer.max_new_tokens,
             eos_id=tokenizer.vocab.pad,
             temperature=options.temperature,
@@ -168,7 +178,7 @@ def _decode(
             num_samples=num_samples,
             allowed=tokenizer.allowed if options.grammar else None,
             unscored_range=tokenizer.answer_range if options.grammar else None,
-            generator=generator,
+            uniforms=uniforms,
         )
         tokens = tokens.cpu().numpy().reshape(len(pieces), most, num_samples, -1)
         for (i, first, end), of_image in zip(pieces, tokens, strict=True):

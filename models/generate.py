@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,30 +77,79 @@ def leading(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     return ordered, probs.gather(1, ids).cumsum(1)
 
 
-def sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator | None) -> Tensor:
-    """(R, V) -> (R,) token ids; of equal best logits greedy takes the first."""
+def sample(logits: Tensor, options: SamplingOptions, uniforms: Tensor | None = None) -> Tensor:
+    """(R, V) -> (R,) token ids; of equal best logits greedy takes the first.
+
+    Args:
+        uniforms: (R,) numbers in [0, 1) that choose the tokens; greedy needs none.
+    """
     if options.top_k == 1:
         return logits.argmax(1)
     kept = top_logits(logits / options.temperature, options.top_k, options.top_p)
-    return draw(kept.softmax(1), generator)
+    return draw(kept.softmax(1), uniforms)
 
 
-def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(R, V) -> (R,) indices: one random number per row, looked up in the cumulative distribution.
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """(R, V) -> (R,) indices: a number per row is looked up in the cumulative distribution.
 
     `torch.multinomial` makes R * V random numbers, which took a tenth of an inference on a CPU. In
     exchange what is less probable than 3e-8 is never drawn.
+
+    Args:
+        uniforms: (R,) float32 in [0, 1): below 1 by 2^-24 at least, which keeps the product below
+            the last sum.
 
     Raises:
         ValueError: on a CPU, where looking costs nothing: a row is nan, or zero everywhere.
     """
     upto = probs.cumsum(1)
-    # below 1 by 2^-24 at least, which is enough for the product to be below the last sum
-    number = torch.rand(len(probs), 1, generator=generator, device=probs.device)
     if upto.device.type == "cpu" and not (upto[:, -1] > 0).all():
         raise ValueError("no token can be drawn: probabilities are nan, or the grammar allows none")
-    drawn = torch.searchsorted(upto, number * upto[:, -1:], right=True)[:, 0]
+    drawn = torch.searchsorted(upto, uniforms[:, None] * upto[:, -1:], right=True)[:, 0]
     return drawn.clamp(max=probs.shape[1] - 1)
+
+
+def uniforms_of_images(
+    prompt: Tensor,
+    image_ids: Sequence[int | str] | None = None,
+    *,
+    seed: int = 0,
+    num_samples: int = 1,
+    num_steps: int,
+) -> Tensor:
+    """The random numbers of `generate` that belong to an image and a prompt, whatever the batch.
+
+    A picture gives the same answer in every batch, at every place in it, beside any other prompts
+    and on any number of processes.
+
+    Args:
+        prompt: (B, P) or (B, N, P) ids, N prompts per image.
+        image_ids: (B,) what tells the images apart; None = all have the same numbers.
+        seed: other seeds give other numbers.
+        num_steps: numbers per row, at least the tokens to be generated.
+
+    Returns:
+        (B * N * num_samples, num_steps) float32 in [0, 1), samples fastest, on the device of
+        `prompt`.
+    """
+    rows = prompt.reshape(len(prompt), -1, prompt.shape[-1]).tolist()  # B lists of N prompts
+    image_ids = [0] * len(rows) if image_ids is None else image_ids
+    numbers = [
+        np.random.default_rng([seed % 2**64, _number_of(image_id), *ids]).random(
+            (num_samples, num_steps), np.float32
+        )
+        for image_id, prompts in zip(image_ids, rows, strict=True)
+        for ids in prompts
+    ]
+    joined = np.concatenate(numbers) if numbers else np.zeros((0, num_steps), np.float32)
+    return torch.from_numpy(joined).to(prompt.device)
+
+
+def _number_of(image_id: int | str) -> int:
+    """A number for any image id; the same in every process, unlike `hash`."""
+    if isinstance(image_id, str):
+        return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big")
+    return int(image_id) % 2**64
 
 
 @contextmanager
@@ -131,6 +182,7 @@ def generate(
     suppress: Sequence[int] = (),
     score_range: tuple[int, int] | None = None,
     unscored_range: tuple[int, int] | None = None,
+    uniforms: Tensor | None = None,
     generator: torch.Generator | None = None,
     mode: str = "plain",
 ) -> tuple[Tensor, ...]:
@@ -146,6 +198,8 @@ def generate(
         score_range: [lo, hi) ids, e.g. the classes.
         unscored_range: [lo, hi) ids that hold all that may come, for callers who need no scores:
             only their logits are computed, the log-probs that come back are nan.
+        uniforms: (B * N * num_samples, >= max_new_tokens) numbers in [0, 1) that choose the tokens
+            (`uniforms_of_images`), column t those of step t; None = drawn from `generator`.
         generator: source of the draws; None = torch's global one.
         mode: how the steps are computed, see `models.step.MODES`.
 
@@ -169,6 +223,9 @@ def generate(
         i - first_id for i in suppress if unscored_range is None or i in range(*unscored_range)
     ]
     suppress = torch.as_tensor(list(suppress), dtype=torch.long, device=prompt.device)
+    if uniforms is None and options.top_k != 1:
+        shape = num_rows, max_new_tokens
+        uniforms = torch.rand(shape, generator=generator, device=prompt.device)
     logits, cache = read_prompt(decoder, memory, prompt, num_samples, max_new_tokens, part)
     read = next_logits(decoder, cache, mode)
     for step in range(max_new_tokens):
@@ -178,7 +235,7 @@ def generate(
         if allowed is not None:
             mask = allowed(tokens[rows, :step])[..., part]
             choices = logits.masked_fill(~mask, -torch.inf)
-        token = sample(choices, options, generator)
+        token = sample(choices, options, None if uniforms is None else uniforms[rows, step])
         if unscored_range is None:
             scores = logits.log_softmax(1)  # (R, V)
             log_prob = scores.gather(1, token[:, None])[:, 0]

@@ -133,6 +133,7 @@ class Pix2Seq(nn.Module):
         suppress: Sequence[int] = (),
         score_range: tuple[int, int] | None = None,
         unscored_range: tuple[int, int] | None = None,
+        uniforms: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, ...]:
         """Cached decoding; see `models.generate.generate` for arguments and results."""
@@ -148,6 +149,7 @@ class Pix2Seq(nn.Module):
             suppress=suppress,
             score_range=score_range,
             unscored_range=unscored_range,
+            uniforms=uniforms,
             generator=generator,
             mode=self.decode_mode,
         )

@@ -1,34 +1,18 @@
-"""One driver for the Python API and all evaluations: batches, draws, what comes with images."""
+"""Batches of images in the Python API and the scripts, and evaluations of several tasks."""
 
 import numpy as np
 import pytest
-import torch
 
 from dataset.build import TASKS
 from infer import evaluate
-from infer.batches import decode_batches, decode_images
+from infer.batches import decode_images
 from infer.script import Answer, answer_images, infer_parser
 from infer.tasks import EVALUATIONS
 from utils.errors import UserError
 from utils.visualize import save_image
 
-CPU = torch.device("cpu")
 
-
-def draw(batch, generator):
-    return torch.rand(2, generator=generator).tolist()
-
-
-def test_draws_of_a_batch_depend_on_its_number_alone():
-    whole = {n: found for n, _, found in decode_batches(enumerate("abc"), draw, seed=3, device=CPU)}
-    for numbers in ([0, 2], [1], [2]):
-        batches = [(n, "abc"[n]) for n in numbers]
-        part = {n: f for n, _, f in decode_batches(batches, draw, seed=3, device=CPU)}
-        assert part == {n: whole[n] for n in numbers}
-    assert len({tuple(found) for found in whole.values()}) == 3
-
-
-def sizes(tensors, boxes, label, nothing, generator):
+def sizes(tensors, boxes, label, nothing):
     assert nothing is None
     return [(tuple(t.shape), box, name) for t, box, name in zip(tensors, boxes, label, strict=True)]
 
@@ -38,10 +22,10 @@ def test_images_come_alone_or_in_lists_with_what_belongs_to_them():
     boxes = [f"box {n}" for n in range(5)]
     expected = [((3, 4 + n, 5), f"box {n}", "dog") for n in range(5)]
     for batch_size in (1, 2, 5, 16):
-        how = {"seed": 0, "device": CPU, "batch_size": batch_size}
-        assert decode_images(images, sizes, boxes, "dog", None, **how) == expected
-        assert decode_images(images[2], sizes, boxes[2], "dog", None, **how) == expected[2]
-    assert decode_images([], sizes, [], "dog", None, **how) == []
+        size = {"batch_size": batch_size}
+        assert decode_images(images, sizes, boxes, "dog", None, **size) == expected
+        assert decode_images(images[2], sizes, boxes[2], "dog", None, **size) == expected[2]
+    assert decode_images([], sizes, [], "dog", None, batch_size=4) == []
 
 
 def test_every_task_has_an_entry_in_both_registries():

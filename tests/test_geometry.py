@@ -213,6 +213,15 @@ def test_padding_is_written_around_the_picture():
     assert (out[1, :, :2] == 1).all() and (out[1, :, 2:] == 0.3).all()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_padding_a_batch_leaves_its_images_as_they_are(dtype, layout):
+    images = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6).to(dtype, memory_format=layout)
+    before = images.clone()
+    pad_batch(images, torch.tensor([[4, 3], [2, 6]]))
+    assert torch.equal(images, before)
+
+
 @pytest.mark.data
 def test_official_letterbox_sizes(reference):
     table = np.load(reference / "images" / "resize_sizes.npz")

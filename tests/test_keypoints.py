@@ -376,9 +376,10 @@ def test_resampling_replaces_invisible_tokens_and_no_others(weights):
     with torch.no_grad():
         memory = model.encode(torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0)))
     how = {"max_new_tokens": 34, "top_k": 0, "top_p": 0.9, "temperature": 1.0}
-    said, _ = model.generate(memory, prompt, **how, generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(3, 2 * 34, generator=torch.Generator().manual_seed(1))
+    said, _ = model.generate(memory, prompt, **how, uniforms=uniforms[:, :34])
     tokens, log_probs = generate_resampled(
-        model, memory, prompt, invisible, **how, generator=torch.Generator().manual_seed(1)
+        model, memory, prompt, invisible, **how, uniforms=uniforms
     )
     passed = said == invisible
     assert passed.any() and not passed.all() and not (tokens == invisible).any()

@@ -38,6 +38,20 @@ def steps(state, count):
         state.after_step()
 
 
+@pytest.mark.parametrize("off", [0.0, -1.0, -1e-3])  # the official config writes -1
+def test_a_limit_of_the_gradient_that_is_not_above_0_is_off(settings, off):
+    weights = []
+    for limit in (off, 1e9):
+        state = state_of(settings, DETECTION)
+        state.model.train()
+        batch = state.streams["detection"].next()
+        norms = [train_step(state, [{"detection": batch}], None, limit)[1] for _ in range(3)]
+        assert all(norm > 0 for norm in norms)
+        weights.append(state.model.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
 # ---- average of the weights --------------------------------------------------------------------
 
 

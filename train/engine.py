@@ -230,7 +230,8 @@ def train_step(
         losses[task] += loss.detach()
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in state.model.parameters() if p.grad is not None]
-    grad_norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad or torch.inf))
+    limit = clip_grad if clip_grad > 0 else torch.inf  # the official config writes -1 for "off"
+    grad_norm = whole(nn.utils.clip_grad_norm_(parameters, limit))
     update(state, grad_norm)
     statistics.keep_if(grad_norm.isfinite())
     state.scheduler.step()

@@ -25,14 +25,14 @@ def pad_batch(images: Tensor, unpadded: Tensor, pad_value: float = PAD_VALUE) ->
     """Converts to [0, 1] and writes the padding, on the device of `images`.
 
     Args:
-        images: (B, 3, H, W) uint8; what lies outside `unpadded` is ignored.
+        images: (B, 3, H, W) uint8, which stay as they are; what lies outside `unpadded` is ignored.
         unpadded: (B, 2) int (h, w) of each picture, at the top left.
 
     Returns:
         (B, 3, H, W) float32.
     """
     outside = padding_of(images, unpadded)
-    images = images.to(torch.float32, memory_format=torch.contiguous_format)
+    images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return images.div_(255).masked_fill_(outside, pad_value)
 
 
