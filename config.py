@@ -1,7 +1,7 @@
 """Settings. Edit this class, or override single values with `--set name=value` on any script.
 
-Precedence: CFG < the script's preset (a subclass below) < `--set`. Scripts work on a read-only
-snapshot; nothing in the library reads this file.
+Precedence: CFG < the preset (a subclass below) < the run that is resumed < `--config FILE` <
+`--set`. Scripts work on a read-only snapshot; nothing in the library reads this file.
 """
 
 from pathlib import Path

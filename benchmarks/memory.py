@@ -25,7 +25,7 @@ from models import Pix2Seq, build_model
 from tokenizer import Vocabulary
 from train import build
 from train.build_model import model_config
-from utils.cli import find_preset, parser, run, snapshot
+from utils.cli import load_settings, parser, run
 from utils.errors import UserError
 
 GIB = 2**30
@@ -114,11 +114,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *_, **__) -> Tensor:
 
 
 def main(argv=None):
-    args = parser(__doc__)
-    args.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
+    args = parser(__doc__, presets=PRESETS)
     args.add_argument("--dtype", default="bfloat16", help="of activations: float32 | bfloat16")
     args = args.parse_args(argv)
-    cfg = snapshot(find_preset(PRESETS, args.preset), args.set)
+    cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
     if args.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype must be float32 or bfloat16, got {args.dtype}")
     parameters, kept = kept_by_detection(cfg, getattr(torch, args.dtype))

@@ -152,21 +152,6 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def find_tasks(names: str) -> list[str]:
-    """Tasks that are named with commas, in the order of the registry whatever theirs.
-
-    Raises:
-        UserError: there is no such task, or none is named.
-    """
-    wanted = [name.strip() for name in names.split(",")]
-    unknown = [name for name in wanted if name not in TASKS]
-    if unknown:
-        raise UserError(
-            f"--task must name some of {', '.join(TASKS)}, with commas, got {unknown[0]!r}"
-        )
-    return [task for task in TASKS if task in wanted]
-
-
 def build_tokenizer(task: str, vocab: Vocabulary, **options) -> TaskTokenizer:
     """The tokenizer of a task; options are those of its class."""
     return find_task(task).tokenizer(vocab, **options)

@@ -23,18 +23,17 @@ from dataset.coco_captions import read_captions
 from dataset.coco_files import coco_paths, read_annotations
 from dataset.faults import Faults
 from tokenizer.text import TextTokenizer
-from utils.cli import find_preset, log, parser, run, snapshot
+from utils.cli import load_settings, log, parser, run
 
 
 def main(argv=None) -> Path:
-    args = parser(__doc__)
+    args = parser(__doc__, presets=PRESETS)
     args.add_argument("--captions", type=Path, help="a captions_*.json; default: of coco_root")
     args.add_argument("--vocab-size", type=int, default=10_000, help="most pieces (10000)")
     args.add_argument("--lower-case", action="store_true", help="learn lower-case text alone")
     args.add_argument("--out", type=Path, help="default: the setting caption_vocab")
-    args.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
     args = args.parse_args(argv)
-    cfg = snapshot(find_preset(PRESETS, args.preset), args.set)
+    cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
     path = args.captions
     if path is None:
         path, _ = coco_paths(cfg.coco_root, "train", kind="captions")

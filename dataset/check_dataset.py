@@ -25,7 +25,7 @@ from dataset.check.images import check_images
 from dataset.check.voc import check_voc
 from dataset.faults import Faults
 from dataset.voc_files import parse_voc_sets
-from utils.cli import find_preset, log, parser, run, snapshot
+from utils.cli import load_settings, log, parser, run
 from utils.errors import UserError
 
 KIND_OF = {  # task -> kind of annotation file
@@ -37,7 +37,7 @@ KIND_OF = {  # task -> kind of annotation file
 
 
 def parse(argv=None):
-    args = parser(__doc__)
+    args = parser(__doc__, presets=PRESETS)
     args.add_argument("--dataset", help="coco or voc; default: the setting")
     args.add_argument("--task", default="all", help=f"one of {', '.join(TASKS)}; default: all")
     args.add_argument("--split", help="train or val, or VOC sets such as 2007:test; default: all")
@@ -45,13 +45,12 @@ def parse(argv=None):
     args.add_argument(
         "--out-dir", type=Path, help="for the pictures; default: dataset_check/<dataset>"
     )
-    args.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
     return args.parse_args(argv)
 
 
 def main(argv=None) -> None:
     args = parse(argv)
-    cfg = snapshot(find_preset(PRESETS, args.preset), args.set)
+    cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
     dataset = args.dataset or cfg.dataset
     if dataset not in ("coco", "voc"):
         raise UserError(f"--dataset must be coco or voc, got {dataset!r}")

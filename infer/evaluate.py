@@ -19,20 +19,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import PRESETS
-from dataset.build import TASKS, build_source, find_tasks
+from dataset.build import TASKS, build_source
 from infer.predictor import Predictor
 from infer.report import Report, compact_table
 from infer.script import predictor_of
 from infer.tasks import Request, evaluate_task
-from utils.cli import find_preset, log, parser, run, snapshot
+from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
 
 
 def main(argv=None):
     args = _parser().parse_args(argv)
-    cfg = snapshot(find_preset(PRESETS, args.preset), args.set)
+    cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
     dataset, split = args.dataset or cfg.dataset, args.split or "val"
-    tasks = None if args.task == "all" else find_tasks(args.task)
+    tasks = None if args.task == "all" else pick_names("--task", args.task, list(TASKS))
     predictor = predictor_of(args.weights, cfg, args.device)
     tasks = tasks or _tasks_of(predictor, dataset)
     for task in tasks:
@@ -54,7 +54,7 @@ def main(argv=None):
 
 
 def _parser():
-    args = parser(__doc__)
+    args = parser(__doc__, presets=PRESETS)
     args.add_argument(
         "--task",
         default="detection",
@@ -71,7 +71,6 @@ def _parser():
         help="of segmentation and keypoints: gt, detected (by the same weights) or a COCO results "
         "file of boxes; default: gt",
     )
-    args.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
     args.add_argument("--device", help="default: the setting")
     return args
 

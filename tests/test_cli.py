@@ -1,5 +1,6 @@
 """Settings: typed overrides, read-only, presets; errors in one line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from config import CFG, PRESETS
-from utils.cli import find_preset, settings_dict, settings_types, snapshot
+from utils.cli import (
+    find_preset,
+    load_settings,
+    parser,
+    pick_names,
+    settings_dict,
+    settings_types,
+    snapshot,
+)
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +71,46 @@ def test_settings_survive_the_run_folder(preset):
     again = snapshot(PRESETS[preset], ["epochs=7"], saved=settings_dict(cfg))
     assert settings_dict(again) == settings_dict(cfg) | {"epochs": 7}
     assert all(type(getattr(again, n)) is type(getattr(cfg, n)) for n in settings_types(CFG))
+
+
+def test_one_chain_of_precedence(tmp_path):
+    """CFG < preset < the run or weight file < --config < --set."""
+    file = tmp_path / "settings.json"
+    written = {"lr": 0.3, "dim": 30, "betas": [0.3, 0.3], "tasks": ["detection"]}
+    file.write_text(json.dumps(written))
+    inherited = {"lr": 0.2, "dim": 20, "num_layers": 2, "betas": [0.2, 0.2]}
+    args = parser("", presets=PRESETS).parse_args(
+        ["--preset", "demo", "--config", str(file), "--set", "lr=0.4"]
+    )
+    cfg = load_settings(args, CFG, presets=PRESETS, inherited=inherited)
+    assert (cfg.lr, cfg.dim, cfg.num_layers) == (0.4, 30, 2)
+    assert cfg.betas == (0.3, 0.3) and isinstance(cfg.betas, tuple)
+    assert cfg.num_heads == PRESETS["demo"].num_heads != CFG.num_heads
+    assert cfg.weight_decay == CFG.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "must hold a JSON object"),
+        ("{", "cannot read"),
+        ('{"learning_rate": 1}', "no setting 'learning_rate'"),
+        ('{"dim": "wide"}', "dim must be of type int, got 'wide'"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_one_line(tmp_path, text, message):
+    file = tmp_path / "settings.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        snapshot(CFG, file=file)
+    with pytest.raises(UserError, match="--config"):
+        snapshot(CFG, file=tmp_path / "none.json")
+
+
+def test_names_with_commas_come_in_the_known_order_and_typos_are_guessed():
+    assert pick_names("--task", "c, a,c", ["a", "b", "c"]) == ["a", "c"]
+    with pytest.raises(UserError, match="--task must .* got 'detect'; did you mean detection?"):
+        pick_names("--task", "detect", ["detection", "captioning"])
 
 
 def test_an_unknown_preset_names_the_known():

@@ -11,7 +11,7 @@ import torch
 import infer.predict_all
 from config import CFG, PRESETS
 from dataset.build import TASKS
-from infer.batches import decode_batches
+from dataset.loader import build_eval_loader
 from infer.detection import DecodingOptions
 from infer.encode import as_tensor
 from infer.keypoints import KeypointOptions
@@ -172,13 +172,13 @@ def test_validation_judges_every_task_on_all_its_images(multi_settings, tmp_path
     """A task with fewer images is neither left out nor cut short, in any validation."""
     judged = []
 
-    def record(batches, *args, **options):
+    def record(source, **options):
         judged.append([])
-        for number, batch, found in decode_batches(batches, *args, **options):
+        for batch in build_eval_loader(source, **options):
             judged[-1] += batch.image_ids
-            yield number, batch, found
+            yield batch
 
-    monkeypatch.setattr(infer.predict_all, "decode_batches", record)
+    monkeypatch.setattr(infer.predict_all, "build_eval_loader", record)
     settings = [*multi_settings, f"runs_dir={tmp_path}", "epochs=2", "eval_split=train"]
     cfg, tasks = snapshot(CFG, settings), ["detection", "keypoint", "captioning"]
     train(cfg, tasks)

@@ -50,19 +50,21 @@ def train(cfg, tasks: list[str]) -> Path:
         return _run(cfg, tasks, world)
 
 
-def resume(base: type, overrides: list[str], tasks: list[str], name: str) -> Path:
+def resume(
+    base: type, overrides: list[str], tasks: list[str], name: str, *, file: Path | None = None
+) -> Path:
     """Continues the run folder `name` (or "auto") with its own settings and these overrides.
 
     "auto" takes the newest run of these tasks on this dataset; without one it starts one, so that a
     command that is repeated need not change.
     """
     with session() as world:
-        cfg = snapshot(base, overrides)
+        cfg = snapshot(base, overrides, file=file)
         run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, dataset=cfg.dataset))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
             return _run(cfg, tasks, world)
-        cfg = snapshot(base, overrides, saved=read_settings(run_dir))
+        cfg = snapshot(base, overrides, saved=read_settings(run_dir), file=file)
         return _run(cfg, tasks, world, run_dir)
 
 

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from config import PRESETS
-from dataset.build import TASKS, find_tasks
+from dataset.build import TASKS
 from train import engine
 from train.multi_task import tasks_of_run
-from utils.cli import find_preset, parser, snapshot
+from utils.cli import find_preset, load_settings, parser, pick_names
 from utils.errors import UserError
 
 
@@ -24,8 +24,7 @@ def train_script(
     Returns:
         the run folder.
     """
-    args = parser(doc)
-    args.add_argument("--preset", help=f"settings to start from: {', '.join(PRESETS)}")
+    args = parser(doc, presets=PRESETS)
     args.add_argument(
         "--resume", metavar="RUN", help="continue this run folder; auto: the newest, or a new one"
     )
@@ -36,18 +35,18 @@ def train_script(
         base = find_preset(PRESETS, args.preset)
     if tasks is None:
         tasks = _tasks(args, base)
-    cfg = snapshot(base, args.set)
+    cfg = load_settings(args, base)
     if cfg.dataset != dataset:
         raise UserError(f"this script trains on {dataset}, the settings say dataset={cfg.dataset}")
     if args.resume:
-        return engine.resume(base, args.set, tasks, args.resume)
+        return engine.resume(base, args.set, tasks, args.resume, file=args.config)
     return engine.train(cfg, tasks)
 
 
 def _tasks(args: argparse.Namespace, base: type) -> list[str]:
     """Those of `--task`; without it those of the run to resume, or all."""
     if args.task is not None:
-        return find_tasks(args.task)
+        return pick_names("--task", args.task, list(TASKS))
     if args.resume:
         return tasks_of_run(base, args.set, args.resume)
     return list(TASKS)

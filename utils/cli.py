@@ -9,15 +9,20 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import read_json
 from utils.plain import fits, shown
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with the options every script has; the script's docstring is its help."""
+def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.ArgumentParser:
+    """A parser with the options every script has; the script's docstring is its help.
+
+    Args:
+        presets: name -> CFG class, for scripts that have `--preset`.
+    """
     out = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,6 +34,14 @@ def parser(doc: str) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="override settings of config.py",
     )
+    out.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings as JSON, such as a run's settings.json",
+    )
+    if presets is not None:
+        out.add_argument("--preset", help=f"settings to start from: {', '.join(presets)}")
     out.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return out
 
@@ -86,11 +99,41 @@ def settings_types(base: type) -> dict[str, object]:
     return typing.get_type_hints(base)
 
 
-def snapshot(base: type, overrides: Sequence[str] = (), *, saved: dict | None = None):
+def load_settings(
+    args: argparse.Namespace,
+    base: type,
+    *,
+    presets: Mapping[str, type] | None = None,
+    inherited: dict | None = None,
+):
+    """The settings of a script, read-only: CFG < preset < `inherited` < `--config` < `--set`.
+
+    Args:
+        args: of `parser`.
+        base: the CFG class of the script; `--preset` names another.
+        inherited: settings of the run or weight file that one goes on from (`settings_dict`).
+
+    Raises:
+        UserError: unknown name (the nearest ones are named) or a value of another type.
+    """
+    if presets is not None and args.preset is not None:
+        base = find_preset(presets, args.preset)
+    return snapshot(base, args.set, saved=inherited, file=args.config)
+
+
+def snapshot(
+    base: type,
+    overrides: Sequence[str] = (),
+    *,
+    saved: dict | None = None,
+    file: Path | None = None,
+):
     """A read-only instance of the CFG class `base` with `name=value` overrides.
 
     Args:
-        saved: values of an earlier run (`settings_dict`), below the overrides.
+        saved: values of an earlier run (`settings_dict`), below the file and the overrides.
+        file: JSON object of settings, below the overrides; `tasks`, which a run's settings.json
+            holds too, does not count.
 
     Raises:
         UserError: unknown name (the nearest ones are named) or a value of another type.
@@ -107,16 +150,52 @@ def snapshot(base: type, overrides: Sequence[str] = (), *, saved: dict | None = 
                 f"{shown(value)}; resume another run"
             )
         cfg.__dict__[name] = _from_plain(value, kinds[name])
+    for name, value in _read_config(file).items():
+        _check_name(name, kinds)
+        if not fits(value, kinds[name]):
+            expected = getattr(kinds[name], "__name__", kinds[name])
+            raise UserError(f"{file}: {name} must be of type {expected}, got {shown(value)}")
+        cfg.__dict__[name] = _from_plain(value, kinds[name])
     for item in overrides:
         name, eq, text = item.partition("=")
         if not eq:
             raise UserError(f"--set wants name=value, got {item!r}")
-        if name not in kinds:
-            near = ", ".join(difflib.get_close_matches(name, kinds, n=3))
-            hint = f"near it: {near}" if near else "its names are those of class CFG there"
-            raise UserError(f"no setting {name!r} in config.py; {hint}")
+        _check_name(name, kinds)
         cfg.__dict__[name] = parse_value(name, text, kinds[name])
     return cfg
+
+
+def _check_name(name: str, kinds: Mapping[str, object]) -> None:
+    if name not in kinds:
+        near = ", ".join(difflib.get_close_matches(name, kinds, n=3))
+        hint = f"near it: {near}" if near else "its names are those of class CFG there"
+        raise UserError(f"no setting {name!r} in config.py; {hint}")
+
+
+def _read_config(file: Path | None) -> dict:
+    if file is None:
+        return {}
+    values = read_json(file, "name a JSON file of settings with --config")
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold a JSON object of settings, got {shown(values)}")
+    return {name: value for name, value in values.items() if name != "tasks"}
+
+
+def pick_names(option: str, text: str, known: Sequence[str]) -> list[str]:
+    """Names that a person listed with commas, in the order of `known` whatever theirs.
+
+    Raises:
+        UserError: one is not known, or none is named.
+    """
+    wanted = [name.strip() for name in text.split(",")]
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"{option} must name some of {', '.join(known)}, with commas, got {name!r}{hint}"
+            )
+    return [name for name in known if name in wanted]
 
 
 def parse_value(name: str, text: str, kind) -> object:
