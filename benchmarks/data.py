@@ -34,15 +34,14 @@ import dataset.batch
 from benchmarks.machine import machine
 from config import CFG
 from dataset.batch import Batch, collate
-from dataset.build import TASKS, build_source, build_tokenizer, build_train_set
+from dataset.demo.write import DemoSet, write_demo_set
 from dataset.loader import TrainSet
 from dataset.sample import Sample
+from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
 from dataset.transforms import color_jitter
-from download.demo.write import DemoSet, write_demo_set
 from tokenizer import TextTokenizer, Vocabulary
 from utils.cli import log, run
-from utils.images import JpegFile
-from utils.jpeg import REDUCED, reduction
+from utils.images import REDUCED, JpegFile, reduction
 
 BATCH = 8
 STAGES = ("read", "move", "tokenise", "decode", "collate")

@@ -7,8 +7,8 @@ python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --bat
     --mode static --dtype bfloat16 --device cuda
 
 Ways, measured in turns within one run, medians, on the same random weights and the same memory:
-  ours    the cached loop as the scripts run it (native on a CPU, see models/step.py), or as --mode
-          says; with --also in others as well
+  ours    the cached loop as the scripts run it (native on a CPU, see models/decode_step/modes.py),
+          or as --mode says; with --also in others as well
   ports   image and whole sequence through the model again for every token, as the simple PyTorch
           ports do; in float32 its greedy tokens must equal ours
   hf      transformers' VisionEncoderDecoderModel.generate of the same dimensions (other random
@@ -35,10 +35,10 @@ from torch import Tensor
 
 from benchmarks.machine import large_products, machine, peak_memory_mb
 from models import ModelConfig, Pix2Seq, build_model
+from models.decode_step.modes import CHOICES, MODES
 from models.generate import generate
-from models.step import CHOICES, MODES
 from utils.cli import log, run
-from utils.device import pick_device
+from utils.devices import pick_device
 
 DIMS = {
     "deit3_s_384": {

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-from download.demo.captions import stated_counts
+from dataset.demo.captions import stated_counts
 from utils.cli import run
 from utils.errors import UserError
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 import torch
 from safetensors.torch import load_file
 
-from download.demo.write import DemoSet, write_demo_set
+from dataset.demo.write import DemoSet, write_demo_set
 from train.checkpoint import checkpoints
 from utils.cli import log, run
 from utils.errors import UserError

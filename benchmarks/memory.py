@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from config import PRESETS
 from models import Pix2Seq, build_model
 from tokenizer import Vocabulary
-from train import build
-from train.build_model import model_config
+from train.build import build_model_config, build_tokenizers
 from utils.cli import load_settings, parser, run
 from utils.errors import UserError
 
@@ -94,8 +93,8 @@ class Kept:
 def kept_by_detection(cfg, dtype: torch.dtype) -> tuple[int, Kept]:
     """Number of parameters, and what one batch of detection keeps."""
     vocab = Vocabulary(num_bins=cfg.num_bins)
-    tokenizers = build.tokenizers(cfg, ["detection"], vocab)
-    model = build_model(model_config(cfg, vocab, tokenizers)).to("meta", dtype)
+    tokenizers = build_tokenizers(cfg, ["detection"], vocab)
+    model = build_model(build_model_config(cfg, vocab, tokenizers)).to("meta", dtype)
     kept = Kept(model)
     images = torch.empty(cfg.batch_size, 3, cfg.img_size, cfg.img_size, device="meta", dtype=dtype)
     length = tokenizers["detection"].max_len

@@ -23,13 +23,13 @@ import torch
 
 from benchmarks.machine import machine
 from config import CFG
-from download.demo.write import DemoSet, draw_image
-from infer.all_tasks import AllTasksOptions, AllTasksRun
+from dataset.demo.write import DemoSet, draw_image
 from infer.encode import as_tensor
+from infer.multi_task import AllTasksOptions, AllTasksRun
 from infer.predictor import Predictor
-from models.step import CHOICES
+from models.decode_step.modes import CHOICES
 from utils.cli import run
-from utils.device import pick_device
+from utils.devices import pick_device
 from utils.errors import UserError
 from utils.images import list_images, load_image
 

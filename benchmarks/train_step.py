@@ -48,9 +48,9 @@ from tokenizer import (
     Vocabulary,
 )
 from train.loss import autocast, batch_loss
-from train.schedule import build_optimizer
+from train.optim import build_optimizer
 from utils.cli import run
-from utils.device import pick_device
+from utils.devices import pick_device
 
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
 ALL = "multi-task"

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 import numpy as np
 
 from config import PRESETS
-from dataset.coco_captions import read_captions
-from dataset.coco_files import coco_paths, read_annotations
-from dataset.faults import Faults
+from dataset.annotation_errors import Faults
+from dataset.coco_captioning import read_captions
+from dataset.coco_format import coco_paths, read_annotations
 from tokenizer.text import TextTokenizer
 from utils.cli import load_settings, log, parser, run
 

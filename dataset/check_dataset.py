@@ -17,14 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import PRESETS
-from dataset.build import TASKS, find_task
-from dataset.check.checked import Checked
+from dataset.annotation_errors import Faults
 from dataset.check.coco import check_coco
 from dataset.check.figures import save_samples, save_statistics
-from dataset.check.images import check_images
+from dataset.check.report import Checked, check_images
 from dataset.check.voc import check_voc
-from dataset.faults import Faults
-from dataset.voc_files import parse_voc_sets
+from dataset.tasks import TASKS, find_task
+from dataset.voc_detection import parse_voc_sets
 from utils.cli import load_settings, log, parser, run
 from utils.errors import UserError
 

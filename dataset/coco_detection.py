@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.annotated_image import read_annotated_image
-from dataset.classes import check_class_names
-from dataset.coco_files import ImageTable, coco_paths, read_annotations, read_images
-from dataset.coco_rows import describe, read_numbers, read_objects
-from dataset.faults import Faults
-from dataset.sample import Sample
-from utils.categories import Categories
+from dataset.annotation_errors import Faults
+from dataset.coco_format import (
+    ImageTable,
+    coco_paths,
+    describe,
+    read_annotations,
+    read_images,
+    read_numbers,
+    read_objects,
+)
+from dataset.sample import Sample, read_annotated_image
+from utils.categories import Categories, check_class_names
 from utils.errors import UserError, one_line
-from utils.plain import fits, shown
+from utils.files import fits, shown
 
 
 class CocoDetection:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.annotation_errors import Faults
 from dataset.coco_detection import CocoDetection
-from dataset.coco_rows import describe, read_outline
-from dataset.faults import Faults
+from dataset.coco_format import describe, read_outline
 from dataset.sample import Sample
 from utils.errors import UserError
 from utils.masks import cut_polygons, fit_polygons, rle_to_polygons

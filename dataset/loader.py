@@ -1,7 +1,10 @@
-"""Samples to batches: what worker processes do."""
+"""This module makes batches of samples: in which order they come, and what worker processes do.
+
+Other images take the place of those that cannot be read.
+"""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,13 +12,109 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset.batch import collate, collate_originals
 from dataset.sample import Sample
-from dataset.sampler import EpochSampler
-from utils.device import num_cores
+from utils.devices import num_cores
 from utils.errors import UserError
+
+REMAINDERS = ("keep", "drop", "pad")
+MAX_TRIES = 20  # images in a row; then something else is wrong
+
+
+class EpochSampler(Sampler):
+    """(epoch, index) pairs of one rank: over all ranks every sample at most once per epoch, and
+    exactly once where `remainder` is "keep".
+
+    Rank r takes every world_size-th sample from r, so batch k of all ranks together holds the same
+    samples as batch k of one process with the world_size-fold batch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        remainder: str = "keep",
+        group: int = 1,
+    ):
+        """
+        Args:
+            length: number of samples over all ranks.
+            remainder: what happens if length is no multiple of world_size: "keep" gives some
+                ranks one sample more, "drop" leaves the last samples of the epoch's order out,
+                "pad" repeats the first ones.
+            group: samples of a rank that belong together (those of an optimiser step); "drop"
+                leaves out what fills no group on every rank.
+        """
+        if remainder not in REMAINDERS:
+            raise ValueError(f"remainder must be one of {list(REMAINDERS)}, got {remainder!r}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.rank, self.world_size, self.remainder = rank, world_size, remainder
+        self.whole = world_size * group
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Call before each epoch; `start` samples of this rank are skipped (resume)."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return len(self._indices()) - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(self.epoch, index) for index in self._indices()[self.start :].tolist()])
+
+    def _indices(self) -> np.ndarray:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        if self.remainder == "drop":
+            order = order[: self.length // self.whole * self.whole]
+        elif self.remainder == "pad":
+            order = np.resize(order, -(-self.length // self.world_size) * self.world_size)
+        return order[self.rank :: self.world_size]
+
+
+class ReplaceUnreadable:
+    """A source that never fails on one image: a sample that cannot be read becomes another.
+
+    Which one depends on the index alone, so batches keep their size and a run that resumes sees
+    the same. The sample says in `skipped` why; everything else is that of the source.
+    """
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getattr__(self, name: str):
+        if name == "source":  # not there yet, while a worker process unpickles this
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+    def __getitem__(self, index: int) -> Sample:
+        skipped: list[str] = []
+        draws = np.random.default_rng([len(self), index])
+        for _ in range(MAX_TRIES):
+            try:
+                sample = self.source[index]
+                _ = sample.image  # decoded now: a damaged one may show it only then
+            except UserError as error:
+                skipped.append(str(error))
+                index = int(draws.integers(len(self)))
+                continue
+            return sample.changed(skipped=tuple(skipped)) if skipped else sample
+        raise UserError(
+            f"{MAX_TRIES} images in a row cannot be used, the last one: {skipped[-1]}; look at "
+            "them with dataset/check_dataset.py"
+        )
 
 
 class TrainSet(Dataset):

@@ -1,13 +1,19 @@
-"""Training transforms: small operations (sample, rng) -> sample, applied in order by `TrainSet`."""
+"""Training transforms: small operations (sample, rng) -> sample, applied in order by `TrainSet`.
+
+The policies at the end are named lists of transforms.
+"""
 
 import os
 import random
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from dataset.geometry import Geometry, crop_to_box
 from dataset.sample import Sample
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 
 class ScaleJitterCropFlip:
@@ -155,3 +161,140 @@ def _leaves(transform) -> list:
 def _only_pixels(transform) -> bool:
     alb = _albumentations()
     return isinstance(transform, alb.ImageOnlyTransform) or type(transform) is alb.NoOp
+
+
+def detection_train(
+    size: tuple[int, int],
+    *,
+    min_scale: float = 0.3,
+    max_scale: float = 2.0,
+    flip_prob: float = 0.5,
+    color_strength: float = 0.0,
+    pixel_transforms: Sequence = (),
+    diagonal: bool = False,
+) -> list:
+    """The official augmentation of detection; colours and further pixel transforms by choice.
+
+    Args:
+        size: (H, W) of the model input.
+        color_strength: 0 is off, as officially.
+        pixel_transforms: albumentations transforms that move no pixels, applied in order.
+        diagonal: see `ScaleJitterCropFlip`.
+    """
+    transforms = [
+        ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob, diagonal=diagonal),
+        FilterObjects(),
+    ]
+    if color_strength > 0:
+        transforms.append(color_jitter(color_strength))
+    return transforms + [PixelTransform(transform) for transform in pixel_transforms]
+
+
+def segmentation_train(
+    size: tuple[int, int],
+    *,
+    min_scale: float = 0.3,
+    max_scale: float = 1.0,
+    flip_prob: float = 0.5,
+    color_strength: float = 0.0,
+    pixel_transforms: Sequence = (),
+    diagonal: bool = False,
+    crop: float | None = None,
+) -> list:
+    """The official augmentation of segmentation: the picture is never cut, only made smaller.
+
+    Args:
+        crop: see `box_region`; the samples then hold one object each.
+    """
+    transforms = [
+        ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob, crop, diagonal),
+        FilterObjects(),
+    ]
+    if color_strength > 0:
+        transforms.append(color_jitter(color_strength))
+    return transforms + [PixelTransform(transform) for transform in pixel_transforms]
+
+
+def keypoint_train(
+    size: tuple[int, int],
+    *,
+    min_scale: float = 0.3,
+    max_scale: float = 1.0,
+    flip_prob: float = 0.5,
+    color_strength: float = 0.0,
+    pixel_transforms: Sequence = (),
+    diagonal: bool = False,
+    crop: float | None = 0.5,
+) -> list:
+    """The official augmentation of keypoints, and a mirror, which the official one has not.
+
+    The samples hold one object each, of which `crop` shows the surroundings (`box_region`): at 0.5
+    twice the box. A mirror swaps left and right keypoints.
+    """
+    return segmentation_train(
+        size,
+        min_scale=min_scale,
+        max_scale=max_scale,
+        flip_prob=flip_prob,
+        color_strength=color_strength,
+        pixel_transforms=pixel_transforms,
+        diagonal=diagonal,
+        crop=crop,
+    )
+
+
+def captioning_train(
+    size: tuple[int, int],
+    *,
+    min_scale: float = 0.3,
+    max_scale: float = 2.0,
+    color_strength: float = 0.0,
+    pixel_transforms: Sequence = (),
+    diagonal: bool = False,
+) -> list:
+    """The official augmentation of captioning: never a mirror, since captions say left and right.
+
+    Scales above 1 cut away parts that captions may name; 1 as `max_scale` keeps the whole picture.
+    """
+    return detection_train(
+        size,
+        min_scale=min_scale,
+        max_scale=max_scale,
+        flip_prob=0.0,
+        color_strength=color_strength,
+        pixel_transforms=pixel_transforms,
+        diagonal=diagonal,
+    )
+
+
+def evaluation(
+    size: tuple[int, int], mode: str = "letterbox", *, crop: float | None = None
+) -> list:
+    """The whole picture, nothing random: also what training without augmentation uses.
+
+    Args:
+        crop: see `box_region`; only the surroundings of the one object.
+    """
+    return [Letterbox(size, mode, crop), FilterObjects()]
+
+
+def load_pixel_transforms(path: str) -> list:
+    """The user's albumentations pipeline from the file that `A.save` wrote; none for ""."""
+    if not path:
+        return []
+    if not Path(path).is_file():
+        raise UserError(f"no pixel_transform file at {path}; write one with albumentations.save")
+    import albumentations as A  # takes seconds to import
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said below, on one line
+            return [
+                A.load(path, data_format="yaml" if path.endswith((".yaml", ".yml")) else "json")
+            ]
+    except Exception as error:  # the content decides which class is built, and how that fails
+        reason = f"it names {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(
+            f"{path} is no saved albumentations pipeline ({reason}); write one with "
+            "albumentations.save, without Lambda"
+        ) from error

@@ -17,10 +17,10 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 import numpy as np
 
-from dataset.build import build_source, build_train_set
+from dataset.demo.write import DemoSet, write_demo_set
 from dataset.sample import Sample
+from dataset.tasks import build_source, build_train_set
 from docs.sequence_pictures import GREY, INK, Chip, Sheet
-from download.demo.write import DemoSet, write_demo_set
 from tokenizer import (
     CaptionTokenizer,
     DetectionTokenizer,

@@ -18,16 +18,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from dataset.build import TASKS, build_tokenizer
-from dataset.coco_files import read_annotations
-from download.coco_categories import coco_categories
-from download.official_config import VARIANTS, model_config, variant_settings, vocabulary
-from download.official_mapping import is_model_variable, resize_positions, to_state_dict
+from dataset.coco_format import read_annotations
+from dataset.tasks import TASKS, build_tokenizer
+from download.official_model import (
+    VARIANTS,
+    coco_categories,
+    is_model_variable,
+    model_config,
+    resize_positions,
+    to_state_dict,
+    variant_settings,
+    vocabulary,
+)
 from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model, save_model
 from tokenizer import Vocabulary
+from tokenizer.coordinates import PROMPT_LEN
 from tokenizer.detection import TOKENS_PER_OBJECT
-from tokenizer.instance import PROMPT_LEN
 from tokenizer.text import TextTokenizer
 from utils.categories import Categories
 from utils.cli import log, run

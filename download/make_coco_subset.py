@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
-from dataset.coco_files import ANNOTATION_KEYS, coco_paths, read_annotations
+from dataset.coco_format import ANNOTATION_KEYS, coco_paths, read_annotations
 from utils.cli import log, parser, run
 from utils.errors import UserError
 

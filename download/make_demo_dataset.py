@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from download.demo.scene import draw_scene
-from download.demo.write import VAL_ID0, DemoSet, save_jpeg, write_demo_set
+from dataset.demo.scene import draw_scene
+from dataset.demo.write import VAL_ID0, DemoSet, save_jpeg, write_demo_set
 from utils.cli import run
 from utils.errors import UserError
 

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.preprocess import OFFICIAL_RESIZING, Resizing
 from infer.encode import Encoded, encode_images
 from infer.results import Captions
 from models import Pix2Seq
-from models.beam import beam_search
-from models.generate import uniforms_of_images
+from models.generate import beam_search, uniforms_of_images
 from tokenizer import CaptionTokenizer
-from utils.pixels import OFFICIAL_RESIZING, Resizing
 
 
 @dataclass(frozen=True)

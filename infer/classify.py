@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.classes import check_class_names
 from infer.encode import Encoded
 from models import Pix2Seq
 from tokenizer import DetectionTokenizer
-from utils.categories import Categories
+from utils.categories import Categories, check_class_names
 from utils.errors import UserError
 
 if TYPE_CHECKING:

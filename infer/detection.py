@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from dataset.geometry import Geometry
+from dataset.preprocess import OFFICIAL_RESIZING, Resizing
 from infer.encode import Encoded, encode_images
 from infer.results import Detections
 from models import Pix2Seq
 from models.generate import uniforms_of_images
 from tokenizer import DetectionTokenizer
 from utils.categories import Categories
-from utils.pixels import OFFICIAL_RESIZING, Resizing
 
 
 @dataclass(frozen=True)

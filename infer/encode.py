@@ -10,10 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.geometry import Geometry
-from dataset.preprocess import letterbox_batch
+from dataset.preprocess import OFFICIAL_RESIZING, Resizing, letterbox_batch
 from models import Pix2Seq
 from utils.images import as_image
-from utils.pixels import OFFICIAL_RESIZING, Resizing
 
 ImageLike = str | Path | Image.Image | np.ndarray
 

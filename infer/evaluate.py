@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import PRESETS
-from dataset.build import TASKS, build_source
+from dataset.tasks import TASKS, build_source
 from infer.predictor import Predictor
-from infer.report import Report, compact_table
+from infer.results import Report, compact_table
 from infer.script import predictor_of
 from infer.tasks import Request, evaluate_task
 from utils.cli import load_settings, log, parser, pick_names, run

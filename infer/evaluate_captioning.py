@@ -3,14 +3,12 @@
 import pandas as pd
 
 from dataset.batch import EvalBatch
-from dataset.coco_captions import CocoCaptions
+from dataset.coco_captioning import CocoCaptions
+from infer.batches import predict_all
 from infer.captioning import GREEDY, CaptionOptions
-from infer.predict_all import predict_all
 from infer.predictor import Predictor
-from infer.report import Report
-from infer.results import Captions
-from utils.caption_metrics import score_captions
-from utils.ptb import ptb_tokenize
+from infer.results import Captions, Report
+from utils.caption_metrics import ptb_tokenize, score_captions
 
 
 def evaluate_captioning(

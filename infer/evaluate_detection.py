@@ -5,11 +5,10 @@ import numpy as np
 from dataset.batch import EvalBatch
 from dataset.coco_detection import CocoDetection
 from dataset.voc_detection import VocDetection
+from infer.batches import predict_all
 from infer.detection import PAPER, DecodingOptions
-from infer.predict_all import predict_all
 from infer.predictor import Predictor
-from infer.report import Report
-from infer.results import Detections
+from infer.results import Detections, Report
 from utils.categories import Categories
 from utils.coco_metrics import evaluate_coco
 from utils.errors import UserError

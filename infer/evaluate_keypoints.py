@@ -4,20 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.batch import EvalBatch
-from dataset.coco_keypoints import CocoKeypoints
-from infer.box_sources import box_source
+from dataset.coco_keypoint import CocoKeypoints
+from infer.batches import predict_all
+from infer.boxes import box_source
 from infer.detection import PAPER as PAPER_DETECTION
 from infer.detection import DecodingOptions
 from infer.evaluate_detection import shared_categories
-from infer.keypoints import PAPER, KeypointOptions
-from infer.predict_all import predict_all
+from infer.keypoint import PAPER, KeypointOptions
 from infer.predictor import Predictor
-from infer.report import Report
-from infer.results import Keypoints
-from utils.categories import Categories
+from infer.results import Keypoints, Report
+from utils.categories import Categories, Skeleton
 from utils.coco_metrics import evaluate_coco
 from utils.errors import UserError
-from utils.skeleton import Skeleton
 
 NUM_COCO = 17  # keypoints that COCO's own sigmas are for
 MAX_OBJECTS = 20  # per image: COCO's keypoint AP looks at no more

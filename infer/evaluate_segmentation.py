@@ -4,14 +4,13 @@ from pathlib import Path
 
 from dataset.batch import EvalBatch
 from dataset.coco_segmentation import CocoSegmentation
-from infer.box_sources import box_source
+from infer.batches import predict_all
+from infer.boxes import box_source
 from infer.detection import PAPER as PAPER_DETECTION
 from infer.detection import DecodingOptions
 from infer.evaluate_detection import shared_categories
-from infer.predict_all import predict_all
 from infer.predictor import Predictor
-from infer.report import Report
-from infer.results import InstanceMasks
+from infer.results import InstanceMasks, Report
 from infer.segmentation import PAPER, SegmentationOptions
 from utils.categories import Categories
 from utils.coco_metrics import evaluate_coco

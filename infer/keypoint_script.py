@@ -10,7 +10,7 @@ from infer.box_arguments import (
     check_boxes_known,
     read_box_arguments,
 )
-from infer.keypoints import KeypointOptions
+from infer.keypoint import KeypointOptions
 from infer.results import Keypoints
 from infer.script import Answer, Item, answer_images, infer_parser, load_predictor
 from utils import visualize

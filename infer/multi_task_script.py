@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.all_tasks import AllTasksOptions, AllTasksRun
 from infer.caption_script import caption_options
 from infer.detection_script import detection_options
 from infer.detection_script import draw as draw_objects
@@ -14,6 +13,7 @@ from infer.encode import as_tensor
 from infer.keypoint_script import draw as draw_keypoints
 from infer.keypoint_script import keypoint_options
 from infer.keypoint_script import table as table_of_keypoints
+from infer.multi_task import AllTasksOptions, AllTasksRun
 from infer.results import AllTasks
 from infer.script import Answer, Item, answer_images, infer_parser, load_predictor
 from infer.segmentation_script import draw as draw_masks

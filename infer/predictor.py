@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infer.all_tasks import DEFAULTS, AllTasksOptions, AllTasksRun
 from infer.batches import decode_images
 from infer.captioning import GREEDY, CaptionOptions, caption
 from infer.classify import Labels, check_boxes, label_boxes
 from infer.detection import PAPER, DecodingOptions, detect
 from infer.encode import Encoded, ImageLike, encode_images
-from infer.keypoints import PAPER as PAPER_KEYPOINTS
-from infer.keypoints import KeypointOptions, find_keypoints, with_keypoints
+from infer.keypoint import PAPER as PAPER_KEYPOINTS
+from infer.keypoint import KeypointOptions, find_keypoints, with_keypoints
+from infer.multi_task import DEFAULTS, AllTasksOptions, AllTasksRun
 from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints
 from infer.segmentation import PAPER as PAPER_SEGMENTATION
 from infer.segmentation import SegmentationOptions, segment
@@ -207,7 +207,7 @@ class Predictor:
     def keypoint_finder(
         self, options: KeypointOptions = PAPER_KEYPOINTS
     ) -> Callable[..., list[Keypoints]]:
-        """`infer.keypoints.find_keypoints` of images, boxes, labels, scores and image_ids."""
+        """`infer.keypoint.find_keypoints` of images, boxes, labels, scores and image_ids."""
         tokenizer, known = self.keypoint_tokenizer(), self.categories
         return partial(
             find_keypoints, self.model, tokenizer, known, options=options, **self._resizing

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from infer.predictor import Predictor
-from models.native_library import obstacle
-from models.step import check_decode_mode
+from models.decode_step.modes import check_decode_mode
+from models.decode_step.native import obstacle
 from utils.cli import log, parser
-from utils.device import pick_device
+from utils.devices import pick_device
 from utils.errors import UserError
 from utils.files import write_json_atomic
 from utils.images import list_images, load_image

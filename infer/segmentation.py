@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dataset.geometry import Geometry, crop_to_box
+from dataset.preprocess import OFFICIAL_RESIZING, Resizing
 from infer.encode import Encoded, encode_images
 from infer.results import InstanceMasks
 from models import Pix2Seq
@@ -15,7 +16,6 @@ from models.generate import uniforms_of_images
 from tokenizer import SegmentationTokenizer
 from utils.categories import Categories
 from utils.masks import majority_mask
-from utils.pixels import OFFICIAL_RESIZING, Resizing
 
 CROPS = 16  # that are encoded together
 

@@ -1,4 +1,4 @@
-"""How each task is evaluated and drawn: the registry beside that of `dataset/build.py`.
+"""How each task is evaluated and drawn: the registry beside that of `dataset/tasks.py`.
 
 `infer/evaluate.py` and the validation of a training both go through it. A new task is one entry
 in `EVALUATIONS`.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.box_sources import true_boxes
+from infer.boxes import true_boxes
 from infer.caption_script import caption_options
 from infer.detection_script import detection_options
 from infer.detection_script import draw as draw_objects
@@ -21,12 +21,12 @@ from infer.evaluate_segmentation import evaluate_segmentation
 from infer.keypoint_script import draw as draw_keypoints
 from infer.keypoint_script import keypoint_options
 from infer.predictor import Predictor
-from infer.report import Report
+from infer.results import Report
 from infer.segmentation_script import draw as draw_masks
 from infer.segmentation_script import segmentation_options
+from utils.devices import ALONE, World
 from utils.errors import UserError
 from utils.visualize import draw_caption
-from utils.world import ALONE, World
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 import typing
 from dataclasses import dataclass
 
-from dataset.build import TASKS, build_tokenizer
+from dataset.preprocess import Resizing
+from dataset.tasks import TASKS, build_tokenizer
 from models import ModelConfig
 from tokenizer import TaskTokenizer, Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError, one_line
-from utils.pixels import Resizing
-from utils.plain import check_fields, shown
+from utils.files import check_fields, shown
 
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
 HEAVY = ("captioning",)  # tasks whose tokenizer is built when it is needed

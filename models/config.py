@@ -3,7 +3,7 @@
 import typing
 from dataclasses import asdict, dataclass
 
-from utils.plain import check_fields
+from utils.files import check_fields
 
 RATES = ("drop_path", "drop_units", "drop_attention")
 

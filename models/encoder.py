@@ -13,8 +13,7 @@ import timm
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.official_resnet import OfficialResNet
-from models.official_vit import OfficialViT
+from models.official_encoders import OfficialResNet, OfficialViT
 from utils.errors import UserError
 
 

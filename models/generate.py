@@ -1,4 +1,7 @@
-"""Autoregressive decoding: encode once, then one token per step through the cache."""
+"""Autoregressive decoding: encode once, then one token per step through the cache.
+
+Beam search keeps the best continuations instead of one greedy guess.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.decode_step.modes import next_logits
 from models.decoder import Cache, Decoder
-from models.step import next_logits
 
 LOOK_EVERY = 8  # tokens between two looks at what is finished, on a GPU
 FEW = 64  # ids that mostly hold the nucleus
@@ -201,7 +204,7 @@ def generate(
         uniforms: (B * N * num_samples, >= max_new_tokens) numbers in [0, 1) that choose the tokens
             (`uniforms_of_images`), column t those of step t; None = drawn from `generator`.
         generator: source of the draws; None = torch's global one.
-        mode: how the steps are computed, see `models.step.MODES`.
+        mode: how the steps are computed, see `models.decode_step.modes.MODES`.
 
     Returns:
         tokens, log_probs: (B * N * num_samples, max_new_tokens), samples fastest. Log-probs are
@@ -308,3 +311,104 @@ def rows_to_keep(done: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None:
         return None
     first = of_image[images].int().argsort(dim=1, stable=True)[:, :most].sort(1).values
     return (images[:, None] * of_image.shape[1] + first).flatten(), images
+
+
+@dataclass
+class Finished:
+    """The best rows of each image that have ended."""
+
+    tokens: Tensor  # (B, K, T)
+    log_probs: Tensor  # (B, K), -inf where there is none
+    rank: Tensor  # (B, K), what they are sorted by
+
+    def add(self, tokens: Tensor, log_probs: Tensor, scale: float) -> None:
+        """Further rows (B, K', T) with the sums of their log-probs; only the best K stay."""
+        rank = torch.cat([self.rank, log_probs / scale], 1)
+        self.rank, index = rank.topk(self.rank.shape[1])  # (B, K)
+        self.log_probs = torch.cat([self.log_probs, log_probs], 1).gather(1, index)
+        self.tokens = torch.cat([self.tokens, tokens], 1).take_along_dim(index[:, :, None], 1)
+
+
+def reorder(cache: Cache, rows: Tensor) -> None:
+    """Row i of every self-attention cache becomes what row `rows[i]` was.
+
+    Cross-attention is per image and stays: a row may only be replaced by one of its own image.
+    """
+    moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+    if not len(moved):
+        return
+    for layer in cache.layers:
+        for values in (layer.k, layer.v):
+            values[moved, :, : cache.length] = values[rows[moved], :, : cache.length]
+
+
+@torch.no_grad()
+@no_cudnn_attention()
+def beam_search(
+    decoder: Decoder,
+    memory: Tensor,
+    prompt: Tensor,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    num_beams: int,
+    length_penalty: float = 1.0,
+    allowed: Callable[[Tensor], Tensor] | None = None,
+    suppress: Sequence[int] = (),
+    mode: str = "plain",
+) -> tuple[Tensor, Tensor]:
+    """The best continuations of one prompt per image.
+
+    At every step the unfinished rows of an image are continued in all ways and the `num_beams`
+    best are kept; those that end leave for the list of finished ones. The search stops when no
+    unfinished row would, at its present length, enter that list.
+
+    Args:
+        memory: (B, S, D) encoded images.
+        prompt: (B, P) ids.
+        length_penalty: rows are ranked by the sum of their log-probs / length ** this; 0 favours
+            short ones, 1 is the mean per token.
+        allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar.
+        suppress: ids removed before anything else, scores included.
+        mode: how the steps are computed, see `models.decode_step.modes.MODES`.
+
+    Returns:
+        tokens (B, num_beams, max_new_tokens), best first, `eos_id` from the first one on, which is
+        missing in a row that used up all tokens; log_probs (B, num_beams), the sum over the tokens
+        up to and with the first `eos_id` under the full softmax without grammar, -inf for the rest
+        if there are fewer continuations than beams.
+    """
+    images, beams = len(prompt), num_beams
+    tokens = prompt.new_full((images, beams, max_new_tokens), eos_id)
+    live = memory.new_full((images, beams), -torch.inf, dtype=torch.float32)
+    finished = Finished(tokens, live.clone(), live.clone())
+    live[:, 0] = 0  # all rows start alike: one is enough
+    first_row = torch.arange(images, device=prompt.device)[:, None] * beams  # (B, 1)
+    logits, cache = read_prompt(decoder, memory, prompt, beams, max_new_tokens)
+    read = next_logits(decoder, cache, mode)
+    for step in range(max_new_tokens):
+        mask = None if allowed is None else allowed(tokens.flatten(0, 1)[:, :step])
+        total = live[:, :, None] + _log_probs(logits, mask, suppress).unflatten(0, (images, beams))
+        scale = (step + 1) ** length_penalty
+        finished.add(tokens, total[:, :, eos_id], scale)  # their tokens are `eos_id` from here on
+        total[:, :, eos_id] = -torch.inf
+        live, index = total.flatten(1).topk(beams)  # (B, beams)
+        parent, token = index // total.shape[2], index % total.shape[2]
+        tokens = tokens.take_along_dim(parent[:, :, None], 1)
+        tokens[:, :, step] = token
+        if (live[:, 0] / scale <= finished.rank[:, -1]).all():  # one device sync per token
+            break
+        if step + 1 < max_new_tokens:
+            reorder(cache, (first_row + parent).flatten())
+            logits = read(token.flatten()[:, None])  # (B * beams, V)
+    else:
+        finished.add(tokens, live, max_new_tokens**length_penalty)
+    return finished.tokens, finished.log_probs
+
+
+def _log_probs(logits: Tensor, mask: Tensor | None, suppress: Sequence[int]) -> Tensor:
+    """(R, V) logits -> log-probs, -inf where the grammar does not go."""
+    if suppress:
+        logits[:, list(suppress)] = -torch.inf
+    log_probs = logits.log_softmax(1)
+    return log_probs if mask is None else log_probs.masked_fill(~mask, -torch.inf)

@@ -1,18 +1,103 @@
-"""Weight files: safetensors that describe themselves. Nothing is ever unpickled."""
+"""Weight files: safetensors that describe themselves. Nothing is ever unpickled.
+
+What a file says about itself is checked before anything of that size is allocated.
+"""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from models.checks import check_finite, check_tensors, read_metadata
+from models.config import ModelConfig
 from models.pix2seq import Pix2Seq, build_model
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
 
+MAX_LAYERS = 512  # of encoder or decoder: each is a module, also without memory
+MAX_SIZE = 1 << 20  # of anything else that is a number
+MAX_BUFFERS = 1 << 30  # bytes of what is computed, not stored, such as sin-cos positions
 FORMAT = "pix2seq/1"
+
+
+def read_metadata(path: object, texts: Mapping[str, str]) -> tuple[ModelConfig, dict]:
+    """`ModelConfig` and `meta` of the metadata of a weight file.
+
+    Raises:
+        UserError: they are missing, are no JSON, or describe no model.
+    """
+    values = {}
+    for name in ("config", "meta"):
+        try:
+            values[name] = json.loads(texts[name])
+        except KeyError as error:
+            raise UserError(
+                f"the metadata of {path} has no {name!r}; convert or train it anew"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{name!r} in the metadata of {path} is no JSON: {one_line(error)}"
+            ) from error
+    if not isinstance(values["meta"], dict):
+        raise UserError(f"'meta' in the metadata of {path} must be an object")
+    try:
+        config = ModelConfig.from_json(values["config"])
+        for name, value in vars(config).items():
+            limit = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
+            sizes = value if name == "image_size" else (value,)
+            if any(isinstance(n, (int, float)) and n > limit for n in sizes):
+                raise ValueError(f"{name} must be at most {limit}, got {value}")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the config of {path} describes no model: {one_line(error)}") from error
+    return config, values["meta"]
+
+
+def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
+    """Compares the tensors that a file says it holds with those that `config` asks for.
+
+    The model is built without memory: what is allocated later is no larger than the file.
+
+    Raises:
+        UserError: they differ; the first is named.
+    """
+    try:
+        with torch.device("meta"):
+            model = build_model(config)
+    except (ValueError, TypeError, RuntimeError, OverflowError, AssertionError) as error:
+        raise UserError(f"the config of {path} describes no model: {one_line(error)}") from error
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    floats = {name for name, value in model.state_dict().items() if value.is_floating_point()}
+    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    problem = ""
+    for what, names in (("lacks", wanted.keys() - found), ("adds", found.keys() - wanted.keys())):
+        if names:
+            problem = f"the file {what} {min(names)}"
+    for name in sorted(wanted.keys() & found.keys()):
+        shape, dtype = tuple(found[name].get_shape()), found[name].get_dtype()
+        if shape != wanted[name]:
+            problem = f"{name} is {shape} in the file, {wanted[name]} by its config"
+        elif (name in floats) != (dtype in ("F64", "F32", "F16", "BF16")):
+            problem = f"{name} is of type {dtype}"
+        if problem:
+            break
+    if problem:
+        raise UserError(f"the weights in {path} do not fit its config: {problem}")
+    size = sum(math.prod(b.shape) * b.element_size() for b in model.buffers())
+    if size > MAX_BUFFERS:
+        raise UserError(
+            f"the config of {path} asks for {size / 2**30:.0f} GiB of positions; no model of ours "
+            "does (image_size, max_len)"
+        )
+
+
+def check_finite(path: object, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises a UserError that names the first tensor with NaN or infinity."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{name} in {path} holds NaN or infinity: the file is damaged")
 
 
 def save_model(

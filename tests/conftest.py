@@ -40,7 +40,7 @@ TINY = [  # settings of a model that trains in seconds
 @pytest.fixture(scope="session")
 def demo_set(tmp_path_factory) -> Path:
     """A small drawn set in COCO and VOC layout: 14 training and 6 validation pictures."""
-    from download.demo.write import DemoSet, write_demo_set
+    from dataset.demo.write import DemoSet, write_demo_set
 
     out = tmp_path_factory.mktemp("demo") / "set"
     write_demo_set(DemoSet(train=14, val=6, size=(96, 128), seed=5), out, workers=1, progress=False)
@@ -81,7 +81,7 @@ def multi_settings(demo_set, caption_vocab) -> list[str]:
 def multi_weights(tmp_path_factory, multi_settings) -> Path:
     """A weight file of a barely trained model of all tasks on `demo_set`."""
     from config import CFG
-    from dataset.build import TASKS
+    from dataset.tasks import TASKS
     from train.engine import train
     from utils.cli import snapshot
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from config import CFG
-from dataset.build import build_source
+from dataset.tasks import build_source
 from infer.evaluate_captioning import evaluate_captioning
 from infer.evaluate_detection import evaluate_detection
 from infer.evaluate_keypoints import evaluate_keypoints
@@ -21,7 +21,7 @@ from infer.evaluate_segmentation import evaluate_segmentation
 from infer.predictor import Predictor
 from train import engine
 from train.distributed import session
-from train.records import RunRecords
+from train.run_folder import RunRecords
 from utils.cli import run, snapshot
 from utils.errors import UserError
 

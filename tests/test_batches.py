@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dataset.build import TASKS
+from dataset.tasks import TASKS
 from infer import evaluate
 from infer.batches import decode_images
 from infer.script import Answer, answer_images, infer_parser

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from infer.evaluate_captioning import score_caption_results
-from utils.caption_metrics import bleu, cider, common_length, rouge_l, score_captions
-from utils.ptb import ptb_tokenize
+from utils.caption_metrics import bleu, cider, common_length, ptb_tokenize, rouge_l, score_captions
 
 CANDIDATES = [
     "A red kite flies over a green hill.",

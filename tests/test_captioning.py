@@ -9,10 +9,10 @@ import torch
 
 from config import CFG
 from dataset import build_captioning_vocab
-from dataset.build import build_source, build_train_set
-from dataset.coco_captions import CocoCaptions
+from dataset.batch import trim
+from dataset.coco_captioning import CocoCaptions
 from dataset.loader import build_train_loader
-from dataset.trim import trim
+from dataset.tasks import build_source, build_train_set
 from infer import evaluate, infer_single_image_caption
 from infer.captioning import CaptionOptions
 from infer.evaluate_captioning import evaluate_captioning

@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from dataset import check_dataset
-from dataset.check.checked import columns
+from dataset.annotation_errors import KINDS
+from dataset.check.report import columns
 from dataset.coco_detection import CocoDetection
-from dataset.faults import KINDS
+from dataset.demo.write import CATEGORY_IDS as DEMO
 from dataset.voc_detection import VOC_CLASSES
-from download.demo.write import CATEGORY_IDS as DEMO
 from utils.errors import UserError
 from utils.images import load_image
 

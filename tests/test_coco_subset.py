@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dataset.coco_detection import CocoDetection
-from dataset.coco_keypoints import CocoKeypoints
+from dataset.coco_keypoint import CocoKeypoints
 from download.make_coco_subset import main
 from utils.errors import UserError
 

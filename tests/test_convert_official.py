@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.build import TASKS
+from dataset.tasks import TASKS
 from download import convert_official_weights
-from download.coco_categories import coco_categories
 from download.crc32c import crc32c
-from download.official_config import VARIANTS, model_config, variant_settings, vocabulary
-from download.official_mapping import (
+from download.official_model import (
     ROOT,
     SUFFIX,
+    VARIANTS,
+    coco_categories,
     is_model_variable,
+    model_config,
     resize_positions,
     sources,
     to_state_dict,
+    variant_settings,
+    vocabulary,
 )
-from download.sstable import uncompress_snappy
 from download.tf_checkpoint import main as list_files
-from download.tf_checkpoint import read_checkpoint
+from download.tf_checkpoint import read_checkpoint, uncompress_snappy
 from infer.predictor import Predictor
 from models import build_model, load_model
 from tests.tf_writer import BFLOAT16, official_variables, varint, write_checkpoint

@@ -10,22 +10,21 @@ import pytest
 import torch
 
 from config import CFG
+from dataset.annotation_errors import KINDS, Faults, Level
 from dataset.coco_detection import CocoDetection
-from dataset.coco_keypoints import CocoKeypoints
+from dataset.coco_keypoint import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
-from dataset.faults import KINDS, Faults, Level
-from dataset.loader import build_eval_loader
-from dataset.replacement import ReplaceUnreadable
+from dataset.loader import ReplaceUnreadable, build_eval_loader
+from dataset.preprocess import pad_batch
 from dataset.voc_detection import VocDetection
 from tests.conftest import TINY
-from train.build import source, streams, tokenizers, vocabulary
+from train.build import build_source_of, build_streams, build_tokenizers, build_vocabulary
 from train.engine import train
-from train.skipped import report_skipped
+from train.guards import report_skipped
 from utils.cli import snapshot
+from utils.devices import World
 from utils.errors import UserError
 from utils.masks import check_rle, mask_to_rle
-from utils.pixels import pad_batch
-from utils.world import World
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def test_boxes_that_no_one_can_see_are_left_out_with_one_line(root, capsys):
 
     damage(root, "instances", change)
     cfg = snapshot(CFG, [*TINY, f"coco_root={root}"])
-    left = source(cfg, "detection", train=True)
+    left = build_source_of(cfg, "detection", train=True)
     assert left.faults.counts == {"no_area": 2, "outside": 1, "unlisted": 1}
     assert len(left._boxes) == len(whole._boxes) - 4
     line = capsys.readouterr().err
@@ -159,9 +158,9 @@ def test_unreadable_images_are_replaced_alike_in_every_worker(root, workers):
 
     def stream(*more):
         chosen = snapshot(CFG, [*TINY, f"coco_root={root}", f"num_workers={workers}", *more])
-        sources = {"detection": source(chosen, "detection", train=True)}
-        tasks = tokenizers(chosen, ["detection"], vocabulary(chosen), sources)
-        return streams(chosen, sources, tasks)["detection"]
+        sources = {"detection": build_source_of(chosen, "detection", train=True)}
+        tasks = build_tokenizers(chosen, ["detection"], build_vocabulary(chosen), sources)
+        return build_streams(chosen, sources, tasks)["detection"]
 
     with pytest.raises(UserError, match="|".join(names)):
         refusing = stream()
@@ -209,7 +208,7 @@ def test_training_says_at_the_end_of_an_epoch_what_it_skipped(root, tmp_path, ca
         assert re.search(line, said)
     assert all(name in said for name in names)
     with pytest.raises(UserError, match="bad_samples must be refuse or skip"):
-        source(snapshot(CFG, [*TINY, "bad_samples=maybe"]), "detection", train=True)
+        build_source_of(snapshot(CFG, [*TINY, "bad_samples=maybe"]), "detection", train=True)
 
 
 def test_too_many_unreadable_images_in_a_row_stop():
@@ -228,7 +227,9 @@ def test_evaluation_never_skips(root):
     path = sorted((root / "val2017").iterdir())[1]
     path.write_bytes(b"no image")
     cfg = snapshot(CFG, [*TINY, f"coco_root={root}", "bad_samples=skip"])
-    loader = build_eval_loader(source(cfg, "detection", train=False), batch_size=2, num_workers=0)
+    loader = build_eval_loader(
+        build_source_of(cfg, "detection", train=False), batch_size=2, num_workers=0
+    )
     with pytest.raises(UserError, match=path.name):
         list(loader)
 

@@ -9,20 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.annotated_image import read_annotated_image
-from dataset.batch import collate, stack_tokens
-from dataset.build import TASKS, build_source, build_tokenizer, build_train_set
+from dataset.batch import collate, stack_tokens, trim
 from dataset.geometry import Geometry
 from dataset.loader import build_train_loader
-from dataset.sample import Sample
-from dataset.trim import trim
+from dataset.preprocess import pad_batch
+from dataset.sample import Sample, read_annotated_image
+from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
 from models import ModelConfig, build_model
 from tokenizer import SegmentationTokenizer, TokenSequence, Vocabulary
 from train.loss import LossType, batch_loss
 from utils.errors import UserError
-from utils.images import JpegFile, load_image, open_image
-from utils.jpeg import reduction, upright_size
-from utils.pixels import pad_batch
+from utils.images import JpegFile, load_image, open_image, reduction, upright_size
 
 SIZE = (149, 203)  # no multiple of 2
 TURNED = (160, 208)  # of 8: a turned picture is reduced where blocks leave no rest

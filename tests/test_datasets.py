@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from dataset.coco_detection import CocoDetection
-from dataset.voc_detection import VOC_CLASSES, VocDetection
-from dataset.voc_files import parse_voc_sets
+from dataset.voc_detection import VOC_CLASSES, VocDetection, parse_voc_sets
 from utils.errors import UserError
 
 COCO = {

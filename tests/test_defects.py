@@ -1,4 +1,4 @@
-"""docs/defects.md names a test for every defect; those that belong to no other file are here."""
+"""A page names a test for every defect; those tests that belong to no other file are here."""
 
 import ast
 import json
@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-import infer.predict_all
+import infer.batches
 from config import CFG, PRESETS
-from dataset.build import TASKS
 from dataset.loader import build_eval_loader
+from dataset.tasks import TASKS
 from infer.detection import DecodingOptions
 from infer.encode import as_tensor
-from infer.keypoints import KeypointOptions
+from infer.keypoint import KeypointOptions
 from infer.predictor import Predictor
 from infer.segmentation import CROPS, SegmentationOptions
 from tests.conftest import ROOT
-from train import build
+from train.build import build_source_of, build_streams, build_tokenizers, build_vocabulary
 from train.engine import train
 from utils.cli import snapshot
 from utils.images import load_image
 from utils.voc_metrics import evaluate_voc
 
-PAGE = (ROOT / "docs" / "defects.md").read_text()
+PAGE = (ROOT / "tests" / "damaged" / "README.md").read_text()
 
 
 def test_every_test_that_the_page_names_exists():
@@ -103,9 +103,9 @@ def test_all_tasks_see_the_same_pixels(multi_settings):
     """One encoder for all: no task has a normalisation or a resize of its own."""
     cfg = snapshot(CFG, [*multi_settings, "augment=false"])
     tasks = ["detection", "segmentation", "captioning"]
-    sources = {task: build.source(cfg, task, train=True) for task in tasks}
-    tokenizers = build.tokenizers(cfg, tasks, build.vocabulary(cfg, tasks), sources)
-    streams = build.streams(cfg, sources, tokenizers)
+    sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
+    tokenizers = build_tokenizers(cfg, tasks, build_vocabulary(cfg, tasks), sources)
+    streams = build_streams(cfg, sources, tokenizers)
     pictures = {}
     for task, stream in streams.items():
         data = stream.loader.dataset
@@ -178,10 +178,10 @@ def test_validation_judges_every_task_on_all_its_images(multi_settings, tmp_path
             judged[-1] += batch.image_ids
             yield batch
 
-    monkeypatch.setattr(infer.predict_all, "build_eval_loader", record)
+    monkeypatch.setattr(infer.batches, "build_eval_loader", record)
     settings = [*multi_settings, f"runs_dir={tmp_path}", "epochs=2", "eval_split=train"]
     cfg, tasks = snapshot(CFG, settings), ["detection", "keypoint", "captioning"]
     train(cfg, tasks)
-    sources = [build.source(cfg, task, train=False) for task in tasks]
+    sources = [build_source_of(cfg, task, train=False) for task in tasks]
     assert len({len(source) for source in sources}) > 1
     assert judged == [source.image_ids.tolist() for source in sources] * 2

@@ -15,11 +15,10 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from download.demo.captions import MAX_WORDS, stated_counts
-from download.demo.masks import find_region
-from download.demo.people import KEYPOINTS
-from download.demo.render import SS
-from download.demo.write import CATEGORY_IDS, DemoSet, draw_image, image_id, write_demo_set
+from dataset.demo.captions import MAX_WORDS, stated_counts
+from dataset.demo.drawing import SS, find_region
+from dataset.demo.people import KEYPOINTS
+from dataset.demo.write import CATEGORY_IDS, DemoSet, draw_image, image_id, write_demo_set
 from utils.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "download" / "make_demo_dataset.py"

@@ -8,8 +8,14 @@ from torchvision.ops import box_iou
 from dataset.geometry import Geometry
 from infer.detection import _to_original
 from tokenizer import DetectionTokenizer, Vocabulary
-from tokenizer.detection import CORRUPTIONS, ClassDraws
-from tokenizer.noise import jittered_boxes, noise_boxes, random_boxes, shifted_boxes
+from tokenizer.detection import (
+    CORRUPTIONS,
+    ClassDraws,
+    jittered_boxes,
+    noise_boxes,
+    random_boxes,
+    shifted_boxes,
+)
 from utils.categories import Categories
 
 VOCAB = Vocabulary()

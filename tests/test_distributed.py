@@ -12,7 +12,7 @@ import torch
 
 from models import load_model
 from tests.processes import evaluate_case, train_case
-from utils.world import ALONE
+from utils.devices import ALONE
 
 SCRIPT = Path(__file__).parent / "processes.py"
 ALL = ["detection", "segmentation", "keypoint", "captioning"]

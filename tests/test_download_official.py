@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from download.official_config import model_config
+from download.official_model import model_config
 from infer.predictor import Predictor
 from models import build_model
 from tests.test_convert_official import TINY

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.build import build_source
+from dataset.tasks import build_source
 from infer.captioning import CaptionOptions
 from infer.detection import DecodingOptions
-from infer.keypoints import KeypointOptions
+from infer.keypoint import KeypointOptions
 from infer.predictor import Predictor
 from infer.segmentation import SegmentationOptions
 from infer.tasks import EVALUATIONS, evaluate_task
+from models.decode_step.modes import MODES
 from models.generate import uniforms_of_images
-from models.step import MODES
 from tests.test_step import memory, model, prompts  # noqa: F401  fixtures
 from utils.cli import snapshot
+from utils.devices import World
 from utils.images import load_image
-from utils.world import World
 
 ORDERS = {  # how the pictures of a batch come again: numbers of them, in batches
     "reversed": [[5, 4, 3, 2, 1, 0]],

@@ -9,11 +9,11 @@ from safetensors import safe_open
 from torch import nn
 
 from dataset.batch import Batch
-from models.recompute import recompute_activations
 from tests.conftest import TINY
 from tests.test_multi_task import state_of
+from train.distributed import recompute_activations
 from train.engine import train_step
-from train.faults import MAX_OVERFLOWS, NonFiniteWatch, Statistics, memory_errors, update
+from train.guards import MAX_OVERFLOWS, NonFiniteWatch, Statistics, memory_errors, update
 from utils.errors import UserError
 
 NAN, INF = float("nan"), float("inf")

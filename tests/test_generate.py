@@ -9,9 +9,8 @@ import torch
 
 import models.generate
 from models import ModelConfig, build_model
-from models.beam import beam_search
 from models.decoder import Cache
-from models.generate import SamplingOptions, draw, generate, top_logits
+from models.generate import SamplingOptions, beam_search, draw, generate, top_logits
 
 VOCAB = 3000
 

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.geometry import Geometry, crop_to_box
-from dataset.polygons import clip_polygon
-from dataset.preprocess import letterbox_batch
+from dataset.geometry import Geometry, clip_polygon, crop_to_box
+from dataset.preprocess import letterbox_batch, pad_batch
 from dataset.sample import Sample
-from utils.pixels import pad_batch
 
 
 def random_geometry(rng: np.random.Generator) -> Geometry:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dataset.geometry import Geometry
-from infer.keypoints import to_original
+from infer.keypoint import to_original
 from tokenizer import KeypointTokenizer, Vocabulary
 from tokenizer.keypoint import weighted_scores
-from utils.skeleton import COCO_PERSON, Skeleton
+from utils.categories import COCO_PERSON, Skeleton
 
 VOCAB = Vocabulary()
 SIZE = (200, 400)  # (H, W)

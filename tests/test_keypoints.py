@@ -9,26 +9,27 @@ import torch
 from PIL import Image
 
 from config import CFG
-from dataset.build import TASKS, build_source, build_train_set
-from dataset.coco_keypoints import CocoKeypoints
+from dataset.coco_keypoint import CocoKeypoints
 from dataset.geometry import Geometry, crop_to_box
 from dataset.sample import Sample
-from infer import evaluate, infer_single_image_keypoint, keypoints
-from infer.box_sources import true_boxes
+from dataset.tasks import TASKS, build_source, build_train_set
+from infer import evaluate, infer_single_image_keypoint, keypoint
+from infer.boxes import true_boxes
 from infer.encode import as_tensor
 from infer.evaluate_keypoints import check_sigmas, evaluate_keypoints, score_keypoints
+from infer.keypoint import KeypointOptions, find_keypoints
 from infer.keypoint_resampling import SUPPRESSION, generate_resampled, official_truncation
 from infer.keypoint_script import draw
-from infer.keypoints import KeypointOptions, find_keypoints
 from infer.predictor import Predictor
 from models import save_model
 from tests.conftest import TINY
 from tokenizer import KeypointTokenizer, Vocabulary
-from tokenizer.instance import tokens_to_points
-from train import build, build_model, train_coco_keypoints
+from tokenizer.coordinates import tokens_to_points
+from train import train_coco_keypoints
+from train.build import build_model_of_run, build_source_of, build_tokenizers, build_vocabulary
+from utils.categories import COCO_PERSON
 from utils.cli import snapshot
 from utils.errors import UserError
-from utils.skeleton import COCO_PERSON
 from utils.visualize import draw_detections
 
 NAMES = ["nose", "left_eye", "right_eye", "left_hand", "right_hand"]
@@ -78,10 +79,10 @@ def weights(tmp_path_factory, demo_set):
     """A random model of detection and keypoints on the demo set."""
     cfg = snapshot(CFG, [*TINY, f"coco_root={demo_set}", "seed=1"])
     torch.manual_seed(0)
-    tasks, vocab = ["detection", "keypoint"], build.vocabulary(cfg)
-    sources = {task: build.source(cfg, task, train=True) for task in tasks}
-    tokenizers = build.tokenizers(cfg, tasks, vocab, sources)
-    model = build_model.model(cfg, vocab, tokenizers, sources["detection"].categories, "cpu")
+    tasks, vocab = ["detection", "keypoint"], build_vocabulary(cfg)
+    sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
+    tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
+    model = build_model_of_run(cfg, vocab, tokenizers, sources["detection"].categories, "cpu")
     path = tmp_path_factory.mktemp("weights") / "both.safetensors"
     save_model(model, path)
     return path
@@ -324,8 +325,8 @@ def test_crops_are_twice_the_box_of_their_own_image(weights, monkeypatch):
         regions.extend(options["regions"] or [])
         return encode(model, images, **options)
 
-    encode = keypoints.encode_images
-    monkeypatch.setattr(keypoints, "encode_images", record)
+    encode = keypoint.encode_images
+    monkeypatch.setattr(keypoint, "encode_images", record)
     images = [np.zeros((300, 400, 3), np.uint8), np.zeros((500, 600, 3), np.uint8)]
     boxes = [np.float32([[100, 100, 200, 180]]), np.float32([[300, 200, 350, 300]])]
     predictor = Predictor(weights)
@@ -477,7 +478,7 @@ def test_sigmas_are_needed_where_coco_has_none(robots):
         check_sigmas((0.1, 0.2), COCO_PERSON)
     cfg = snapshot(CFG, [f"coco_root={robots}"])
     with pytest.raises(UserError, match="keypoint_sigmas"):
-        build.source(cfg, "keypoint", train=True)
+        build_source_of(cfg, "keypoint", train=True)
 
 
 def test_five_points_train_and_are_scored(robots, tmp_path):

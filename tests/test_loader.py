@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from dataset.loader import EpochSampler, TrainSet, build_eval_loader, build_train_loader
-from dataset.presets import detection_train, evaluation
+from dataset.preprocess import pad_batch
 from dataset.sample import Sample
+from dataset.transforms import detection_train, evaluation
 from utils.errors import UserError
-from utils.pixels import pad_batch
 
 SIZE = (48, 64)
 

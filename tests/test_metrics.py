@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from utils.boxes import pairwise_iou
 from utils.coco_metrics import KEYPOINT_KEYS, KEYS, detections_to_coco, evaluate_coco
-from utils.voc_metrics import evaluate_voc
+from utils.voc_metrics import evaluate_voc, pairwise_iou
 
 NAMES = {1: "cat", 2: "dog", 5: "bird", 9: "never seen"}
 LABELS = [1, 2, 5]

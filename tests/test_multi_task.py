@@ -8,16 +8,25 @@ import pytest
 import torch
 
 from config import CFG
-from dataset.build import TASKS
+from dataset.tasks import TASKS
 from infer import infer_single_image_multi_task, infer_single_image_object_detection
-from infer.all_tasks import AllTasksOptions
-from infer.keypoints import KeypointOptions
+from infer.keypoint import KeypointOptions
+from infer.multi_task import AllTasksOptions
 from infer.predictor import Predictor
 from infer.results import Detections
 from models import load_model, save_model
-from train import build, build_model, build_state, train_multi_task
+from train import train_multi_task
+from train.build import (
+    build_model_of_run,
+    build_source_of,
+    build_state,
+    build_streams,
+    build_tokenizers,
+    build_vocabulary,
+    join_categories,
+    task_weights,
+)
 from train.engine import resume, train, train_step
-from train.multi_task import join_categories, task_weights
 from utils.categories import Categories
 from utils.cli import pick_names, snapshot
 from utils.errors import UserError
@@ -62,12 +71,14 @@ def state_of(overrides, tasks):
     """As the engine builds it."""
     cfg = snapshot(CFG, overrides)
     torch.manual_seed(0)
-    sources = {task: build.source(cfg, task, train=True) for task in tasks}
-    vocab = build.vocabulary(cfg, tasks)
-    tokenizers = build.tokenizers(cfg, tasks, vocab, sources)
-    streams = build.streams(cfg, sources, tokenizers)
-    model = build_model.model(cfg, vocab, tokenizers, join_categories(sources), torch.device("cpu"))
-    return build_state.state(cfg, model, streams, total_steps=10)
+    sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
+    vocab = build_vocabulary(cfg, tasks)
+    tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
+    streams = build_streams(cfg, sources, tokenizers)
+    model = build_model_of_run(
+        cfg, vocab, tokenizers, join_categories(sources), torch.device("cpu")
+    )
+    return build_state(cfg, model, streams, total_steps=10)
 
 
 def curves(run_dir):

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import models.native_library as native
 from infer.script import predictor_of
-from models.beam import beam_search
+from models.decode_step import native
+from models.decode_step.modes import BlockedStep
+from models.decode_step.native import NativeStep, address
 from models.decoder import Cache, LayerCache
-from models.native_step import NativeStep, address
-from models.step import BlockedStep
+from models.generate import beam_search
 from tests.test_static_step import in_mode
 from tests.test_step import (
     VARIANTS,

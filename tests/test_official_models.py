@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
 
-from download.official_config import model_config
-from download.official_mapping import to_state_dict
+from download.official_model import model_config, to_state_dict
 from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model, load_model, save_model
 from models.decoder import DecoderLayer, SelfAttention
 from models.layers import Mlp, one_turn, sin_cos_1d, sin_cos_2d
-from models.official_resnet import BatchNorm, OfficialResNet
-from models.official_vit import EncoderBlock
-from models.projection import Projection
+from models.official_encoders import BatchNorm, EncoderBlock, OfficialResNet
+from models.pix2seq import Projection
 from utils.errors import UserError
 
 VARIANTS = ["vit_a", "resnet_a", "resnetc_a"]

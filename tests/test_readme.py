@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from config import PRESETS
-from dataset.build import TASKS
+from dataset.tasks import TASKS
 from tests.conftest import ROOT, TINY
 from tests.test_download import coco, server, voc  # noqa: F401, the fixtures
 from tests.test_download_official import official  # noqa: F401

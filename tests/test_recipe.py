@@ -9,20 +9,24 @@ from torch import nn
 
 from config import CFG, PRESETS
 from dataset.batch import Batch
-from download.coco_categories import coco_categories
-from download.official_config import model_config
-from download.official_mapping import ROOT, SUFFIX, sources, to_state_dict
+from download.official_model import (
+    ROOT,
+    SUFFIX,
+    coco_categories,
+    model_config,
+    sources,
+    to_state_dict,
+)
 from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model
-from models.official_resnet import BatchNorm
+from models.official_encoders import BatchNorm
 from tests.conftest import TINY
 from tokenizer import Vocabulary
-from train import build
-from train import build_model as model_builder
+from train.build import build_model_config, build_tokenizers, build_vocabulary
 from train.engine import train
+from train.init_weights import start_from
 from train.loss import LossType, batch_loss, token_losses, weighted_mean
-from train.schedule import NO_KERNELS, base_lr, build_optimizer, count_steps, lr_factor
-from train.start import start_from
+from train.optim import NO_KERNELS, base_lr, build_optimizer, count_steps, lr_factor
 from utils.categories import Categories
 from utils.cli import snapshot
 from utils.errors import UserError
@@ -385,8 +389,8 @@ def test_three_training_steps_equal_the_official_ones(case):
 )
 def test_presets_build_the_published_models(preset, millions):
     cfg = snapshot(PRESETS[preset], [])
-    vocab = build.vocabulary(cfg)
-    config = model_builder.model_config(cfg, vocab, build.tokenizers(cfg, ["detection"], vocab))
+    vocab = build_vocabulary(cfg)
+    config = build_model_config(cfg, vocab, build_tokenizers(cfg, ["detection"], vocab))
     with torch.device("meta"):
         model = build_model(config)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=1e-3)

@@ -6,8 +6,15 @@ import subprocess
 import pytest
 import torch
 
-from train.environment import environment, git_state
-from train.records import RunRecords, find_run_dir, new_run_dir, read_settings, write_environment
+from train.run_folder import (
+    RunRecords,
+    environment,
+    find_run_dir,
+    git_state,
+    new_run_dir,
+    read_settings,
+    write_environment,
+)
 from utils.errors import UserError
 
 

@@ -10,14 +10,14 @@ import torch
 from pycocotools import mask as coco_mask
 
 from config import CFG
-from dataset.build import build_tokenizer, build_train_set
 from dataset.coco_segmentation import CocoSegmentation
 from dataset.geometry import Geometry
 from dataset.loader import build_train_loader
 from dataset.sample import Sample
+from dataset.tasks import build_tokenizer, build_train_set
 from dataset.transforms import FilterObjects, ScaleJitterCropFlip
 from infer import evaluate, infer_single_image_segmentation
-from infer.box_sources import read_boxes, true_boxes
+from infer.boxes import read_boxes, true_boxes
 from infer.evaluate_segmentation import evaluate_segmentation, score_segmentation
 from infer.predictor import Predictor
 from infer.results import InstanceMasks

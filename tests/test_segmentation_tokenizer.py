@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenizer import SegmentationTokenizer, Vocabulary
-from tokenizer.instance import tokens_to_points
+from tokenizer.coordinates import tokens_to_points
 from tokenizer.segmentation import turn
 from utils.masks import polygon_area, polygons_to_rle, rle_to_mask
 

@@ -8,9 +8,10 @@ import torch
 from config import CFG
 from models import load_model, save_model
 from tests.conftest import TINY
-from train import build, build_model
+from tokenizer import Vocabulary
+from train.build import build_model_of_run, build_tokenizers, build_vocabulary
 from train.engine import train
-from train.start import start_from
+from train.init_weights import start_from
 from utils.categories import Categories
 from utils.cli import snapshot
 from utils.errors import UserError
@@ -22,10 +23,10 @@ def make(*overrides, names=COLOURS, tasks=("detection",), seed=0):
     """A new model, as the train scripts make it."""
     cfg = snapshot(CFG, [*TINY, *overrides])
     torch.manual_seed(seed)
-    vocab = build.vocabulary(cfg, tasks)
-    tokenizers = build.tokenizers(cfg, list(tasks), vocab)
+    vocab = build_vocabulary(cfg, tasks)
+    tokenizers = build_tokenizers(cfg, list(tasks), vocab)
     categories = Categories(names, {i: i for i in names})
-    return build_model.model(cfg, vocab, tokenizers, categories, torch.device("cpu"))
+    return build_model_of_run(cfg, vocab, tokenizers, categories, torch.device("cpu"))
 
 
 def table(model):
@@ -35,12 +36,12 @@ def table(model):
 def class_row(model, name):
     """The embedding of a class."""
     ids = {n: i for i, n in Categories.from_json(model.meta["categories"]).names.items()}
-    vocab = build.Vocabulary.from_json(model.meta["vocabulary"])
+    vocab = Vocabulary.from_json(model.meta["vocabulary"])
     return table(model)[vocab.class_range[0] + ids[name] - vocab.first_label]
 
 
 def coordinates(model):
-    vocab = build.Vocabulary.from_json(model.meta["vocabulary"])
+    vocab = Vocabulary.from_json(model.meta["vocabulary"])
     return table(model)[slice(*vocab.coord_range)]
 
 
@@ -61,7 +62,7 @@ def test_a_class_takes_the_row_of_its_name_else_of_its_id():
     assert torch.equal(class_row(model, "blue"), class_row(given, "blue"))
     assert torch.equal(class_row(model, "red"), class_row(given, "red"))
     assert torch.equal(class_row(model, "cat"), class_row(given, "green")), "by id, as officially"
-    vocab = build.Vocabulary.from_json(given.meta["vocabulary"])
+    vocab = Vocabulary.from_json(given.meta["vocabulary"])
     assert torch.equal(
         class_row(model, "dog"), table(given)[vocab.class_range[0] + 4 - vocab.first_label]
     )
@@ -90,7 +91,7 @@ def test_text_is_added_or_left_out(caption_vocab, added):
     before = table(model).clone()
     report = start_from(model, given)
     shared = min(len(table(given)), len(table(model)))
-    vocab = build.Vocabulary.from_json(model.meta["vocabulary"])
+    vocab = Vocabulary.from_json(model.meta["vocabulary"])
     assert torch.equal(table(model)[: vocab.text0], table(given)[: vocab.text0])
     assert torch.equal(table(model)[shared:], before[shared:]), "new pieces start anew"
     if added:
@@ -102,7 +103,7 @@ def test_the_same_text_keeps_its_rows_another_starts_anew(caption_vocab, tmp_pat
     given = make(*options, tasks=("captioning",), seed=1)
     model = make(*options, tasks=("captioning",), seed=2)
     assert start_from(model, given).share == 1
-    text0 = build.Vocabulary.from_json(given.meta["vocabulary"]).text0
+    text0 = Vocabulary.from_json(given.meta["vocabulary"]).text0
     assert torch.equal(table(model)[text0:], table(given)[text0:])
     given.meta["tasks"]["captioning"]["text"] = {"pieces": ["another"]}
     model = make(*options, tasks=("captioning",), seed=3)

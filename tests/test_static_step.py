@@ -4,12 +4,11 @@
 import pytest
 import torch
 
-import models.static_step
+import models.decode_step.cuda_graph
 from infer.script import predictor_of
-from models.beam import beam_search
+from models.decode_step.cuda_graph import StaticStep
 from models.decoder import Cache
-from models.generate import generate
-from models.static_step import StaticStep
+from models.generate import beam_search, generate
 from tests.test_step import (
     VARIANTS,
     assert_same,
@@ -159,9 +158,11 @@ def test_graphs_of_earlier_calls_leave_no_memory_behind(memory):
 
 def test_one_graph_serves_all_steps(monkeypatch, model, memory):
     captures = []
-    capture = models.static_step.captured
+    capture = models.decode_step.cuda_graph.captured
     monkeypatch.setattr(
-        models.static_step, "captured", lambda *args: captures.append(1) or capture(*args)
+        models.decode_step.cuda_graph,
+        "captured",
+        lambda *args: captures.append(1) or capture(*args),
     )
     in_mode("static", model, memory, prompts(2, 3, 5))
     assert len(captures) == 1

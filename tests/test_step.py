@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-import models.step
+import models.decode_step.modes
 from models import ModelConfig, build_model
-from models.beam import beam_search
-from models.generate import rows_to_keep
+from models.generate import beam_search, rows_to_keep
 
 VARIANTS = {
     "official": {},
@@ -54,13 +53,15 @@ def prompts(*shape):
 def both_ways(monkeypatch, decode):
     """What `decode` returns with the fast step, and with the modules alone."""
     steps = []
-    call = models.step.BlockedStep.__call__
+    call = models.decode_step.modes.BlockedStep.__call__
     monkeypatch.setattr(
-        models.step.BlockedStep, "__call__", lambda *args: steps.append(1) or call(*args)
+        models.decode_step.modes.BlockedStep,
+        "__call__",
+        lambda *args: steps.append(1) or call(*args),
     )
     fast = decode()
     assert steps, "the fast step was not taken"
-    monkeypatch.setattr(models.step, "suits_cpu_step", lambda *_: False)
+    monkeypatch.setattr(models.decode_step.modes, "suits_cpu_step", lambda *_: False)
     count = len(steps)
     plain = decode()
     assert len(steps) == count
@@ -128,7 +129,9 @@ def test_weights_may_change_between_calls(monkeypatch, memory):
 
 def test_the_plain_decoder_stands_in_wherever_the_step_does_not_fit(model, memory):
     def suits(model):
-        return models.step.suits_cpu_step(model.decoder, model.decoder.init_cache(memory, 2, 4))
+        return models.decode_step.modes.suits_cpu_step(
+            model.decoder, model.decoder.init_cache(memory, 2, 4)
+        )
 
     assert not suits(model)  # gradients
     with torch.no_grad():
@@ -157,7 +160,7 @@ def ends_at_some_time(tokens):
 def test_finished_rows_leave_and_no_token_changes(monkeypatch, model, memory):
     options, eos = {"max_new_tokens": 30, "allowed": ends_at_some_time}, 7
     free, free_log_probs = model.generate(memory, prompts(2, 6, 3), **options)
-    batches = count_rows(monkeypatch, models.step.BlockedStep)
+    batches = count_rows(monkeypatch, models.decode_step.modes.BlockedStep)
     tokens, log_probs = model.generate(memory, prompts(2, 6, 3), eos_id=eos, **options)
     assert len(set(batches)) > 1 and batches == sorted(batches, reverse=True), batches
     after = ((free == eos).cumsum(1) - (free == eos).long()) > 0  # behind the first end token
@@ -185,7 +188,7 @@ def test_a_range_of_ids_decodes_what_a_grammar_of_it_does(model, memory):
 def test_all_samples_of_an_image_read_its_keys_and_values_in_place(model, memory):
     with torch.no_grad():
         cache = model.decoder.init_cache(memory, 2 * 80, 4)
-        step = models.step.BlockedStep(model.decoder, cache)
+        step = models.decode_step.modes.BlockedStep(model.decoder, cache)
     for layer, layer_cache in zip(step.layers, cache.layers, strict=True):
         assert layer.memory_k.data_ptr() == layer_cache.memory_k.data_ptr()
         assert layer.memory_v.data_ptr() == layer_cache.memory_v.data_ptr()

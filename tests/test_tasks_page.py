@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import dataset.build
+import dataset.tasks
 import infer.tasks
 import tokenizer.vocabulary
 from docs import draw_sequences
@@ -57,7 +57,7 @@ def fifth_task(monkeypatch):
     """The project with the example of the page in it, and without it afterwards."""
     names = (*tokenizer.vocabulary.TASKS, "naming")
     monkeypatch.setattr(tokenizer.vocabulary, "TASKS", names)
-    for registry in (dataset.build.TASKS, infer.tasks.EVALUATIONS):
+    for registry in (dataset.tasks.TASKS, infer.tasks.EVALUATIONS):
         monkeypatch.setitem(registry, "naming", None)
     for path, code in BLOCKS:
         module = sys.modules.get(path.replace("/", "."))
@@ -76,7 +76,7 @@ def test_the_fifth_task_is_whole(fifth_task):
     assert list(fifth_task) == [
         "tokenizer/naming",
         "dataset/coco_naming",
-        "dataset/build",
+        "dataset/tasks",
         "infer/naming",
         "infer/tasks",
         "train/train_coco_naming",

@@ -17,7 +17,7 @@ from torch import nn
 from config import CFG, VocCFG
 from infer.predictor import Predictor
 from models import load_model
-from models.native_library import obstacle
+from models.decode_step.native import obstacle
 from tests.conftest import TINY
 from tests.test_step import tiny
 from train import build as train_build
@@ -26,7 +26,7 @@ from train import validate as validation
 from train.checkpoint import load_checkpoint
 from train.engine import resume, train
 from train.loss import weighted_cross_entropy
-from train.schedule import build_optimizer, lr_factor
+from train.optim import build_optimizer, lr_factor
 from utils.cli import snapshot
 from utils.errors import UserError
 
@@ -273,10 +273,10 @@ def test_lengths_are_few_where_each_is_planned_anew(
         lambda *args, **options: asked.append(options["num_lengths"]) or build(*args, **options),
     )
     cfg = snapshot(CFG, settings(demo_set, tmp_path, f"compile={bool(compiled)}"))
-    sources = {"detection": train_build.source(cfg, "detection", train=True)}
-    vocab = train_build.vocabulary(cfg, ["detection"])
-    tokenizers = train_build.tokenizers(cfg, ["detection"], vocab, sources)
-    train_build.streams(cfg, sources, tokenizers)
+    sources = {"detection": train_build.build_source_of(cfg, "detection", train=True)}
+    vocab = train_build.build_vocabulary(cfg, ["detection"])
+    tokenizers = train_build.build_tokenizers(cfg, ["detection"], vocab, sources)
+    train_build.build_streams(cfg, sources, tokenizers)
     assert asked == [num_lengths]
 
 

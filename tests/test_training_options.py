@@ -14,11 +14,8 @@ from models.encoder import TimmEncoder
 from tests.conftest import TINY
 from tests.test_multi_task import state_of
 from tests.test_train import losses
-from train.ema import average_of
 from train.engine import resume, train, train_step
-from train.freeze import Freeze
-from train.lr_factors import lr_factors
-from train.schedule import build_optimizer
+from train.optim import Freeze, average_of, build_optimizer, lr_factors
 from utils.cli import snapshot
 from utils.errors import UserError
 

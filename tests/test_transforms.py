@@ -6,7 +6,6 @@ import albumentations
 import numpy as np
 import pytest
 
-from dataset.presets import detection_train, evaluation
 from dataset.sample import Sample
 from dataset.transforms import (
     FilterObjects,
@@ -14,6 +13,8 @@ from dataset.transforms import (
     PixelTransform,
     ScaleJitterCropFlip,
     color_jitter,
+    detection_train,
+    evaluation,
 )
 from utils.errors import UserError
 
@@ -145,7 +146,7 @@ def test_a_transform_that_changes_the_type_is_refused():
 
 def test_albumentations_is_not_imported_without_need():
     code = (
-        "import sys; from dataset.presets import detection_train; detection_train((64, 64));"
+        "import sys; from dataset.transforms import detection_train; detection_train((64, 64));"
         "sys.exit('albumentations' in sys.modules)"
     )
     root = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tokenizer import Vocabulary
-from tokenizer.quantize import dequantize, quantize
+from tokenizer.coordinates import dequantize, quantize
 from utils.categories import Categories
 
 

@@ -108,7 +108,7 @@ def write_checkpoint(prefix, variables, *, num_shards=1, snappy=False, slices=()
 
 def official_variables(model, rng):
     """Random values of every official variable of a model, with some that are not the model's."""
-    from download.official_mapping import ROOT, SUFFIX, sources
+    from download.official_model import ROOT, SUFFIX, sources
 
     out = {}
     for source in sources(model).values():

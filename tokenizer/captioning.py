@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.task import TaskTokenizer, TokenSequence
+from tokenizer.base import TaskTokenizer, TokenSequence
 from tokenizer.text import END, PAD, TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.instance import PROMPT_LEN, instance_prompt, points_to_tokens, tokens_to_points
-from tokenizer.task import TaskTokenizer, TokenSequence
+from tokenizer.base import TaskTokenizer, TokenSequence
+from tokenizer.coordinates import PROMPT_LEN, instance_prompt, points_to_tokens, tokens_to_points
 from tokenizer.vocabulary import Vocabulary
 from utils.masks import MIN_POINTS, cut_polygons, fit_polygons
 

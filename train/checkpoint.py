@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from models import save_model
-from train.parallel import whole_model
+from train.distributed import whole_model
 from train.state import TrainState
 from utils.cli import log
 from utils.errors import UserError

@@ -10,16 +10,33 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset.batch import Batch
-from infer.report import Report
+from infer.results import Report
 from models import save_model
-from train import build, build_model, build_state
+from train.build import (
+    amp_dtype,
+    build_model_of_run,
+    build_source_of,
+    build_state,
+    build_streams,
+    build_tokenizers,
+    build_vocabulary,
+    join_categories,
+    step_counts,
+)
 from train.checkpoint import Saver, load_checkpoint, remove_leftovers
-from train.distributed import local_device, session
-from train.faults import NonFiniteWatch, Statistics, memory_errors, update
+from train.distributed import local_device, session, synchronised, whole
+from train.guards import (
+    NonFiniteWatch,
+    Statistics,
+    Stopped,
+    StopSignal,
+    check_stop,
+    memory_errors,
+    report_skipped,
+    update,
+)
 from train.loss import autocast, batch_loss, token_weights
-from train.multi_task import join_categories
-from train.parallel import synchronised, whole
-from train.records import (
+from train.run_folder import (
     NoRecords,
     RunRecords,
     find_run_dir,
@@ -28,14 +45,10 @@ from train.records import (
     write_environment,
     write_settings,
 )
-from train.rng import seed_all
-from train.skipped import report_skipped
-from train.state import TrainState
-from train.stopping import Stopped, StopSignal, check_stop
+from train.state import TrainState, seed_all
 from train.validate import validate
 from utils.cli import log, settings_dict, snapshot
-from utils.device import pick_device
-from utils.world import World
+from utils.devices import World, pick_device
 
 
 def train(cfg, tasks: list[str]) -> Path:
@@ -76,17 +89,17 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
 
 def _train_on(device, cfg, tasks: list[str], world: World, run_dir: Path | None) -> Path:
     seed_all(cfg.seed)
-    vocab = build.vocabulary(cfg, tasks)
-    sources = {task: build.source(cfg, task, train=True) for task in tasks}
+    vocab = build_vocabulary(cfg, tasks)
+    sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
     categories = join_categories(sources)
-    tokenizers = build.tokenizers(cfg, tasks, vocab, sources)
-    eval_sources = {task: build.source(cfg, task, train=False) for task in tasks}
-    streams = build.streams(cfg, sources, tokenizers, world)
+    tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
+    eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
+    streams = build_streams(cfg, sources, tokenizers, world)
     epoch_steps = max(len(stream) for stream in streams.values())
-    total_steps, _ = build_state.step_counts(cfg, streams)
+    total_steps, _ = step_counts(cfg, streams)
     total_steps = min(total_steps, cfg.max_steps or total_steps)
-    model = build_model.model(cfg, vocab, tokenizers, categories, device)
-    state = build_state.state(cfg, model, streams, total_steps, world)
+    model = build_model_of_run(cfg, vocab, tokenizers, categories, device)
+    state = build_state(cfg, model, streams, total_steps, world)
     saver = Saver(keep=cfg.keep_checkpoints, steps=cfg.save_steps, minutes=cfg.save_minutes)
     if world.rank:  # the weights were drawn alike, dropout is not
         seed_all(cfg.seed + world.rank)
@@ -169,7 +182,7 @@ def train_epoch(
     saver: Saver,
 ) -> None:
     """Steps until step number `end`; a line of the records every few steps."""
-    dtype = build_state.amp_dtype(cfg, state.model.device)
+    dtype = amp_dtype(cfg, state.model.device)
     state.model.train()
     outcomes, since, images = [], time.perf_counter(), 0
     while state.step < end:

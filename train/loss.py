@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.batch import Batch
-from utils.pixels import pad_batch
+from dataset.preprocess import pad_batch
 
 IGNORED = -100  # a target that costs nothing
 

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from config import PRESETS
-from dataset.build import TASKS
+from dataset.tasks import TASKS
 from train import engine
-from train.multi_task import tasks_of_run
+from train.build import tasks_of_run
 from utils.cli import find_preset, load_settings, parser, pick_names
 from utils.errors import UserError
 

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 from infer.predictor import Predictor
-from infer.report import Report
+from infer.results import Report
 from infer.tasks import draw_task, evaluate_task
 from models import Pix2Seq
+from utils.devices import ALONE, World
 from utils.visualize import contact_sheet
-from utils.world import ALONE, World
 
 NUM_PICTURES = 8
 # How it decodes, by setting; "auto" for the others: what cannot run here must not end a training.

@@ -1,9 +1,15 @@
-"""Class ids that fit the vocabulary, their names, and the ids of the annotation file."""
+"""This module holds the names of classes and keypoints.
 
-from collections.abc import Sequence
+Class ids fit the vocabulary; the ids of the annotation file are kept beside them. A skeleton says
+which keypoints a picture joins by lines, and which ones a mirror swaps.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from utils.plain import fits, shown
+from utils.errors import UserError
+from utils.files import fits, shown
 
 MAX_CLASS_ID = 899  # class tokens are 100 + id and end below the coordinates at 1000
 
@@ -63,3 +69,72 @@ class Categories:
             {int(row["id"]): str(row["name"]) for row in rows},
             {int(row["id"]): int(row["source_id"]) for row in rows},
         )
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The keypoints of a kind of object, in the order of its annotations."""
+
+    names: tuple[str, ...]  # (K,)
+    edges: tuple[tuple[int, int], ...] = ()  # pairs of indices, from 0
+
+    def __post_init__(self):
+        strange = [edge for edge in self.edges if not all(0 <= i < len(self) for i in edge)]
+        if not self.names or strange:
+            raise ValueError(
+                f"edges must join two of the {len(self)} keypoints (at least one), got {strange}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_coco(cls, category: dict) -> "Skeleton":
+        """From a category of a COCO file, which counts points from 1.
+
+        Raises:
+            ValueError: its fields `keypoints` and `skeleton` are no such lists.
+        """
+        try:
+            edges = tuple((int(a) - 1, int(b) - 1) for a, b in category.get("skeleton") or ())
+            return cls(tuple(map(str, category["keypoints"])), edges)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"keypoints and skeleton must be lists ({error})") from error
+
+    @property
+    def flip_pairs(self) -> tuple[tuple[int, int], ...]:
+        """(left, right) indices of the names that differ in this word alone."""
+        places = {name.lower(): i for i, name in enumerate(self.names)}
+        pairs = []
+        for name, left in places.items():
+            right = places.get(name.replace("left", "right"))
+            if "left" in name and right is not None:
+                pairs.append((left, right))
+        return tuple(pairs)
+
+
+def pairs_of(edges: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """Edges as JSON has them -> as `Skeleton` has them."""
+    return tuple((int(a), int(b)) for a, b in edges)
+
+
+COCO_PERSON = Skeleton(
+    (
+        "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder",
+        "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
+        "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
+    ),
+    (
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7),
+        (6, 8), (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),
+)  # fmt: skip
+
+
+def check_class_names(wanted: Sequence[str], known: Iterable[str], where: str) -> None:
+    """Raises a UserError with the nearest names if one of `wanted` is not in `known`."""
+    known = sorted(known)
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:5]
+            raise UserError(f"unknown class {name!r} in {where}; near it: {', '.join(near)}")

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import read_json
-from utils.plain import fits, shown
+from utils.files import fits, read_json, shown
 
 
 def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.ArgumentParser:

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from utils.files import shown
 from utils.images import MAX_PIXELS
-from utils.plain import shown
 
 MIN_POINTS = 3  # fewer enclose nothing
 MAX_TURNS, MAX_LENGTH = 500, 1e7  # of an outline: times height plus width, pixels

@@ -8,8 +8,8 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
-
-from utils.boxes import pairwise_iou
+import torch
+from torchvision.ops import box_iou
 
 COLUMNS = ["label", "name", "AP", "AP_11point", "objects", "difficult", "detections"]
 
@@ -124,3 +124,15 @@ def _eleven_points(true: np.ndarray, false: np.ndarray, total: int) -> float:
     precision = true / np.maximum(true + false, 1)
     reached = [10 * true >= step * total for step in range(11)]  # in integers, so 3 of 10 is 0.3
     return float(np.mean([precision[at].max(initial=0.0) for at in reached]))
+
+
+def pairwise_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of (N, 4) and (M, 4) xyxy boxes -> (N, M) float64.
+
+    Computed in double precision, so that a threshold decides the same way everywhere; empty and
+    reversed boxes overlap nothing.
+    """
+    first, second = (
+        torch.from_numpy(np.asarray(x, np.float64).reshape(-1, 4)) for x in (boxes, others)
+    )
+    return np.nan_to_num(box_iou(first, second).numpy(), nan=0.0)

@@ -6,22 +6,32 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.check.checked import Checked, ImageEntry, Panel, distribution
-from dataset.check.statistics import TOLERANCE, bars, label_statistics, repeats
-from dataset.coco_captions import read_captions
-from dataset.coco_files import ImageTable, coco_paths, read_annotations, read_images
-from dataset.coco_rows import (
+from dataset.annotation_errors import Faults
+from dataset.check.report import (
+    TOLERANCE,
+    Checked,
+    ImageEntry,
+    Panel,
+    bars,
+    distribution,
+    label_statistics,
+    repeats,
+)
+from dataset.coco_captioning import read_captions
+from dataset.coco_format import (
+    ImageTable,
     Objects,
+    coco_paths,
     describe,
+    read_annotations,
+    read_images,
     read_keypoints,
     read_numbers,
     read_objects,
     read_outline,
 )
-from dataset.faults import Faults
-from utils.categories import Categories
+from utils.categories import Categories, Skeleton
 from utils.masks import polygons_to_rle, rle_to_mask
-from utils.skeleton import Skeleton
 from utils.visualize import draw_detections, draw_keypoints, draw_masks
 
 NUM_WORDS = 30  # most frequent ones that are drawn

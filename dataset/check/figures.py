@@ -7,9 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from dataset.annotated_image import read_annotated_image
-from dataset.check.checked import Checked, Panel
-from dataset.sample import Sample
+from dataset.check.report import Checked, Panel
+from dataset.sample import Sample, read_annotated_image
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.visualize import contact_sheet, draw_caption, save_image

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.check.checked import Checked, ImageEntry
-from dataset.check.statistics import TOLERANCE, label_statistics, repeats
+from dataset.check.report import TOLERANCE, Checked, ImageEntry, label_statistics, repeats
 from dataset.voc_detection import VOC_CLASSES, VocDetection
-from utils.plain import shown
+from utils.files import shown
 from utils.visualize import draw_detections
 
 

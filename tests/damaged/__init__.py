@@ -1,6 +1,6 @@
 """Crafted inputs, one after the other given to what reads them.
 
-    python -m tests.damaged > docs/damaged_files.md
+    python -m tests.damaged
 
-prints the table of what each of them produced.
+writes the table of what each of them produced into README.md.
 """

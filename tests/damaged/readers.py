@@ -5,16 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 
 from config import CFG
-from dataset.build import build_source
-from dataset.transforms import PixelTransform
+from dataset.tasks import build_source
+from dataset.transforms import PixelTransform, load_pixel_transforms
 from download import convert_official_weights, convert_port_weights
-from infer.box_sources import read_boxes
+from infer.boxes import read_boxes
 from infer.predictor import Predictor
 from tests.damaged.place import Place
 from tokenizer import TextTokenizer
-from train.build import pixel_transforms
 from train.checkpoint import load_checkpoint
-from train.records import read_settings
+from train.run_folder import read_settings
 from utils.categories import Categories
 from utils.cli import snapshot
 from utils.images import load_image
@@ -69,7 +68,7 @@ def boxes(place: Place) -> None:
 
 
 def transform(place: Place) -> None:
-    for one in pixel_transforms(str(next(place.root.glob("transform*")))):
+    for one in load_pixel_transforms(str(next(place.root.glob("transform*")))):
         PixelTransform(one)
 
 

@@ -1,0 +1,237 @@
+"""One token per row in native code: at the speed at which weights can be read.
+
+native.cpp is compiled when it is first asked for. It takes a few seconds and any g++ with OpenMP,
+another compiler by CXX. The library lies in the cache folder of the user, its name is a digest of
+the source, the command and the kind of machine. There is one library for weights in float32 and
+one for weights in bfloat16. The structures of native.cpp are filled with the addresses of weights
+and cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import threading
+from functools import cache as once
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
+from utils.errors import UserError, one_line
+from utils.files import atomic_path
+
+SOURCE = Path(__file__).with_name("native.cpp")
+COMPILERS = ("g++", "c++")  # g++ first: its threads are those that torch uses on Linux
+FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+VECTORS = {  # by what torch finds
+    "AVX2": ("-mavx2", "-mfma"),
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+}
+NUMBERS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}  # of which weights may be
+ADVICE = "name a C++ compiler with OpenMP in CXX, or set decode_mode=plain"
+PATIENCE = 120  # seconds for the compiler
+one_at_a_time = threading.Lock()
+LANES = 16  # of the widest processor native.cpp knows
+
+
+@once
+def obstacle(dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the library cannot be had here, in a line; None if it can."""
+    try:
+        library(dtype)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@once
+def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
+    """The library, for this processor.
+
+    Args:
+        dtype: of weights and cache, one of `NUMBERS`.
+
+    Raises:
+        UserError: there is no C++ compiler, it fails, or its product cannot be kept or loaded.
+    """
+    with one_at_a_time:
+        try:
+            loaded = ctypes.CDLL(str(compiled_file(dtype)))
+            loaded.decoder_step.restype = None
+            return loaded
+        except (OSError, RuntimeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"the native step cannot be used ({one_line(error)}); {ADVICE}"
+            ) from error
+
+
+def compiled_file(dtype: torch.dtype = torch.float32) -> Path:
+    """Where the library is; it is compiled if it is not there yet."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise UserError(f"there is no C++ compiler; install g++, {ADVICE}")
+    vectors = VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())
+    flags = (*FLAGS, *vectors, *NUMBERS[dtype])
+    command = [*shlex.split(compiler), *flags, str(SOURCE), "-o"]
+    kind = " ".join([platform.system(), platform.machine(), *command])
+    key = hashlib.sha256(kind.encode() + SOURCE.read_bytes()).hexdigest()[:16]
+    path = cache_folder() / f"native_step_{key}.so"
+    if not path.is_file():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            compile_to(temporary, command)
+    elif hasattr(os, "getuid") and path.stat().st_uid not in (os.getuid(), 0):
+        raise UserError(f"{path} belongs to somebody else; remove it, or set decode_mode=plain")
+    return path
+
+
+def compile_to(path: Path, command: list[str]) -> None:
+    environment = os.environ | {"LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            [*command, str(path)], capture_output=True, text=True, env=environment, timeout=PATIENCE
+        )
+    except OSError as error:
+        problem = f"{command[0]}: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        problem = f"{command[0]}: not ready after {PATIENCE} s"
+    else:
+        if done.returncode == 0:
+            return
+        errors = [line.strip() for line in done.stderr.splitlines() if "error" in line]
+        problem = errors[0] if errors else f"status {done.returncode}"
+    raise UserError(f"the C++ compiler failed ({problem}); {ADVICE}")
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: `pix2seq` in XDG_CACHE_HOME, by default ~/.cache."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "pix2seq"
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [
+        ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("out_features", ctypes.c_int64), ("in_features", ctypes.c_int64),
+    ]  # fmt: skip
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [
+        ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float),
+    ]  # fmt: skip
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _Norm) for name in ("self_ln", "cross_ln", "mlp_ln")),
+        *((name, _Linear) for name in ("qkv", "self_out", "q", "cross_out", "dense1", "dense2")),
+        *((name, ctypes.c_void_p) for name in ("k", "v", "memory_k", "memory_v")),
+    ]
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = [
+        ("layers", ctypes.POINTER(_Layer)), ("output_ln", _Norm), ("head", _Linear),
+        *((name, ctypes.c_int64) for name in (
+            "num_layers", "num_rows", "num_images", "num_heads", "dim", "mlp_dim", "max_len",
+            "memory_len",
+        )),
+        ("post_norm", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+def suits_native_step(decoder: Decoder) -> bool:
+    """Whether `NativeStep` can read it: sizes are whole vectors, matrices lie row by row."""
+    dtype = decoder.token_embedding.dtype
+    head_dim = decoder.token_embedding.shape[1] // decoder.num_heads
+    sizes = head_dim, decoder.layers[0].mlp.dense1.out_features
+    whole = dtype in NUMBERS and not any(size % LANES for size in sizes)
+    return whole and all(p.is_contiguous() and p.dtype == dtype for p in decoder.parameters())
+
+
+class NativeStep:
+    """The decoder for one new token per row, on a CPU.
+
+    Weights and cache are read where they lie, and kept alive. They are float32 or bfloat16; what
+    is computed with them is float32.
+
+    Raises:
+        UserError: see `models.decode_step.native.library`.
+    """
+
+    def __init__(self, decoder: Decoder, cache: Cache):
+        self.dtype, self.decoder, self.cache = decoder.token_embedding.dtype, decoder, cache
+        self.step = library(self.dtype).decoder_step
+        self.held: list[Tensor] = []  # what `layers` and `arguments` point at
+        num_rows, num_heads, max_len, head_dim = cache.layers[0].k.shape
+        num_images, _, memory_len, _ = cache.layers[0].memory_k.shape
+        dim, mlp_dim = num_heads * head_dim, decoder.layers[0].mlp.dense1.out_features
+        layers = map(self._layer, decoder.layers, cache.layers)
+        self.layers = (_Layer * len(cache.layers))(*layers)
+        self.arguments = _Decoder(
+            self.layers, self._norm(decoder.output_ln), _Linear(), len(self.layers), num_rows,
+            num_images, num_heads, dim, mlp_dim, max_len, memory_len, decoder.layers[0].post_norm,
+        )  # fmt: skip
+        self.scratch = torch.zeros(num_rows + LANES - 1, 2 * dim + max(3 * dim, mlp_dim))
+
+    def __call__(self, tokens: Tensor, part: slice) -> Tensor:
+        """(R,) ids -> (R, len(part)) float32 logits"""
+        position, decoder, sizes = self.cache.length, self.decoder, self.arguments
+        if len(tokens) != sizes.num_rows:
+            raise ValueError(f"tokens must be of {sizes.num_rows} rows, got {len(tokens)}")
+        most = min(decoder.max_len, sizes.max_len)
+        if position >= most:
+            raise ValueError(f"sequence must have at most {most} tokens, got more")
+        x = F.embedding(tokens, decoder.token_embedding).float()  # (R, D)
+        x += decoder.positions[position]
+        weight, bias = decoder.output_table(part)
+        logits = x.new_empty(len(x), len(weight))
+        head = (address(array, self.dtype) for array in (weight, bias))
+        sizes.head = _Linear(*head, *weight.shape)
+        arrays = [ctypes.c_void_p(address(array)) for array in (x, self.scratch, logits)]
+        threads = ctypes.c_int32(torch.get_num_threads())
+        self.step(ctypes.byref(sizes), *arrays, ctypes.c_int64(position), threads)
+        self.cache.length = position + 1
+        return logits
+
+    def _layer(self, layer: DecoderLayer, cache: LayerCache) -> _Layer:
+        attention, cross, mlp = layer.self_attention, layer.cross_attention, layer.mlp
+        linears = (attention.qkv, attention.out, cross.q, cross.out, mlp.dense1, mlp.dense2)
+        return _Layer(
+            *map(self._norm, (layer.self_ln, layer.cross_ln, layer.mlp_ln)),
+            *map(self._linear, linears),
+            *map(self._held_address, (cache.k, cache.v, cache.memory_k, cache.memory_v)),
+        )
+
+    def _linear(self, linear: nn.Linear) -> _Linear:
+        weight, bias = linear.weight, linear.bias
+        return _Linear(self._held_address(weight), self._held_address(bias), *weight.shape)
+
+    def _norm(self, norm: nn.LayerNorm | nn.Identity) -> _Norm:
+        if isinstance(norm, nn.Identity):
+            return _Norm()
+        return _Norm(self._held_address(norm.weight), self._held_address(norm.bias), norm.eps)
+
+    def _held_address(self, array: Tensor | None) -> int | None:
+        self.held.append(array)
+        return address(array, self.dtype)
+
+
+def address(array: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
+    if array is None:
+        return None
+    if not array.is_contiguous() or array.dtype != dtype:
+        raise ValueError(
+            f"the native step reads contiguous arrays of {dtype}, got {array.dtype} with strides "
+            f"{array.stride()}"
+        )
+    return array.data_ptr()

@@ -1,0 +1,262 @@
+"""The image encoders of the official implementation: a Vision Transformer, and ResNets.
+
+They follow its `architectures/transformers.py` and `architectures/resnet.py`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, create_pool2d
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+from models.layers import (
+    Attention,
+    Mlp,
+    init_attention,
+    init_weights,
+    layer_norm,
+    sin_cos_2d,
+    trunc_normal,
+    trunc_normal_,
+)
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+BATCH_NORM_EPS = 1e-5
+BATCH_NORM_MOMENTUM = 0.1  # weight of the new batch: Keras' momentum 0.9
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm attention and MLP, each a residual branch that may be dropped per image."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, drop_path, drop_units, drop_att):
+        super().__init__()
+        self.attention_ln, self.mlp_ln = layer_norm(dim), layer_norm(dim)
+        self.attention = Attention(dim, num_heads, drop_att)
+        self.mlp = Mlp(dim, mlp_dim, drop_units)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)"""
+        x = x + self.drop_path(self.attention(self.attention_ln(x)))
+        return x + self.drop_path(self.mlp(self.mlp_ln(x)))
+
+
+class EncoderTransformer(nn.Module):
+    """Stem LayerNorm, positions, optional class token, blocks, output LayerNorm.
+
+    Args:
+        grid: (h, w) of the image tokens.
+        dim, num_layers, num_heads, mlp_dim: sizes.
+        positions: "sin_cos" (computed) or "learned".
+        cls_token: put a learned token, which has no position, in front of the image tokens.
+        drop_path, drop_units, drop_attention: see `ModelConfig`; the same in every block.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        dim: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        positions: str = "sin_cos",
+        cls_token: bool = False,
+        drop_path: float = 0.0,
+        drop_units: float = 0.0,
+        drop_attention: float = 0.0,
+    ):
+        super().__init__()
+        self.stem_ln = layer_norm(dim)
+        self.cls_token = nn.Parameter(trunc_normal(1, dim)) if cls_token else None
+        if positions == "learned":
+            self.positions = nn.Parameter(trunc_normal(grid[0] * grid[1], dim))
+        else:
+            self.register_buffer("positions", sin_cos_2d(grid, dim), persistent=False)
+        drops = {"drop_path": drop_path, "drop_units": drop_units, "drop_att": drop_attention}
+        self.blocks = nn.ModuleList(
+            EncoderBlock(dim, num_heads, mlp_dim, **drops) for _ in range(num_layers)
+        )
+        self.output_ln = layer_norm(dim)
+        self.apply(init_weights)
+        for block in self.blocks:
+            init_attention(block.attention, num_heads)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D), or (B, 1 + S, D) with a class token."""
+        x = self.stem_ln(tokens) + self.positions
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), 1, -1), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.output_ln(x)
+
+
+class OfficialViT(nn.Module):
+    """Patches of the image through one convolution, then the transformer.
+
+    Pixels beyond the last whole patch are not seen.
+
+    Args:
+        image_size: (H, W) of the input, pixels.
+        patch: side of a patch, pixels.
+        transformer: the other arguments of `EncoderTransformer`.
+    """
+
+    def __init__(self, image_size: tuple[int, int], patch: int, dim: int, **transformer):
+        super().__init__()
+        self.dim, self.grid = dim, (image_size[0] // patch, image_size[1] // patch)
+        self.num_prefix_tokens = int(transformer.get("cls_token", False))
+        self.stem_conv = nn.Conv2d(3, dim, patch, patch)
+        self.transformer = EncoderTransformer(self.grid, dim, **transformer)
+        nn.init.xavier_uniform_(self.stem_conv.weight)
+        nn.init.zeros_(self.stem_conv.bias)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.transformer.blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
+        return self.transformer(self.stem_conv(images).flatten(2).transpose(1, 2))
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
+        return {
+            "stem": r"^stem_conv|^transformer\.(?:stem_ln|positions|cls_token)",
+            "blocks": r"^transformer\.blocks\.(\d+)",
+            "norm": [(r"^transformer\.output_ln", (99999,))],  # with the last block
+        }
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose running variance follows the biased batch variance, as Keras' does.
+
+    `nn.SyncBatchNorm.convert_sync_batchnorm` takes it like any other; what it makes of it follows
+    the unbiased variance, n / (n - 1) times as large with n the values per channel of all
+    processes (8e-5 more for 32 images of 640 px at stride 32).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        # Autograd keeps the tensor that it updates, so that one must not be written to afterwards.
+        updated, kept = self.running_var.clone(), (1 - self.momentum) * self.running_var
+        out = F.batch_norm(
+            x, self.running_mean, updated, self.weight, self.bias, True, self.momentum, self.eps
+        )
+        count = x.numel() // x.shape[1]
+        self.running_var.copy_(kept + (updated - kept) * ((count - 1) / count))
+        self.num_batches_tracked.add_(1)
+        return out
+
+
+class ResNet(nn.Module):
+    """Bottleneck ResNet (v1.5) without its head; every group starts with a projection shortcut.
+
+    Args:
+        depth: a key of `BLOCKS`.
+        width: multiplies the channels.
+        num_groups: 4 ends at stride 32 ("standard"), 3 at stride 16 ("c4").
+    """
+
+    def __init__(self, depth: int, width: float, num_groups: int):
+        super().__init__()
+        channels = round(64 * width)
+        # 7x7 and 3x3 convolutions pad alike on both sides, the pool as TensorFlow's "SAME": even
+        # sides get their padding at the end only.
+        self.stem_conv = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
+        self.stem_bn = BatchNorm(channels)
+        self.stem_relu = nn.ReLU(inplace=True)
+        self.stem_pool = create_pool2d("max", 3, 2, padding="same")
+        self.dim, groups = channels, []
+        for group, num_blocks in enumerate(BLOCKS[depth][:num_groups]):
+            stride, planes = 1 if group == 0 else 2, channels * 2**group
+            groups.append(self._group(planes, num_blocks, stride))
+        self.groups = nn.ModuleList(groups)
+        self._init()
+
+    def _group(self, planes: int, num_blocks: int, stride: int) -> nn.Sequential:
+        dim_in, self.dim = self.dim, planes * Bottleneck.expansion
+        shortcut = nn.Sequential(
+            nn.Conv2d(dim_in, self.dim, 1, stride, bias=False), BatchNorm(self.dim)
+        )
+        first = Bottleneck(dim_in, planes, stride, shortcut, norm_layer=BatchNorm)
+        more = (Bottleneck(self.dim, planes, norm_layer=BatchNorm) for _ in range(num_blocks - 1))
+        return nn.Sequential(first, *more)
+
+    def _init(self) -> None:
+        """Variance scaling (fan in, truncated normal); blocks start as their shortcuts."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                # 0.8796 is the deviation of a unit normal that is cut at two deviations
+                trunc_normal_(module.weight, std=fan_in**-0.5 / 0.87962566103423978)
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the feature map of every group, (B, C, h, w), strides 4, 8, 16 (, 32)."""
+        x = self.stem_pool(self.stem_relu(self.stem_bn(self.stem_conv(images))))
+        features = []
+        for group in self.groups:
+            x = group(x)
+            features.append(x)
+        return features
+
+
+class OfficialResNet(nn.Module):
+    """The last feature map of a ResNet, projected, through the transformer.
+
+    Args:
+        image_size: (H, W) of the input, pixels.
+        dim: width of the transformer.
+        depth, width, num_groups: see `ResNet`.
+        drop_units: dropout on the feature map, and in the MLPs.
+        transformer: the other arguments of `EncoderTransformer`.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        dim: int,
+        *,
+        depth: int = 50,
+        width: float = 1.0,
+        num_groups: int = 4,
+        drop_units: float = 0.0,
+        **transformer,
+    ):
+        super().__init__()
+        stride = 2 ** (num_groups + 1)
+        self.dim, self.grid = dim, tuple(math.ceil(side / stride) for side in image_size)
+        self.num_prefix_tokens = int(transformer.get("cls_token", False))
+        self.resnet = ResNet(depth, width, num_groups)
+        self.drop = nn.Dropout(drop_units)
+        self.stem_projection = nn.Linear(self.resnet.dim, dim)
+        self.transformer = EncoderTransformer(self.grid, dim, drop_units=drop_units, **transformer)
+        init_weights(self.stem_projection)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.transformer.blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
+        features = self.resnet(images)[-1].flatten(2).transpose(1, 2)  # (B, S, C)
+        return self.transformer(self.stem_projection(self.drop(features)))
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
+        return {
+            "stem": r"^resnet\.stem",
+            "groups": r"^resnet\.groups\.(\d+)\.(\d+)",
+            "projection": r"^stem_projection|^transformer\.(?:stem_ln|positions|cls_token)",
+            "blocks": r"^transformer\.blocks\.(\d+)",
+            "norm": [(r"^transformer\.output_ln", (99999,))],  # with the last block
+        }

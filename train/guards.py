@@ -1,0 +1,243 @@
+"""This module handles what disturbs a training.
+
+Losses may be no numbers, memory may be too little, and samples may be bad. A signal or the time
+limit ends a training between two steps.
+"""
+
+import json
+import math
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataset.batch import Batch
+from dataset.preprocess import padding_of
+from train.state import TaskStream
+from utils.devices import ALONE, World
+from utils.errors import UserError, one_line
+from utils.files import atomic_path
+
+MAX_PENDING = 4  # steps whose outcome may still be unknown
+MAX_FILES = 10  # of batches kept for inspection
+MAX_OVERFLOWS = 100  # in a row: the scale of fp16 starts at 2 ** 16 and halves with each
+SHOWN = 3  # images that are named
+
+
+class NonFiniteWatch:
+    """Notes steps that were skipped because a loss or the gradient was no number.
+
+    The outcome of a step is copied to the host while later steps already run, so that nothing
+    waits for the device; a batch is kept until its outcome is known.
+    """
+
+    def __init__(self, folder: Path, limit: int, *, rank: int = 0, scaled: bool = False):
+        """
+        Args:
+            folder: where batches of skipped steps are written to.
+            limit: skipped steps in a row that stop the run.
+            scaled: losses are scaled for fp16: a gradient that overflows lowers the scale and is
+                no fault, a loss that is no number is.
+        """
+        self.folder, self.limit, self.rank, self.scaled = folder, limit, rank, scaled
+        self.in_a_row = self.overflows = self.saved = 0
+        self._pending: deque[tuple] = deque()
+
+    def add(self, step: int, outcome: Tensor, micro: list[dict[str, Batch]]) -> list[str]:
+        """Takes what one step gave, and says what is known by now of this and earlier ones.
+
+        Args:
+            outcome: (tasks + 1,) the losses and the norm of the gradient, on the device.
+            micro: the batches of the step, on the host.
+
+        Raises:
+            UserError: `limit` steps in a row were skipped.
+        """
+        event = None
+        if outcome.is_cuda:
+            stream = torch.cuda.current_stream(outcome.device)  # which need not be the first GPU's
+            host = torch.empty_like(outcome, device="cpu", pin_memory=True)
+            outcome = host.copy_(outcome, non_blocking=True)
+            event = stream.record_event()
+        self._pending.append((step, event, outcome, micro))
+        lines = []
+        while self._pending:
+            event = self._pending[0][1]
+            if event and len(self._pending) <= MAX_PENDING and not event.query():
+                break
+            lines += self._look(*self._pending.popleft())
+        return lines
+
+    def _look(self, step: int, event, outcome: Tensor, micro: list[dict[str, Batch]]) -> list[str]:
+        if event:
+            event.synchronize()
+        *losses, norm = outcome.tolist()
+        bad = {k: v for k, v in zip(micro[0], losses, strict=True) if not math.isfinite(v)}
+        overflow = self.scaled and not bad and not math.isfinite(norm)
+        self.overflows = self.overflows + 1 if overflow else 0
+        if self.overflows >= MAX_OVERFLOWS:
+            raise UserError(
+                f"the gradient overflows fp16 whatever the scale, and {self.overflows} steps in a "
+                "row were skipped; use --set amp=bf16 or amp=off"
+            )
+        if math.isfinite(norm) or overflow:
+            self.in_a_row = 0
+            return []
+        self.in_a_row += 1
+        what = f"the norm of the gradient is {norm}"
+        for task, value in bad.items():
+            what = f"the {task} loss is {value}"
+        place = ""
+        if self.saved < MAX_FILES:
+            place = f", its batch is in {save_batches(self.folder, step, self.rank, micro)}"
+            self.saved += 1
+        if self.in_a_row >= self.limit:
+            raise UserError(
+                f"{what}, and {self.in_a_row} steps in a row were skipped (batches in "
+                f"{self.folder}); lower the learning rate (--set lr=...), clip the gradient "
+                "(--set clip_grad=1) or use --set amp=off"
+            )
+        return [f"step {step}: {what}; the step is skipped{place}"]
+
+
+def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch]]) -> Path:
+    """Writes the batches of one process in a step, image ids in the metadata."""
+    tensors, ids = {}, {}
+    for number, batches in enumerate(micro):
+        for task, batch in batches.items():
+            ids[f"{number}.{task}"] = batch.image_ids
+            blank = padding_of(batch.images, batch.unpadded)  # anything may stand there
+            batch = replace(batch, images=batch.images.masked_fill(blank, 0))
+            for field in fields(batch):
+                if isinstance(value := getattr(batch, field.name), Tensor):
+                    tensors[f"{number}.{task}.{field.name}"] = value.clone().contiguous()
+    path = folder / f"step_{step:07}_rank_{rank}.safetensors"
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"image_ids": json.dumps(ids)})
+    return path
+
+
+def update(state, grad_norm: Tensor) -> None:
+    """One step of the optimiser, or none where the gradient is not finite.
+
+    A fused optimiser decides on the device. Others wait for the norm, which costs nothing on a CPU.
+
+    Args:
+        state: the `TrainState`, gradients unscaled.
+        grad_norm: the same on all processes.
+    """
+    optimizer = state.optimizer
+    if state.scaler.is_enabled():
+        state.scaler.step(optimizer)  # looks at the gradients itself
+        state.scaler.update()
+    elif optimizer.defaults.get("fused") and not state.sharded:
+        optimizer.grad_scale, optimizer.found_inf = None, (~grad_norm.isfinite()).float()
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    elif grad_norm.isfinite():
+        optimizer.step()
+
+
+class Statistics:
+    """The running statistics of batch norm before a step, which a skipped step must not change."""
+
+    def __init__(self, model: nn.Module):
+        wanted = ("running_mean", "running_var")
+        buffers = [b for name, b in model.named_buffers() if name.endswith(wanted)]
+        self.kept = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def keep_if(self, finite: Tensor) -> None:
+        """Brings back those from before unless `finite`, a bool on the device, is true."""
+        for buffer, before in self.kept:
+            buffer.copy_(torch.where(finite, buffer, before))
+
+
+@contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Too little memory is one line with remedies."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        said = str(error)
+        if "DataLoader worker" in said:  # killed, or out of shared memory
+            raise UserError(
+                f"a worker that loads images was ended ({one_line(error)[:150]}): most often too "
+                "little memory or shared memory (docker run --shm-size=8g); lower num_workers, "
+                "prefetch_batches or batch_size"
+            ) from error
+        on_cpu = "DefaultCPUAllocator" in said or "not enough memory" in said
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu):
+            raise
+        raise UserError(
+            f"out of memory on {device}: halve batch_size and double accumulate_steps (the same "
+            "training), or set recompute_activations=true, amp=bf16, fsdp=true (several GPUs), "
+            "or a smaller img_size or eval_batch_size"
+        ) from error
+
+
+class Stopped(Exception):
+    """Training was asked to stop between two steps: a signal, or the time is up."""
+
+
+class StopSignal:
+    """Ctrl-C, SIGTERM and the time limit, all asked for between two steps."""
+
+    def __init__(self, max_minutes: float):
+        self.signal = 0
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._remember) for number in numbers}
+
+    def restore(self) -> None:
+        """Gives the signals back to whoever had them before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, _frame) -> None:
+        if self.signal:  # the second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def reason(self) -> str:
+        if self.signal:
+            return signal.Signals(self.signal).name
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            return "time is up"
+        return ""
+
+
+def check_stop(stop: StopSignal, world: World) -> None:
+    """Raises `Stopped` on every process where one has a reason."""
+    reason = stop.reason()
+    if world.sums([float(bool(reason))])[0]:
+        stop.signal, reason = max(world.gather((stop.signal, reason)))  # a signal before the time
+        raise Stopped(reason)
+
+
+def report_skipped(streams: dict[str, TaskStream], epoch: int, world: World = ALONE) -> None:
+    """Says in one line per task which images could not be used, and forgets them.
+
+    Args:
+        epoch: the one that ends, from 1.
+        world: all its processes have to call it; the first one speaks for all.
+    """
+    for task, stream in streams.items():
+        reasons = Counter(line for lines in world.gather(stream.skipped) for line in lines)
+        stream.skipped = []
+        if not reasons or not world.is_main:
+            continue
+        shown = "; ".join(list(reasons)[:SHOWN]) + "; …" * (len(reasons) > SHOWN)
+        tqdm.write(
+            f"epoch {epoch}: {sum(reasons.values())} {task} samples of {len(reasons)} images could "
+            f"not be used, others took their place: {shown}",
+            sys.stderr,
+        )

@@ -1,0 +1,244 @@
+"""Optimiser and learning rate, as the official recipe has them (`model_utils.py`).
+
+Learning rates may differ within a model: a pretrained encoder learns slower, its first layers
+slowest. The encoder may also wait before it learns. A moving average of the weights is often better
+than the weights themselves.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from timm.models import group_parameters
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models import Pix2Seq
+
+EPS = 1e-8
+NO_KERNELS = ("embedding", "positions", "cls_token")  # matrices that are no layer's kernel
+BEHIND_BLOCKS = ("norm", "fc_norm", "head")  # which some encoders count as a layer of its own
+WARMUP_POWER = 0.75  # decay of early steps: 1 - step ** -0.75, timm's value for runs of our length
+
+
+def base_lr(lr: float, batch_size: int, scaling: str) -> float:
+    """The rate after the warm-up.
+
+    Args:
+        scaling: "none"; "linear": `lr` is meant for 256 images a step; "sqrt": for one image.
+    """
+    factors = {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}
+    if scaling not in factors:
+        raise ValueError(f"lr_scaling must be one of {', '.join(factors)}, got {scaling!r}")
+    return lr * factors[scaling]
+
+
+def count_steps(
+    num_images: int, batch_size: int, *, epochs: float, warmup_epochs: float
+) -> tuple[int, int]:
+    """All steps and those of the warm-up, as the official code counts: epochs need not be whole."""
+    total = int(num_images * epochs // batch_size) + 1
+    return total, round(warmup_epochs * num_images // batch_size)
+
+
+def lr_factor(
+    step: int,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    end_factor: float,
+    schedule: str,
+    tail_steps: int = 0,
+) -> float:
+    """Learning rate of update `step` (from 0) divided by the base rate.
+
+    Linear warm-up from 0 (so the first update has rate 0), then decay over the remaining steps.
+
+    Args:
+        schedule: "linear" and "cosine" decay to `end_factor`; "cosine@R" takes the first share R
+            of the cosine; "exp@R" decays to R, and further after the end; "constant".
+        tail_steps: steps at the end for which the rate stays as it is.
+    """
+    shape, parameter = parse_schedule(schedule)
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps - tail_steps)
+    if shape == "exp":
+        return parameter**progress
+    if shape == "constant":
+        return 1.0
+    if shape == "cosine":
+        left = (1 + math.cos(math.pi * min(1.0, progress * parameter))) / 2
+    else:
+        left = 1 - min(1.0, progress)
+    return end_factor + (1 - end_factor) * left
+
+
+def parse_schedule(text: str) -> tuple[str, float]:
+    """Shape and parameter (1 without one) of a learning rate schedule.
+
+    Raises:
+        ValueError: there is no such schedule.
+    """
+    number = r"(\d*\.?\d+(?:e-?\d+)?)"
+    found = re.fullmatch(rf"(linear|constant)|(cosine)(?:@{number})?|(exp)@{number}", text)
+    try:
+        shape, parameter = found[1] or found[2] or found[4], float(found[3] or found[5] or 1)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "lr_schedule must be linear, cosine, constant, or one with a number such as "
+            f"cosine@0.8 or exp@0.1, got {text!r}"
+        ) from None
+    return shape, parameter
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    decay_all: bool = True,
+    decay_exclude: Sequence[str] = (),
+    factors: Mapping[str, float] | None = None,
+) -> torch.optim.AdamW:
+    """AdamW, step for step the official one.
+
+    Args:
+        decay_all: True is what the official optimiser does (biases, norms and embeddings decay
+            too); False spares every parameter of fewer than two dimensions.
+        decay_exclude: regular expressions; a parameter in whose name one is found is spared. Those
+            of `NO_KERNELS` and decay_all=False are what the official "adamw_legacy" does.
+        factors: name of a parameter -> factor of its learning rate; 1 if not there.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def decays(name: str, parameter: nn.Parameter) -> bool:
+        excluded = any(re.search(pattern, name) for pattern in decay_exclude)
+        return not excluded and (decay_all or parameter.ndim > 1)
+
+    groups = {}
+    for name, parameter in named:
+        key = (factors or {}).get(name, 1.0), decays(name, parameter)
+        groups.setdefault(key, []).append(parameter)
+    # first the rate that is logged: the whole one; in it what decays
+    order = sorted(groups, key=lambda key: (key[0] != 1, -key[0], not key[1]))
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": groups[factor, decay],
+                "lr": factor * lr,
+                "weight_decay": weight_decay if decay else 0.0,
+            }
+            for factor, decay in order
+        ],
+        lr=lr,
+        betas=betas,
+        eps=EPS,
+        weight_decay=weight_decay,
+        fused=True,
+    )
+    optimizer.register_step_pre_hook(_keep_eps_uncorrected)
+    return optimizer
+
+
+def _keep_eps_uncorrected(optimizer: torch.optim.Optimizer, *_) -> None:
+    """Keras adds eps to the running mean of squares before the bias correction, torch after it.
+
+    It shows in the first steps, where gradients are near eps.
+    """
+    for group in optimizer.param_groups:
+        if all(parameter.grad is None for parameter in group["params"]):
+            continue  # frozen: torch skips it too
+        group["updates"] = group.get("updates", 0) + 1
+        group["eps"] = EPS / math.sqrt(1 - group["betas"][1] ** group["updates"])
+
+
+def lr_factors(model: Pix2Seq, *, encoder: float = 1.0, layer_decay: float = 1.0) -> dict:
+    """Name of a parameter -> factor of its rate; names that are not there have factor 1.
+
+    Args:
+        encoder: factor of the whole encoder.
+        layer_decay: each block of the encoder learns at this factor of the one above it, the last
+            one (and the norm behind it) at that of the encoder, and what comes before the blocks
+            as one block more.
+
+    Raises:
+        ValueError: a factor that cannot be, or an encoder whose layers are not known.
+    """
+    if not encoder > 0:
+        raise ValueError(f"encoder_lr_factor must be above 0, got {encoder}")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}")
+    if encoder == layer_decay == 1:
+        return {}
+    names = [name for name, _ in model.encoder.named_parameters()]
+    if layer_decay == 1:
+        return {f"encoder.{name}": encoder for name in names}
+    prefix, module = _layered(model.encoder)
+    layers = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
+    top = max(layer for name, layer in layers.items() if name.split(".")[0] not in BEHIND_BLOCKS)
+    return {
+        f"encoder.{prefix}{name}": encoder * layer_decay ** max(top - layer, 0)
+        for name, layer in layers.items()
+    }
+
+
+def _layered(encoder: nn.Module) -> tuple[str, nn.Module]:
+    """The module that says which layer a parameter belongs to, and the prefix of its names."""
+    for prefix, module in (("", encoder), ("backbone.", getattr(encoder, "backbone", None))):
+        if hasattr(module, "group_matcher"):
+            return prefix, module
+    raise ValueError(
+        "layer_decay is not known for this encoder (timm tells no layers of feature pyramids); "
+        "leave encoder_stride out, or use encoder_lr_factor"
+    )
+
+
+def average_of(model: nn.Module, decay: float) -> ModelEmaV3 | None:
+    """The moving average; `.update(model, step)` after every step. None for decay 0.
+
+    The first steps, whose weights are far from the last ones, are forgotten sooner.
+
+    Raises:
+        ValueError: decay is not in [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema_decay must be at least 0 and below 1, got {decay}")
+    options = {"use_warmup": True, "warmup_power": WARMUP_POWER}
+    return ModelEmaV3(model, decay, **options) if decay else None
+
+
+class Freeze:
+    """Keeps a module as it is for the first steps: no gradients, batch statistics unchanged.
+
+    Args:
+        steps: number of steps; 0 = never frozen.
+        statistics: batch statistics stay as they are for good. Training sees a batch of one task at
+            a time, evaluation the average over all tasks; so both see the same.
+    """
+
+    def __init__(self, module: nn.Module, steps: int, *, statistics: bool = False):
+        self.module, self.steps, self.statistics = module, steps, statistics
+        self.frozen = False
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+
+    def apply(self, step: int) -> bool:
+        """Call before step number `step` (from 0), in training mode.
+
+        Returns:
+            whether other parameters learn now than in the step before.
+        """
+        frozen = step < self.steps
+        changed = frozen != self.frozen
+        if changed:
+            for parameter in self._parameters:
+                parameter.requires_grad_(not frozen)
+        if frozen or self.frozen or self.statistics:  # the engine puts all into training mode
+            for norm in self._norms:
+                norm.train(not (frozen or self.statistics))
+        self.frozen = frozen
+        return changed

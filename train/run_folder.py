@@ -1,0 +1,207 @@
+"""What a run leaves behind: its folder, settings, curves and pictures.
+
+It also records what the run was computed with: versions, code, machine.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.files import read_json, write_json_atomic, write_text_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    *("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "albumentations"),
+    *("pycocotools", "safetensors", "tensorboard"),
+)
+VARIABLES = (  # beginnings of names of environment variables that change what is computed, or where
+    *("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "OMP_", "MKL_", "CUBLAS_"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"),
+)
+STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
+
+
+def environment(device: torch.device) -> dict:
+    """Plain values, ready for JSON."""
+    is_cuda = device.type == "cuda"
+    return {
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git": git_state(ROOT),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda if is_cuda else None,
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_state(folder: Path) -> dict | None:
+    """Commit of a checkout and whether tracked files were changed; None outside of git."""
+    if not (folder / ".git").exists():  # else a checkout around it would answer
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def new_run_dir(runs_dir: Path, tasks: Iterable[str]) -> Path:
+    """Creates runs_dir/<tasks>/<time>; an existing folder is never reused."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    parent = runs_dir / "+".join(tasks)
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        try:
+            (parent / f"{stamp}{suffix}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot create a run folder in {parent}: {error.strerror}") from error
+        return parent / f"{stamp}{suffix}"
+    raise UserError(f"too many runs in one second in {parent}")
+
+
+def find_run_dir(
+    runs_dir: Path, tasks: Iterable[str], name: str, *, dataset: str | None = None
+) -> Path | None:
+    """The run folder that `--resume` names.
+
+    Args:
+        name: a path, or "auto" for the newest of these tasks that has been saved.
+        dataset: what it must train on; None = anything.
+
+    Returns:
+        None: "auto", and there is none yet.
+
+    Raises:
+        UserError: the path is no run folder, or one on another dataset.
+    """
+
+    def fits(run_dir: Path) -> bool:
+        return dataset is None or read_settings(run_dir).get("dataset", dataset) == dataset
+
+    if name == "auto":
+        found = {path.parent for path in (runs_dir / "+".join(tasks)).glob("*/last*.ckpt")}
+        return next(filter(fits, sorted(found, key=_started, reverse=True)), None)
+    run_dir = Path(name)
+    if not (run_dir / "settings.json").is_file():
+        raise UserError(f"no run in {run_dir}; --resume wants a run folder or auto")
+    if not fits(run_dir):
+        trained_on = read_settings(run_dir)["dataset"]
+        raise UserError(f"{run_dir} trains on {trained_on}, this script on {dataset}")
+    return run_dir
+
+
+def _started(run_dir: Path) -> tuple[str, int]:
+    """When a run began: the stamp in its name, and the number among those of one second."""
+    stamp, _, number = run_dir.name.rpartition("-")
+    return (stamp, int(number)) if STAMP.fullmatch(stamp) else (run_dir.name, 1)
+
+
+class RunRecords:
+    """TensorBoard curves and pictures, and the same numbers as JSON lines."""
+
+    def __init__(self, run_dir: Path, *, step: int = 0, evaluated: int = 0):
+        """
+        Args:
+            step: the step a resumed run starts from; later points are dropped from the curves.
+            evaluated: the step of its last evaluation; evaluations after it are dropped too.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        self.writer = SummaryWriter(run_dir, purge_step=step + 1 if step else None)
+        self.lines = run_dir / "metrics.jsonl"
+        if self.lines.exists():
+            _cut(self.lines, step, evaluated)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        with self.lines.open("a") as file:
+            file.write(
+                json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n"
+            )
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """image: (H, W, 3) uint8 RGB"""
+        self.writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class NoRecords:
+    """In place of `RunRecords` on the processes that write nothing."""
+
+    def scalars(self, *_) -> None: ...
+
+    def image(self, *_) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _cut(lines: Path, step: int, evaluated: int) -> None:
+    """Drops what a killed run wrote after its checkpoint, and a line it did not finish."""
+    kept = []
+    for line in lines.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        is_evaluation = any(name.startswith("val/") for name in values)
+        if values["step"] <= (evaluated if is_evaluation else step):
+            kept.append(line + "\n")
+    write_text_atomic(lines, "".join(kept))
+
+
+def write_settings(run_dir: Path, settings: dict) -> None:
+    write_json_atomic(run_dir / "settings.json", settings)
+
+
+def read_settings(run_dir: Path) -> dict:
+    """The settings of a run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    values = read_json(run_dir / "settings.json", "resume another run")
+    if not isinstance(values, dict):
+        raise UserError(f"{run_dir / 'settings.json'} holds no settings; resume another run")
+    return values
+
+
+def write_environment(run_dir: Path, *, seed: int, device: torch.device, step: int) -> None:
+    """Adds a line on where and with what this sitting of the run computes."""
+    line = {"step": step, "seed": seed, **environment(device)}
+    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
