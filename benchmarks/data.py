@@ -39,7 +39,8 @@ from dataset.loader import TrainSet
 from dataset.sample import Sample
 from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
 from dataset.transforms import color_jitter
-from tokenizer import TextTokenizer, Vocabulary
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
 from utils.cli import log, run
 from utils.images import REDUCED, JpegFile, reduction
 

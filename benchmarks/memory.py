@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from config import PRESETS
 from models import Pix2Seq, build_model
-from tokenizer import Vocabulary
+from tokenizer.vocabulary import Vocabulary
 from train.build import build_model_config, build_tokenizers
 from utils.cli import load_settings, parser, run
 from utils.errors import UserError

@@ -37,16 +37,13 @@ from dataset.batch import Batch, collate, stack_tokens
 from dataset.geometry import Geometry
 from dataset.sample import Sample
 from models import ModelConfig, Pix2Seq, build_model
-from tokenizer import (
-    CaptionTokenizer,
-    DetectionTokenizer,
-    KeypointTokenizer,
-    SegmentationTokenizer,
-    TaskTokenizer,
-    TextTokenizer,
-    TokenSequence,
-    Vocabulary,
-)
+from tokenizer.base import TaskTokenizer, TokenSequence
+from tokenizer.captioning import CaptionTokenizer
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.keypoint import KeypointTokenizer
+from tokenizer.segmentation import SegmentationTokenizer
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
 from train.loss import autocast, batch_loss
 from train.optim import build_optimizer
 from utils.cli import run

@@ -23,15 +23,12 @@ from dataset.transforms import (
     segmentation_train,
 )
 from dataset.voc_detection import VocDetection, parse_voc_sets
-from tokenizer import (
-    CaptionTokenizer,
-    DetectionTokenizer,
-    KeypointTokenizer,
-    SegmentationTokenizer,
-    TaskTokenizer,
-    TokenSequence,
-    Vocabulary,
-)
+from tokenizer.base import TaskTokenizer, TokenSequence
+from tokenizer.captioning import CaptionTokenizer
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.keypoint import KeypointTokenizer
+from tokenizer.segmentation import SegmentationTokenizer
+from tokenizer.vocabulary import Vocabulary
 from utils.cli import log
 from utils.errors import UserError
 

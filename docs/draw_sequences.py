@@ -21,16 +21,13 @@ from dataset.demo.write import DemoSet, write_demo_set
 from dataset.sample import Sample
 from dataset.tasks import build_source, build_train_set
 from docs.sequence_pictures import GREY, INK, Chip, Sheet
-from tokenizer import (
-    CaptionTokenizer,
-    DetectionTokenizer,
-    KeypointTokenizer,
-    SegmentationTokenizer,
-    TaskTokenizer,
-    TextTokenizer,
-    TokenSequence,
-    Vocabulary,
-)
+from tokenizer.base import TaskTokenizer, TokenSequence
+from tokenizer.captioning import CaptionTokenizer
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.keypoint import KeypointTokenizer
+from tokenizer.segmentation import SegmentationTokenizer
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
 from utils.cli import run
 from utils.visualize import PALETTE, class_colors
 

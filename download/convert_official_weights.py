@@ -32,10 +32,10 @@ from download.official_model import (
 )
 from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model, save_model
-from tokenizer import Vocabulary
 from tokenizer.coordinates import PROMPT_LEN
 from tokenizer.detection import TOKENS_PER_OBJECT
 from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.cli import log, run
 from utils.errors import UserError

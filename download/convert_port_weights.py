@@ -36,8 +36,8 @@ from dataset.preprocess import Resizing
 from dataset.voc_detection import VOC_CLASSES
 from download.official_model import coco_categories
 from models import ModelConfig, build_model, save_model
-from tokenizer import DetectionTokenizer, Vocabulary
-from tokenizer.detection import TOKENS_PER_OBJECT
+from tokenizer.detection import TOKENS_PER_OBJECT, DetectionTokenizer
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.cli import run
 from utils.errors import UserError, one_line

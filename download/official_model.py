@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models import ModelConfig, Pix2Seq, build_model
 from models.encoder import build_encoder
-from tokenizer import Vocabulary
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError, one_line
 

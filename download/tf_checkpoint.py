@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import google_crc32c
 import numpy as np
 
-from download.crc32c import masked_crc32c
 from utils.cli import run
 from utils.errors import UserError, one_line
 from utils.files import shown
@@ -49,6 +49,12 @@ DTYPES = {
     22: "<u4",
     23: "<u8",
 }
+
+
+def masked_crc32c(data: bytes) -> int:
+    """CRC-32C in the form in which TensorFlow stores it beside the data that it covers."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:

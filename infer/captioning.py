@@ -12,7 +12,7 @@ from infer.encode import Encoded, encode_images
 from infer.results import Captions
 from models import Pix2Seq
 from models.generate import beam_search, uniforms_of_images
-from tokenizer import CaptionTokenizer
+from tokenizer.captioning import CaptionTokenizer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infer.encode import Encoded
 from models import Pix2Seq
-from tokenizer import DetectionTokenizer
+from tokenizer.detection import DetectionTokenizer
 from utils.categories import Categories, check_class_names
 from utils.errors import UserError
 

@@ -13,7 +13,7 @@ from infer.encode import Encoded, encode_images
 from infer.results import Detections
 from models import Pix2Seq
 from models.generate import uniforms_of_images
-from tokenizer import DetectionTokenizer
+from tokenizer.detection import DetectionTokenizer
 from utils.categories import Categories
 
 

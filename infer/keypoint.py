@@ -14,8 +14,7 @@ from infer.keypoint_resampling import generate_resampled
 from infer.results import Keypoints
 from models import Pix2Seq
 from models.generate import uniforms_of_images
-from tokenizer import KeypointTokenizer
-from tokenizer.keypoint import weighted_scores
+from tokenizer.keypoint import KeypointTokenizer, weighted_scores
 from utils.categories import Categories
 
 NOTEBOOK_WEIGHT = 0.1  # of the points' probability beside a detected box's score (official colab)

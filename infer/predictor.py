@@ -23,12 +23,10 @@ from infer.segmentation import PAPER as PAPER_SEGMENTATION
 from infer.segmentation import SegmentationOptions, segment
 from infer.weight_meta import read_meta, tokenizer_of
 from models import Pix2Seq, load_model
-from tokenizer import (
-    CaptionTokenizer,
-    DetectionTokenizer,
-    KeypointTokenizer,
-    SegmentationTokenizer,
-)
+from tokenizer.captioning import CaptionTokenizer
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.keypoint import KeypointTokenizer
+from tokenizer.segmentation import SegmentationTokenizer
 from utils.categories import Categories
 from utils.errors import UserError
 

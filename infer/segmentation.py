@@ -13,7 +13,7 @@ from infer.encode import Encoded, encode_images
 from infer.results import InstanceMasks
 from models import Pix2Seq
 from models.generate import uniforms_of_images
-from tokenizer import SegmentationTokenizer
+from tokenizer.segmentation import SegmentationTokenizer
 from utils.categories import Categories
 from utils.masks import majority_mask
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from dataset.preprocess import Resizing
 from dataset.tasks import TASKS, build_tokenizer
 from models import ModelConfig
-from tokenizer import TaskTokenizer, Vocabulary
+from tokenizer.base import TaskTokenizer
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError, one_line
 from utils.files import check_fields, shown

@@ -19,7 +19,9 @@ from infer.evaluate_captioning import evaluate_captioning
 from infer.predictor import Predictor
 from models import load_model
 from tests.conftest import TINY
-from tokenizer import CaptionTokenizer, TextTokenizer, Vocabulary
+from tokenizer.captioning import CaptionTokenizer
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
 from train import train_coco_img_captioning
 from train.engine import train
 from utils.cli import snapshot

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from tests.test_text_tokenizer import CAPTIONS
-from tokenizer import CaptionTokenizer, TextTokenizer, Vocabulary
+from tokenizer.captioning import CaptionTokenizer
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
 
 TEXT = TextTokenizer.train(CAPTIONS, 120)
 VOCAB = Vocabulary(num_text=TEXT.size)

@@ -14,7 +14,9 @@ from dataset.sample import Sample
 from download.convert_port_weights import main, timm_name
 from infer.predictor import Predictor
 from models import generate, load_model
-from tokenizer import DetectionTokenizer, TaskTokenizer, Vocabulary
+from tokenizer.base import TaskTokenizer
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.vocabulary import Vocabulary
 from utils.errors import UserError
 
 BINS, CLASSES, SIDE, DIM, HEADS, MAX_LEN = 160, 20, 160, 32, 4, 42

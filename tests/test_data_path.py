@@ -16,7 +16,9 @@ from dataset.preprocess import pad_batch
 from dataset.sample import Sample, read_annotated_image
 from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
 from models import ModelConfig, build_model
-from tokenizer import SegmentationTokenizer, TokenSequence, Vocabulary
+from tokenizer.base import TokenSequence
+from tokenizer.segmentation import SegmentationTokenizer
+from tokenizer.vocabulary import Vocabulary
 from train.loss import LossType, batch_loss
 from utils.errors import UserError
 from utils.images import JpegFile, load_image, open_image, reduction, upright_size

@@ -7,15 +7,16 @@ from torchvision.ops import box_iou
 
 from dataset.geometry import Geometry
 from infer.detection import _to_original
-from tokenizer import DetectionTokenizer, Vocabulary
 from tokenizer.detection import (
     CORRUPTIONS,
     ClassDraws,
+    DetectionTokenizer,
     jittered_boxes,
     noise_boxes,
     random_boxes,
     shifted_boxes,
 )
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 
 VOCAB = Vocabulary()

@@ -20,7 +20,8 @@ from infer.evaluate_detection import evaluate_detection, score_coco, shared_cate
 from infer.predictor import Predictor
 from infer.results import Detections
 from models import load_model, save_model
-from tokenizer import DetectionTokenizer, Vocabulary
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError
 

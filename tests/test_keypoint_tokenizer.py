@@ -8,8 +8,8 @@ import torch
 
 from dataset.geometry import Geometry
 from infer.keypoint import to_original
-from tokenizer import KeypointTokenizer, Vocabulary
-from tokenizer.keypoint import weighted_scores
+from tokenizer.keypoint import KeypointTokenizer, weighted_scores
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import COCO_PERSON, Skeleton
 
 VOCAB = Vocabulary()

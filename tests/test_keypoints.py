@@ -23,8 +23,9 @@ from infer.keypoint_script import draw
 from infer.predictor import Predictor
 from models import save_model
 from tests.conftest import TINY
-from tokenizer import KeypointTokenizer, Vocabulary
 from tokenizer.coordinates import tokens_to_points
+from tokenizer.keypoint import KeypointTokenizer
+from tokenizer.vocabulary import Vocabulary
 from train import train_coco_keypoints
 from train.build import build_model_of_run, build_source_of, build_tokenizers, build_vocabulary
 from utils.categories import COCO_PERSON

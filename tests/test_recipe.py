@@ -21,7 +21,7 @@ from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model
 from models.official_encoders import BatchNorm
 from tests.conftest import TINY
-from tokenizer import Vocabulary
+from tokenizer.vocabulary import Vocabulary
 from train.build import build_model_config, build_tokenizers, build_vocabulary
 from train.engine import train
 from train.init_weights import start_from

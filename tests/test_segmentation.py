@@ -24,7 +24,8 @@ from infer.results import InstanceMasks
 from infer.segmentation import SegmentationOptions, _pack, combine_samples, segment
 from models import save_model
 from tests.conftest import TINY
-from tokenizer import SegmentationTokenizer, Vocabulary
+from tokenizer.segmentation import SegmentationTokenizer
+from tokenizer.vocabulary import Vocabulary
 from train import train_coco_segmentation
 from train.engine import train
 from utils.cli import snapshot

@@ -8,7 +8,7 @@ import torch
 from config import CFG
 from models import load_model, save_model
 from tests.conftest import TINY
-from tokenizer import Vocabulary
+from tokenizer.vocabulary import Vocabulary
 from train.build import build_model_of_run, build_tokenizers, build_vocabulary
 from train.engine import train
 from train.init_weights import start_from

@@ -17,7 +17,7 @@ from docs import draw_sequences
 from infer import evaluate
 from models import load_model
 from tests.conftest import ROOT
-from tokenizer import Vocabulary
+from tokenizer.vocabulary import Vocabulary
 from train import train_multi_task
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text()

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from dataset import build_captioning_vocab
-from tokenizer import TextTokenizer
-from tokenizer.text import END, SPECIAL
+from tokenizer.text import END, SPECIAL, TextTokenizer
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tokenizer import Vocabulary
 from tokenizer.coordinates import dequantize, quantize
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 
 

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from download.crc32c import masked_crc32c
+from download.tf_checkpoint import masked_crc32c
 
 TYPES = {
     "float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8": 6, "int64": 9,

@@ -1,20 +1,22 @@
 """Annotations as token sequences and back: one vocabulary, one tokenizer per task."""
 
-from tokenizer.base import TaskTokenizer, TokenSequence
-from tokenizer.captioning import CaptionTokenizer
-from tokenizer.detection import DetectionTokenizer
-from tokenizer.keypoint import KeypointTokenizer
-from tokenizer.segmentation import SegmentationTokenizer
-from tokenizer.text import TextTokenizer
-from tokenizer.vocabulary import Vocabulary
+from importlib import import_module
 
-__all__ = [
-    "CaptionTokenizer",
-    "DetectionTokenizer",
-    "KeypointTokenizer",
-    "SegmentationTokenizer",
-    "TaskTokenizer",
-    "TextTokenizer",
-    "TokenSequence",
-    "Vocabulary",
-]
+_HOMES = {
+    "CaptionTokenizer": "captioning",
+    "DetectionTokenizer": "detection",
+    "KeypointTokenizer": "keypoint",
+    "SegmentationTokenizer": "segmentation",
+    "TaskTokenizer": "base",
+    "TextTokenizer": "text",
+    "TokenSequence": "base",
+    "Vocabulary": "vocabulary",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """A class by its short name; only its own module is imported (the others need torch)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -18,7 +18,9 @@ from models import ModelConfig, Pix2Seq, build_model, load_model
 from models.decode_step.modes import check_decode_mode
 from models.encoder import image_statistics
 from models.pix2seq import smooth_coordinates
-from tokenizer import TaskTokenizer, TextTokenizer, Vocabulary
+from tokenizer.base import TaskTokenizer
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
 from train.distributed import parallelise, recompute_activations
 from train.init_weights import start_from
 from train.loss import LossType

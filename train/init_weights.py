@@ -9,7 +9,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from models import Pix2Seq
-from tokenizer import Vocabulary
+from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError
 

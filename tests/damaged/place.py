@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 
 from models import ModelConfig, build_model
 from models.weights import FORMAT
-from tokenizer import DetectionTokenizer, SegmentationTokenizer, Vocabulary
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.segmentation import SegmentationTokenizer
+from tokenizer.vocabulary import Vocabulary
 
 SIZE = (40, 60)  # (H, W) of the images
 SKELETON = {"keypoints": ["head", "tail"], "skeleton": [[1, 2]]}

@@ -11,7 +11,7 @@ from download import convert_official_weights, convert_port_weights
 from infer.boxes import read_boxes
 from infer.predictor import Predictor
 from tests.damaged.place import Place
-from tokenizer import TextTokenizer
+from tokenizer.text import TextTokenizer
 from train.checkpoint import load_checkpoint
 from train.run_folder import read_settings
 from utils.categories import Categories
