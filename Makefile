@@ -10,8 +10,10 @@ DEMO_IMAGES := 200
 DEMO_OUT := demo
 BENCHMARKS := decode train_step data tasks
 BENCH_OUT := results/bench
+DECODING_TESTS := $(addprefix tests/,test_generate.py test_native_step.py test_static_step.py \
+    test_models.py test_draws.py)
 
-.PHONY: help install demo demo-data test test-slow lint format bench clean
+.PHONY: help install demo demo-data test test-processors test-slow lint format bench clean
 
 help:  ## this list
 	@echo "make <target>, with PYTHON=... to choose the interpreter that .venv is made from"
@@ -52,6 +54,11 @@ demo: demo-data  ## the whole job in small: data, evaluation, a minute of traini
 
 test: lint  ## linter, formatter check and the tests (no network, no GPU)
 	@$(BIN)/python -m pytest
+
+test-processors: $(STAMP)  ## the tests of decoding, as on older processors and with other thread counts
+	@for kind in "default 3" "avx2 1"; do set -- $$kind; echo "== $$1 instructions, $$2 threads"; \
+	    ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=$$2 \
+	    $(BIN)/python -m pytest $(DECODING_TESTS) || exit; done
 
 test-slow: $(STAMP)  ## the tests that train for minutes
 	@$(BIN)/python -m pytest -m slow
