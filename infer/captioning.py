@@ -11,7 +11,8 @@ from dataset.preprocess import OFFICIAL_RESIZING, Resizing
 from infer.encode import Encoded, encode_images
 from infer.results import Captions
 from models import Pix2Seq
-from models.generate import beam_search, uniforms_of_images
+from models.beam_search import beam_search
+from models.generate import uniforms_of_images
 from tokenizer.captioning import CaptionTokenizer
 
 

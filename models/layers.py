@@ -1,7 +1,8 @@
 """The parts that encoder bridge and decoder are made of (official `transformers.py`)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,21 @@ def attend(
                 q.float(), k.float(), v.float(), mask=mask, is_causal=is_causal, drop=drop
             )
     return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal)
+
+
+@contextmanager
+def no_cudnn_attention() -> Iterator[None]:
+    """Switches cuDNN's attention kernels off, in the whole process.
+
+    torch prefers them for half types on newer GPUs. But cuDNN plans them anew for every length of
+    the cache, and planning takes longer than many decoding steps.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class Attention(nn.Module):

@@ -12,13 +12,11 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.decode_step.modes import CHOICES
-from models.decode_step.native import LANES, library, obstacle, suits_native_step
+from models.decode_step.modes import choose_mode
 from models.decoder import Decoder
 from models.encoder import build_encoder
-from models.generate import SamplingOptions, generate
+from models.generate import GenerationRequest, SamplingOptions, generate
 from models.layers import Mlp, init_weights, layer_norm, sin_cos_1d, sin_cos_2d, trunc_normal
-from utils.errors import UserError
 
 
 class ChannelAverage(nn.Module):
@@ -126,22 +124,10 @@ class Pix2Seq(nn.Module):
             ValueError: there is no such mode.
             UserError: "native" without a C++ compiler, or not on a CPU.
         """
-        if mode not in CHOICES:
-            raise ValueError(f"mode must be one of {', '.join(CHOICES)}, got {mode!r}")
         for part in (self.encoder, self.projection, self.decoder):
             part.to(dtype)
-        fits = self.device.type == "cpu" and suits_native_step(self.decoder)
-        if mode == "auto":
-            mode = "native" if fits and obstacle(dtype) is None else "plain"
-        elif mode == "native":
-            if not fits:
-                raise UserError(
-                    "decode_mode=native is for float32 or bfloat16 on a CPU and sizes that are "
-                    f"multiples of {LANES}; set decode_mode=auto"
-                )
-            library(dtype)  # now rather than at the first answer
-        self.decode_mode = mode
-        if mode == "compiled":
+        self.decode_mode = choose_mode(self.decoder, mode)
+        if self.decode_mode == "compiled":
             self.encoder.compile()
 
     @property
@@ -202,12 +188,20 @@ class Pix2Seq(nn.Module):
         uniforms: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, ...]:
-        """Cached decoding; see `models.generate.generate` for arguments and results."""
-        return generate(
-            self.decoder,
-            memory,
+        """Continues prompts by cached decoding; see `models.generate.GenerationRequest`.
+
+        Args:
+            memory: (B, S, D) encoded images.
+            prompt: (B, P) or (B, N, P) ids, N prompts per image.
+            temperature, top_k, top_p: see `models.generate.SamplingOptions`.
+
+        Returns:
+            tokens, log_probs: (B * N * num_samples, max_new_tokens), samples fastest; with
+            `score_range` also best, best_log_probs; see `models.generate.Generated`.
+        """
+        request = GenerationRequest(
             prompt,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens,
             eos_id=eos_id,
             options=SamplingOptions(temperature, top_k, top_p),
             num_samples=num_samples,
@@ -219,6 +213,7 @@ class Pix2Seq(nn.Module):
             generator=generator,
             mode=self.decode_mode,
         )
+        return generate(self.decoder, memory, request).as_tuple()
 
 
 def build_model(config: ModelConfig, *, pretrained: bool = False) -> Pix2Seq:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import ModelConfig, build_model
-from models.generate import beam_search
+from models.beam_search import beam_search
 
 VOCAB, EOS, STEPS = 5, 1, 4
 

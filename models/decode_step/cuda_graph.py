@@ -18,12 +18,14 @@ from torch import Tensor
 from models.decoder import Cache, Decoder, LayerCache
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StaticLayerCache(LayerCache):
-    """A `LayerCache` that is written at a position which the device knows, and read whole."""
+    """A `LayerCache` that is written at a position which the device knows, and read whole.
+
+    Its `mask` is (1, 1, 1, max_len): 0 at the places up to `position`, -inf at the others.
+    """
 
     position: Tensor  # (1,)
-    seen: Tensor  # (1, 1, 1, max_len), 0 at the places up to `position`, -inf at the others
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes (R, nh, 1, hd) at `position`; `start` does not count."""
@@ -38,6 +40,8 @@ class StaticStep:
     Args:
         compiled: let torch.compile fuse the step, which takes half a minute or more the first time.
     """
+
+    rows_may_leave = False  # a graph is captured for their number
 
     def __init__(self, decoder: Decoder, cache: Cache, *, compiled: bool = False):
         self.decoder, self.cache = decoder, cache
@@ -82,11 +86,11 @@ def static_logits(
         table: embeddings and bias of the ids asked for, see `Decoder.output_table`.
     """
     # attention adds it to its scores: made once for all layers, of their type
-    seen = torch.zeros(1, 1, 1, len(places), dtype=layers[0].k.dtype, device=places.device)
-    seen = seen.masked_fill(places > position, -torch.inf)
+    mask = torch.zeros(1, 1, 1, len(places), dtype=layers[0].k.dtype, device=places.device)
+    mask = mask.masked_fill(places > position, -torch.inf)
     x = F.embedding(tokens, decoder.token_embedding) + decoder.positions[position]  # (R, 1, D)
     for layer, c in zip(decoder.layers, layers, strict=True):
-        cache = StaticLayerCache(c.k, c.v, c.memory_k, c.memory_v, position, seen)
+        cache = StaticLayerCache(c.k, c.v, c.memory_k, c.memory_v, mask, position=position)
         x = layer(x, c.memory_k, c.memory_v, 0, cache)
     return F.linear(decoder.output_ln(x)[:, 0], *table).float()
 

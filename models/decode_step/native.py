@@ -158,6 +158,17 @@ def suits_native_step(decoder: Decoder) -> bool:
     return whole and all(p.is_contiguous() and p.dtype == dtype for p in decoder.parameters())
 
 
+def can_step_now(decoder: Decoder, cache: Cache) -> bool:
+    """Whether it may run here: on a CPU, cache and weights of one type, no gradients wanted."""
+    return (
+        decoder.token_embedding.device.type == "cpu"
+        and decoder.token_embedding.dtype == cache.layers[0].k.dtype
+        and not decoder.training
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 class NativeStep:
     """The decoder for one new token per row, on a CPU.
 
@@ -167,6 +178,8 @@ class NativeStep:
     Raises:
         UserError: see `models.decode_step.native.library`.
     """
+
+    rows_may_leave = True
 
     def __init__(self, decoder: Decoder, cache: Cache):
         self.dtype, self.decoder, self.cache = decoder.token_embedding.dtype, decoder, cache
@@ -202,6 +215,10 @@ class NativeStep:
         self.step(ctypes.byref(sizes), *arrays, ctypes.c_int64(position), threads)
         self.cache.length = position + 1
         return logits
+
+    def select(self, rows: Tensor, images: Tensor) -> NativeStep:
+        """The step of fewer rows, see `DecodeStep`."""
+        return NativeStep(self.decoder, self.cache.select(rows, images))
 
     def _layer(self, layer: DecoderLayer, cache: LayerCache) -> _Layer:
         attention, cross, mlp = layer.self_attention, layer.cross_attention, layer.mlp
