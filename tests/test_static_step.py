@@ -44,7 +44,7 @@ def test_static_says_what_plain_says(calls, memory, variant, shape):
 @pytest.mark.parametrize("option", EVERY_OPTION, ids=lambda option: next(iter(option)))
 def test_static_takes_every_option(calls, model, memory, option):
     plain, static = (
-        in_mode(mode, model, memory, prompts(2, 2, 3), num_samples=2, **option)
+        in_mode(mode, model, memory, prompts(2, 2, 3), num_samples=3, **option)
         for mode in ("plain", "static")
     )
     assert calls
