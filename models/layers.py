@@ -1,4 +1,4 @@
-"""The parts that encoder bridge and decoder are made of (official `transformers.py`)."""
+"""Parts that encoders, projection and decoder share (official `transformers.py`)."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ def layer_norm(dim: int, eps: float = LAYER_NORM_EPS) -> nn.LayerNorm:
 
 
 def trunc_normal_(tensor: Tensor, std: float = 0.02) -> Tensor:
-    """Normal values within two deviations, as Keras draws them."""
+    """Fills a tensor with normal values, cut at two deviations as in Keras."""
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
 
 
@@ -34,10 +34,10 @@ def init_weights(module: nn.Module) -> None:
 
 
 def init_attention(attention: nn.Module, num_heads: int) -> None:
-    """Official kernels of an attention with projections and `out`; narrower than Glorot of (D, D).
+    """Official initialisation of an attention; narrower than Glorot for a (D, D) matrix.
 
-    Keras takes kernels (D, nh, hd) and (nh, hd, D) for convolutions: the last two axes are its
-    fans, what stands before them multiplies both.
+    Keras treats kernels (D, nh, hd) and (nh, hd, D) as convolutions: the last two axes are the
+    fans, and the axis in front multiplies both.
     """
     dim = attention.out.out_features
     head_dim = dim // num_heads
