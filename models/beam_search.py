@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from models.decode_step.modes import build_step
 from models.decoder import Cache, Decoder
-from models.generate import read_prompt
+from models.generate import GenerationRequest, read_prompt
 from models.layers import no_cudnn_attention
 
 
@@ -19,50 +18,42 @@ from models.layers import no_cudnn_attention
 def beam_search(
     decoder: Decoder,
     memory: Tensor,
-    prompt: Tensor,
+    request: GenerationRequest,
     *,
-    max_new_tokens: int,
-    eos_id: int,
     num_beams: int,
     length_penalty: float = 1.0,
-    allowed: Callable[[Tensor], Tensor] | None = None,
-    suppress: Sequence[int] = (),
-    mode: str = "plain",
 ) -> tuple[Tensor, Tensor]:
     """The best continuations of one prompt per image.
 
-    At every step the unfinished rows of an image are continued in all ways and the `num_beams`
-    best are kept; those that end leave for the list of finished ones. The search stops when no
-    unfinished row would, at its present length, enter that list.
+    At every step the unfinished rows of an image are continued in all ways and the best are kept.
+    The search stops when no unfinished row would, at its present length, be among the best
+    finished ones.
 
     Args:
         memory: (B, S, D) encoded images.
-        prompt: (B, P) ids.
+        request: its prompt (B, P), `max_new_tokens`, `eos_id`, `allowed`, `suppress` and `mode`;
+            nothing is sampled.
         length_penalty: rows are ranked by the sum of their log-probs / length ** this; 0 favours
             short ones, 1 is the mean per token.
-        allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar.
-        suppress: ids removed before anything else, scores included.
-        mode: how the steps are computed, see `models.decode_step.modes.MODES`.
 
     Returns:
-        tokens (B, num_beams, max_new_tokens), best first, `eos_id` from the first one on, which is
-        missing in a row that used up all tokens; log_probs (B, num_beams), the sum over the tokens
-        up to and with the first `eos_id` under the full softmax without grammar, -inf for the rest
-        if there are fewer continuations than beams.
+        tokens (B, num_beams, max_new_tokens), best first, `eos_id` from the first one on.
+        log_probs (B, num_beams), the sum up to and with the first `eos_id`, under the full softmax
+        without grammar; -inf if there are fewer continuations than beams.
     """
+    prompt, num_steps, eos_id = request.prompt, request.max_new_tokens, request.eos_id
     images, beams = len(prompt), num_beams
-    tokens = prompt.new_full((images, beams, max_new_tokens), eos_id)
+    tokens = prompt.new_full((images, beams, num_steps), eos_id)
     live = memory.new_full((images, beams), -torch.inf, dtype=torch.float32)
     finished = Finished(tokens, live.clone(), live.clone())
     live[:, 0] = 0  # all rows start alike: one is enough
     first_row = torch.arange(images, device=prompt.device)[:, None] * beams  # (B, 1)
-    logits, cache = read_prompt(decoder, memory, prompt, beams, max_new_tokens)
-    step = build_step(decoder, cache, mode)
-    for t in range(max_new_tokens):
+    logits, cache = read_prompt(decoder, memory, prompt, beams, num_steps)
+    step = build_step(decoder, cache, request.mode)
+    for t in range(num_steps):
         # Continue: every row in all ways that the grammar allows.
-        mask = None if allowed is None else allowed(tokens.flatten(0, 1)[:, :t])
-        each = log_probs_of(logits, mask, suppress).unflatten(0, (images, beams))
-        total = live[:, :, None] + each  # (B, beams, V)
+        new = log_probs_of(logits, tokens.flatten(0, 1)[:, :t], request)  # (B * beams, V)
+        total = live[:, :, None] + new.unflatten(0, (images, beams))  # (B, beams, V)
 
         # End: rows with `eos_id` leave for the list of finished ones.
         scale = (t + 1) ** length_penalty
@@ -78,20 +69,22 @@ def beam_search(
         # Stop when nothing can improve, or read the kept tokens; the cache follows its rows.
         if (live[:, 0] / scale <= finished.rank[:, -1]).all():  # one device sync per token
             break
-        if t + 1 < max_new_tokens:
+        if t + 1 < num_steps:
             reorder(cache, (first_row + parent).flatten())
             logits = step(token.flatten(), slice(None))  # (B * beams, V)
     else:
-        finished.add(tokens, live, max_new_tokens**length_penalty)
+        finished.add(tokens, live, num_steps**length_penalty)
     return finished.tokens, finished.log_probs
 
 
-def log_probs_of(logits: Tensor, mask: Tensor | None, suppress: Sequence[int]) -> Tensor:
-    """(R, V) logits -> log-probs, -inf where the grammar does not go."""
-    if suppress:
-        logits[:, list(suppress)] = -torch.inf
+def log_probs_of(logits: Tensor, tokens: Tensor, request: GenerationRequest) -> Tensor:
+    """(R, V) logits after tokens (R, t) -> log-probs, -inf where the grammar does not go."""
+    if request.suppress:
+        logits[:, list(request.suppress)] = -torch.inf
     log_probs = logits.log_softmax(1)
-    return log_probs if mask is None else log_probs.masked_fill(~mask, -torch.inf)
+    if request.allowed is None:
+        return log_probs
+    return log_probs.masked_fill(~request.allowed(tokens), -torch.inf)
 
 
 @dataclass

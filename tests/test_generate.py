@@ -1,7 +1,6 @@
 """Cached decoding equals the full forward; sampling, grammar, stopping."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -337,7 +336,10 @@ def test_attention_of_cudnn_is_off_while_decoding_alone(model, memory, enabled):
             raise KeyError
         return torch.ones(VOCAB, dtype=torch.bool)
 
-    beams = partial(beam_search, model.decoder, eos_id=0, num_beams=2)
+    def beams(memory, prompt, **request):
+        request = GenerationRequest(prompt, eos_id=0, **request)
+        return beam_search(model.decoder, memory, request, num_beams=2)
+
     try:
         torch.backends.cuda.enable_cudnn_sdp(enabled)
         for decode in (model.generate, beams):

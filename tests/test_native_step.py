@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from infer.script import predictor_of
-from models.beam_search import beam_search
 from models.decode_step import native
 from models.decode_step.modes import PlainStep, build_step
 from models.decode_step.native import NativeStep, address
@@ -23,6 +22,7 @@ from tests.tiny_models import (
     EVERY_OPTION,
     VARIANTS,
     assert_same,
+    beams_in_mode,
     count_rows,
     ends_at_some_time,
     in_mode,
@@ -240,10 +240,8 @@ def test_finished_rows_leave(calls, model, memory):
 
 @compiler
 def test_beam_search(calls, model, memory):
-    options = {"max_new_tokens": 10, "eos_id": 7, "num_beams": 3}
     plain, fast = (
-        beam_search(model.decoder, memory, prompts(2, 2), mode=mode, **options)
-        for mode in ("plain", "native")
+        beams_in_mode(mode, model, memory, prompts(2, 2)) for mode in ("plain", "native")
     )
     assert calls
     assert_same(fast, plain)

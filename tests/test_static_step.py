@@ -6,13 +6,13 @@ import torch
 
 import models.decode_step.cuda_graph
 from infer.script import predictor_of
-from models.beam_search import beam_search
 from models.decode_step.cuda_graph import StaticStep
 from models.decoder import Cache
 from tests.tiny_models import (
     EVERY_OPTION,
     VARIANTS,
     assert_same,
+    beams_in_mode,
     count_rows,
     ends_at_some_time,
     in_mode,
@@ -70,10 +70,8 @@ def test_static_keeps_finished_rows_and_says_the_same(calls, model, memory):
 
 
 def test_static_beam_search(calls, model, memory):
-    options = {"max_new_tokens": 10, "eos_id": 7, "num_beams": 3}
     plain, static = (
-        beam_search(model.decoder, memory, prompts(2, 2), mode=mode, **options)
-        for mode in ("plain", "static")
+        beams_in_mode(mode, model, memory, prompts(2, 2)) for mode in ("plain", "static")
     )
     assert calls
     assert_same(static, plain)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models import ModelConfig, build_model
+from models.beam_search import beam_search
 from models.generate import GenerationRequest, SamplingOptions, generate
 
 VARIANTS = {
@@ -14,8 +15,6 @@ VARIANTS = {
     "sin-cos positions": {"decoder_positions": "sin_cos"},
     "a prime vocabulary": {"vocab_size": 1009},
 }
-
-
 IDS = torch.arange(3000)
 
 
@@ -60,6 +59,11 @@ def in_mode(mode, model, memory, prompt, *, options=None, **request):
     sampling = SamplingOptions(**options or {})
     request = GenerationRequest(prompt, options=sampling, mode=mode, **request)
     return generate(model.decoder, memory, request).as_tuple()
+
+
+def beams_in_mode(mode, model, memory, prompt):
+    request = GenerationRequest(prompt, max_new_tokens=10, eos_id=7, mode=mode)
+    return beam_search(model.decoder, memory, request, num_beams=3)
 
 
 def assert_same(fast, plain):
