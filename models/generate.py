@@ -1,7 +1,7 @@
 """Autoregressive decoding: encode once, then one token per step through the cache.
 
-Read `generate` first: it is the whole loop. The functions below it are its phases, in the order in
-which it calls them; then follows what is only faster, then how a token is sampled.
+Read `generate` first: it is the whole loop. Below it stand its phases, then what only makes it
+faster, then how a token is sampled.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from models.decode_step.modes import DecodeStep, build_step
 from models.decoder import Cache, Decoder
 from models.layers import no_cudnn_attention
 
-LOOK_EVERY = 8  # tokens between two looks at what has ended, on a GPU
-FEW = 64  # ids that mostly hold the nucleus
+LOOK_EVERY = 8  # on a GPU: steps between two checks of which rows have ended
+FEW = 64  # so many of the best ids usually hold the nucleus
 REMOVED = -1e10  # logit of a token that truncation removed, as in the official code
 
 
@@ -296,8 +296,8 @@ def rows_to_keep(ended: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None
 def leading(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The best logits of each row in falling order, and their cumulative probabilities.
 
-    As many as it takes for more than `top_p` in every row: on a CPU a few are tried first, because
-    sorting all of them can take as long as decoding.
+    As many as it takes to exceed `top_p` in every row. On a CPU the best `FEW` are tried first,
+    because sorting all of them can take as long as decoding.
     """
     probs, num_ids = logits.softmax(1), logits.shape[1]
     if logits.device.type == "cpu" and num_ids > FEW:
@@ -349,17 +349,17 @@ def sample(logits: Tensor, options: SamplingOptions, uniforms: Tensor | None = N
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """(R, V) -> (R,) indices: a number per row is looked up in the cumulative distribution.
+    """(R, V) -> (R,) indices: each row's number is looked up in its cumulative distribution.
 
-    `torch.multinomial` makes R * V random numbers, which took a tenth of an inference on a CPU. In
-    exchange what is less probable than 3e-8 is never drawn.
+    `torch.multinomial` makes R * V random numbers, which took a tenth of an inference on a CPU. The
+    price of one number per row: ids less probable than 3e-8 are never drawn.
 
     Args:
-        uniforms: (R,) float32 in [0, 1): below 1 by 2^-24 at least, which keeps the product below
+        uniforms: (R,) float32 in [0, 1). They are at most 1 - 2^-24, which keeps the product below
             the last sum.
 
     Raises:
-        ValueError: on a CPU, where looking costs nothing: a row is nan, or zero everywhere.
+        ValueError: a row is nan or zero everywhere (checked on a CPU only, where it costs nothing).
     """
     upto = probs.cumsum(1)
     if upto.device.type == "cpu" and not (upto[:, -1] > 0).all():
@@ -376,16 +376,15 @@ def uniforms_of_images(
     num_samples: int = 1,
     num_steps: int,
 ) -> Tensor:
-    """The random numbers of `generate` that belong to an image and a prompt, whatever the batch.
+    """Random numbers for `generate` that depend on image, prompt and sample, not on the batch.
 
-    A picture gives the same answer in every batch, at every place in it, beside any other prompts
-    and on any number of processes.
+    With them a picture gives the same answer in every batch, at every place in it, beside any other
+    prompts and on any number of processes.
 
     Args:
         prompt: (B, P) or (B, N, P) ids, N prompts per image.
-        image_ids: (B,) what tells the images apart; None = all have the same numbers.
-        seed: other seeds give other numbers.
-        num_steps: numbers per row, at least the tokens to be generated.
+        image_ids: B ids; None = all images have the same numbers.
+        num_steps: numbers per row, at least `max_new_tokens`.
 
     Returns:
         (B * N * num_samples, num_steps) float32 in [0, 1), samples fastest, on the device of

@@ -357,6 +357,11 @@ def test_options_that_make_no_sense_are_refused(wrong):
         SamplingOptions(**wrong)
 
 
+def test_scores_cannot_be_asked_for_and_left_out():
+    with pytest.raises(ValueError, match="score_range needs scores"):
+        GenerationRequest(prompts(1, 1), 5, score_range=(0, 9), unscored_range=(0, 9))
+
+
 @pytest.mark.data
 def test_truncation_equals_the_official_one(reference):
     data = np.load(reference / "decoding" / "top_logits.npz")

@@ -33,7 +33,7 @@ CHOICES = ("auto", *MODES)  # of settings; `choose_mode` says which mode "auto" 
 
 
 class DecodeStep(Protocol):
-    """What every mode looks like. It owns nothing: weights and cache are used where they are."""
+    """What every mode looks like; built anew for every call of `generate`."""
 
     rows_may_leave: bool  # whether it has `select`
 
