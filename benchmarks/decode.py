@@ -36,7 +36,7 @@ from torch import Tensor
 from benchmarks.machine import large_products, machine, peak_memory_mb
 from models import ModelConfig, Pix2Seq, build_model
 from models.decode_step.modes import CHOICES, MODES
-from models.generate import generate
+from models.generate import GenerationRequest, generate
 from utils.cli import log, run
 from utils.devices import pick_device
 
@@ -162,11 +162,10 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
         "matmul": multiply,
     }
     for mode in args.also:
-        ways[mode] = decode = partial(
-            generate, model.decoder, memory, prompt, max_new_tokens=args.tokens, mode=mode
-        )
+        request = GenerationRequest(prompt, args.tokens, mode=mode)
+        ways[mode] = decode = partial(generate, model.decoder, memory, request)
         if model.dtype == torch.float32:
-            assert torch.equal(decode()[0], ours), f"mode {mode} says other tokens"
+            assert torch.equal(decode().tokens, ours), f"mode {mode} says other tokens"
     slow_tokens = min(args.slow_tokens, args.tokens) if batch == args.batch[0] else 0
     if slow_tokens:
         slow = ports_way(model, images, prompt, slow_tokens)

@@ -11,7 +11,8 @@ from dataset.preprocess import OFFICIAL_RESIZING, Resizing
 from infer.encode import Encoded, encode_images
 from infer.results import Captions
 from models import Pix2Seq
-from models.generate import beam_search, uniforms_of_images
+from models.beam_search import beam_search
+from models.generate import GenerationRequest, uniforms_of_images
 from tokenizer.captioning import CaptionTokenizer
 
 
@@ -106,11 +107,9 @@ def _decode(
         tokens, log_probs = beam_search(
             model.decoder,
             memory,
-            prompt,
+            GenerationRequest(prompt, mode=model.decode_mode, **common),
             num_beams=options.beams,
             length_penalty=options.length_penalty,
-            mode=model.decode_mode,
-            **common,
         )
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
     uniforms = uniforms_of_images(

@@ -1,4 +1,4 @@
-"""Everything that defines a model's shape; stored with every weight file."""
+"""`ModelConfig`: what defines the shape of a model; every weight file holds it."""
 
 import typing
 from dataclasses import asdict, dataclass
@@ -6,6 +6,13 @@ from dataclasses import asdict, dataclass
 from utils.files import check_fields
 
 RATES = ("drop_path", "drop_units", "drop_attention")
+CHOICES = {
+    "projection": ("linear", "linear_p", "mlp", "average"),
+    "decoder_norm": ("pre", "post"),
+    "encoder_positions": ("sin_cos", "learned"),
+    "projection_positions": ("sin_cos", "learned"),
+    "decoder_positions": ("sin_cos", "learned"),
+}
 
 
 @dataclass(frozen=True)
@@ -15,26 +22,33 @@ class ModelConfig:
     Defaults are the papers' decoder (Pix2SeqV2 configs) on a timm encoder.
     """
 
+    # ---- encoder ----
     # a timm model name, or "official_vit" | "official_resnet" | "official_resnet_c" (stride 16)
     encoder: str = "deit3_small_patch16_384.fb_in22k_ft_in1k"
-    encoder_stride: int | None = None  # take the feature map of this stride; None = the last one
-    encoder_dim: int = 768  # this and the next eight: the official_* encoders only
+    encoder_stride: int | None = None  # timm: use the feature map of this stride; None = the last
+
+    # ---- official encoders only ----
+    encoder_dim: int = 768
     encoder_layers: int = 12
     encoder_heads: int = 12
     encoder_mlp_dim: int = 3072
     encoder_patch: int = 16  # official_vit: side of a patch, pixels
     encoder_positions: str = "sin_cos"  # | "learned"
-    encoder_cls_token: bool = False  # a token of no place in front of the image tokens
+    encoder_cls_token: bool = False  # put a class token in front of the image tokens
     resnet_depth: int = 50  # official_resnet*: 50 | 101 | 152 | 200
-    resnet_width: float = 1.0  # multiplies the channels of the ResNet
+    resnet_width: float = 1.0  # official_resnet*: multiplies the channels
+
+    # ---- images ----
     image_size: tuple[int, int] = (384, 384)  # (H, W) of the model input, pixels
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # subtracted from images in [0, 1]
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    projection: str = (
-        "mlp"  # encoder -> decoder: "linear" | "linear_p" (+ positions) | "mlp" | "average"
-    )
+
+    # ---- projection from encoder to decoder ----
+    projection: str = "mlp"  # | "linear" | "linear_p" (+ positions) | "average"
     projection_mlp_ratio: int = 4  # hidden width of the projection's MLP block / dim
     projection_positions: str = "sin_cos"  # | "learned"
+
+    # ---- decoder ----
     dim: int = 512
     num_layers: int = 6
     num_heads: int = 16
@@ -45,29 +59,20 @@ class ModelConfig:
     tie_embeddings: bool = True  # one matrix for input tokens and output logits
     output_bias: bool = True
     decoder_norm: str = "pre"  # | "post": the simple ports (ReLU, positions on the memory)
+
+    # ---- dropout in training ----
     drop_path: float = 0.1  # same rate in every block; in timm encoders the last of a ramp
     drop_units: float = 0.1  # dropout between the two layers of an MLP
     drop_attention: float = 0.0  # dropout on attention probabilities
 
     def __post_init__(self):
         self._check_numbers()
+        self._check_choices()
         if self.dim % self.num_heads:
             raise ValueError(
                 f"dim must be a multiple of num_heads, got dim={self.dim}, "
                 f"num_heads={self.num_heads}"
             )
-        if self.projection not in ("linear", "linear_p", "mlp", "average"):
-            raise ValueError(
-                "projection must be 'linear', 'linear_p', 'mlp' or 'average', got "
-                f"{self.projection!r}"
-            )
-        if self.decoder_norm not in ("pre", "post"):
-            raise ValueError(f"decoder_norm must be 'pre' or 'post', got {self.decoder_norm!r}")
-        for name in ("encoder_positions", "projection_positions", "decoder_positions"):
-            if getattr(self, name) not in ("sin_cos", "learned"):
-                raise ValueError(
-                    f"{name} must be 'sin_cos' or 'learned', got {getattr(self, name)!r}"
-                )
         if self.encoder_dim % self.encoder_heads:
             raise ValueError(
                 f"encoder_dim must be a multiple of encoder_heads, got "
@@ -80,6 +85,7 @@ class ModelConfig:
             )
 
     def _check_numbers(self) -> None:
+        """Counts and sizes are at least 1, rates in [0, 1), means and deviations three each."""
         for name, value in vars(self).items():
             sizes = value if name == "image_size" else (value,)
             counts = [n for n in sizes if isinstance(n, int) and not isinstance(n, bool)]
@@ -94,6 +100,12 @@ class ModelConfig:
                 f"{self.image_mean} and {self.image_std}"
             )
 
+    def _check_choices(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                names = " or ".join(map(repr, choices))
+                raise ValueError(f"{name} must be {names}, got {getattr(self, name)!r}")
+
     def to_json(self) -> dict:
         return asdict(self)
 
@@ -102,7 +114,7 @@ class ModelConfig:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: values that are no such model.
+            ValueError: the values describe no model.
         """
         check_fields(values, typing.get_type_hints(cls))
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -34,7 +34,7 @@ class LayerCache:
     v: Tensor  # (R, nh, max_len, hd)
     memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
     memory_v: Tensor  # (B, nh, S, hd)
-    seen = None  # what of the keys counts; None = all that `update` returns
+    mask: Tensor | None = None  # attention mask over the cached keys; None = attend to all
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes (R, nh, T, hd) at `start`; returns everything up to `start + T`."""
@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         mask = None
         if cache is not None:
             k, v = cache.update(start, k, v)
-            mask = cache.seen
+            mask = cache.mask
         # SDPA aligns `is_causal` top-left: right only while the cache is empty.
         is_causal = q.shape[2] > 1 and start == 0
         if q.shape[2] > 1 and start > 0:
@@ -271,9 +271,9 @@ class Decoder(nn.Module):
         """Adds the learned positions of the memory, if there are any."""
         return memory if self.memory_positions is None else memory + self.memory_positions
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V)"""
-        return F.linear(hidden, *self.output_table())
+    def logits(self, hidden: Tensor, part: slice = slice(None)) -> Tensor:
+        """(..., D) -> (..., V), or the logits of some ids."""
+        return F.linear(hidden, *self.output_table(part))
 
     def output_table(self, part: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
         """Embeddings (V, D) and bias (V,) or None that make logits, or those of some ids."""

@@ -1,8 +1,8 @@
-"""Image encoders: `forward(images (B, 3, H, W)) -> (B, P + S, C)`, with `.dim`, `.grid` and P =
-`.num_prefix_tokens`.
+"""Image encoders: any timm model, and the official ones.
 
-An encoder of our own is one class with these four and one entry in `ENCODERS`; every other name
-is a timm model.
+Every encoder has `forward(images (B, 3, H, W)) -> (B, P + S, C)` and three attributes: `dim` = C,
+`grid` = (h, w) with S = h * w, and `num_prefix_tokens` = P, tokens in front of those of the grid.
+To add an encoder, write such a class and add a builder to `ENCODERS`.
 """
 
 import difflib
@@ -13,7 +13,7 @@ import timm
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.official_encoders import OfficialResNet, OfficialViT
+from models.official_encoders import OfficialResNet, OfficialViT, TransformerOptions
 from utils.errors import UserError
 
 
@@ -23,10 +23,10 @@ class TimmEncoder(nn.Module):
     Args:
         name: timm model name, e.g. "resnet50" or "deit3_small_patch16_384.fb_in22k_ft_in1k".
         image_size: (H, W); transformers resample their positions from the pretraining size.
-        stride: take the feature map of this stride (a CNN's earlier stage); None = the last one.
-        drop_path: final rate of timm's linear ramp; models without stochastic depth need 0.
-        pooled: as the model was made to be pooled; False = with the LayerNorm that a model without
-            pooling has on its tokens, whatever this one's pooling is.
+        stride: use the feature map of this stride (an earlier stage of a CNN); None = the last.
+        drop_path: final rate of timm's linear ramp; must be 0 for models without stochastic depth.
+        pooled: keep timm's default head. False: keep the final LayerNorm on the patch tokens (timm
+            drops it for models that pool first).
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class TimmEncoder(nn.Module):
     ):
         super().__init__()
         self.num_prefix_tokens = 0
+
+        # Not every model takes every argument: pass only what is needed.
         kwargs = {"drop_path_rate": drop_path} if drop_path else {}
         if timm.get_pretrained_cfg(name, allow_unregistered=False).fixed_input_size:
             kwargs["img_size"] = image_size
@@ -51,6 +53,8 @@ class TimmEncoder(nn.Module):
         else:
             kwargs |= {"num_classes": 0} if pooled else {"num_classes": 0, "global_pool": ""}
         self.backbone = timm.create_model(name, pretrained=pretrained, **kwargs)
+
+        # Width and grid of the tokens, as timm describes them.
         if self.is_pyramid:
             self.dim = self.backbone.feature_info.channels()[-1]
         else:
@@ -60,7 +64,7 @@ class TimmEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Transformer blocks; none of a model that keeps them otherwise, as convolutional ones."""
+        """The transformer blocks; empty for models without them, such as CNNs."""
         return list(getattr(self.backbone, "blocks", ()))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ class TimmEncoder(nn.Module):
 
 
 def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
-    """Index of the last feature map with that stride, read from an empty model."""
+    """Index of the last feature map with that stride."""
     info = timm.create_model(name, features_only=True, **kwargs).feature_info
     strides = info.reduction()
     if stride not in strides:
@@ -92,8 +96,8 @@ def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
 def _check_timm_name(name: str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        there = f"near it: {', '.join(near)}" if near else "timm.list_models() names all"
-        raise UserError(f"no encoder {name!r} in timm; {there}")
+        hint = f"near it: {', '.join(near)}" if near else "timm.list_models() names all"
+        raise UserError(f"no encoder {name!r} in timm; {hint}")
 
 
 def _timm_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
@@ -116,33 +120,33 @@ def _timm_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
         ) from error
 
 
-def _transformer_options(config: ModelConfig) -> dict:
-    return {
-        "dim": config.encoder_dim,
-        "num_layers": config.encoder_layers,
-        "num_heads": config.encoder_heads,
-        "mlp_dim": config.encoder_mlp_dim,
-        "positions": config.encoder_positions,
-        "cls_token": config.encoder_cls_token,
-        "drop_path": config.drop_path,
-        "drop_units": config.drop_units,
-        "drop_attention": config.drop_attention,
-    }
+def _transformer_options(config: ModelConfig) -> TransformerOptions:
+    return TransformerOptions(
+        dim=config.encoder_dim,
+        num_layers=config.encoder_layers,
+        num_heads=config.encoder_heads,
+        mlp_dim=config.encoder_mlp_dim,
+        positions=config.encoder_positions,
+        cls_token=config.encoder_cls_token,
+        drop_path=config.drop_path,
+        drop_units=config.drop_units,
+        drop_attention=config.drop_attention,
+    )
 
 
 def _official_vit(config: ModelConfig, pretrained: bool) -> nn.Module:
     _refuse_pretrained(config, pretrained)
-    return OfficialViT(config.image_size, config.encoder_patch, **_transformer_options(config))
+    return OfficialViT(config.image_size, config.encoder_patch, _transformer_options(config))
 
 
 def _official_resnet(config: ModelConfig, pretrained: bool) -> nn.Module:
     _refuse_pretrained(config, pretrained)
     return OfficialResNet(
         config.image_size,
+        _transformer_options(config),
         depth=config.resnet_depth,
         width=config.resnet_width,
         num_groups=3 if config.encoder == "official_resnet_c" else 4,
-        **_transformer_options(config),
     )
 
 
@@ -154,7 +158,7 @@ def _refuse_pretrained(config: ModelConfig, pretrained: bool) -> None:
         )
 
 
-# name -> builder(config, pretrained); every other name goes to timm.
+# name -> builder(config, pretrained); every other name is a timm model
 ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {
     "official_vit": _official_vit,  # patches and a transformer
     "official_resnet": _official_resnet,  # ResNet to stride 32 and a transformer
@@ -172,7 +176,7 @@ def build_encoder(config: ModelConfig, *, pretrained: bool = False) -> nn.Module
 
 
 def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that an encoder was pretrained with, for [0, 1] images.
+    """Mean and standard deviation of images in [0, 1] that an encoder was pretrained with.
 
     Raises:
         UserError: no encoder of that name.

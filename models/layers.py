@@ -1,7 +1,8 @@
-"""The parts that encoder bridge and decoder are made of (official `transformers.py`)."""
+"""Parts that encoders, projection and decoder share (official `transformers.py`)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ def layer_norm(dim: int, eps: float = LAYER_NORM_EPS) -> nn.LayerNorm:
 
 
 def trunc_normal_(tensor: Tensor, std: float = 0.02) -> Tensor:
-    """Normal values within two deviations, as Keras draws them."""
+    """Fills a tensor with normal values, cut at two deviations as in Keras."""
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
 
 
@@ -33,10 +34,10 @@ def init_weights(module: nn.Module) -> None:
 
 
 def init_attention(attention: nn.Module, num_heads: int) -> None:
-    """Official kernels of an attention with projections and `out`; narrower than Glorot of (D, D).
+    """Official initialisation of an attention; narrower than Glorot for a (D, D) matrix.
 
-    Keras takes kernels (D, nh, hd) and (nh, hd, D) for convolutions: the last two axes are its
-    fans, what stands before them multiplies both.
+    Keras treats kernels (D, nh, hd) and (nh, hd, D) as convolutions: the last two axes are the
+    fans, and the axis in front multiplies both.
     """
     dim = attention.out.out_features
     head_dim = dim // num_heads
@@ -86,6 +87,21 @@ def attend(
                 q.float(), k.float(), v.float(), mask=mask, is_causal=is_causal, drop=drop
             )
     return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal)
+
+
+@contextmanager
+def no_cudnn_attention() -> Iterator[None]:
+    """Switches cuDNN's attention kernels off, in the whole process.
+
+    torch prefers them for half types on newer GPUs. But cuDNN plans them anew for every length of
+    the cache, and planning takes longer than many decoding steps.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class Attention(nn.Module):

@@ -4,6 +4,7 @@ They follow its `architectures/transformers.py` and `architectures/resnet.py`.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +28,31 @@ BATCH_NORM_EPS = 1e-5
 BATCH_NORM_MOMENTUM = 0.1  # weight of the new batch: Keras' momentum 0.9
 
 
+@dataclass(frozen=True)
+class TransformerOptions:
+    """Sizes of an encoder transformer and its dropout, the same in every block."""
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    positions: str = "sin_cos"  # | "learned"
+    cls_token: bool = False  # put a class token, which has no position, in front
+    drop_path: float = 0.0  # see `ModelConfig`
+    drop_units: float = 0.0
+    drop_attention: float = 0.0
+
+
 class EncoderBlock(nn.Module):
     """Pre-norm attention and MLP, each a residual branch that may be dropped per image."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, drop_path, drop_units, drop_att):
+    def __init__(self, options: TransformerOptions):
         super().__init__()
+        dim = options.dim
         self.attention_ln, self.mlp_ln = layer_norm(dim), layer_norm(dim)
-        self.attention = Attention(dim, num_heads, drop_att)
-        self.mlp = Mlp(dim, mlp_dim, drop_units)
-        self.drop_path = DropPath(drop_path)
+        self.attention = Attention(dim, options.num_heads, options.drop_attention)
+        self.mlp = Mlp(dim, options.mlp_dim, options.drop_units)
+        self.drop_path = DropPath(options.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)"""
@@ -48,41 +65,22 @@ class EncoderTransformer(nn.Module):
 
     Args:
         grid: (h, w) of the image tokens.
-        dim, num_layers, num_heads, mlp_dim: sizes.
-        positions: "sin_cos" (computed) or "learned".
-        cls_token: put a learned token, which has no position, in front of the image tokens.
-        drop_path, drop_units, drop_attention: see `ModelConfig`; the same in every block.
     """
 
-    def __init__(
-        self,
-        grid: tuple[int, int],
-        dim: int,
-        *,
-        num_layers: int,
-        num_heads: int,
-        mlp_dim: int,
-        positions: str = "sin_cos",
-        cls_token: bool = False,
-        drop_path: float = 0.0,
-        drop_units: float = 0.0,
-        drop_attention: float = 0.0,
-    ):
+    def __init__(self, grid: tuple[int, int], options: TransformerOptions):
         super().__init__()
+        dim = options.dim
         self.stem_ln = layer_norm(dim)
-        self.cls_token = nn.Parameter(trunc_normal(1, dim)) if cls_token else None
-        if positions == "learned":
+        self.cls_token = nn.Parameter(trunc_normal(1, dim)) if options.cls_token else None
+        if options.positions == "learned":
             self.positions = nn.Parameter(trunc_normal(grid[0] * grid[1], dim))
         else:
             self.register_buffer("positions", sin_cos_2d(grid, dim), persistent=False)
-        drops = {"drop_path": drop_path, "drop_units": drop_units, "drop_att": drop_attention}
-        self.blocks = nn.ModuleList(
-            EncoderBlock(dim, num_heads, mlp_dim, **drops) for _ in range(num_layers)
-        )
+        self.blocks = nn.ModuleList(EncoderBlock(options) for _ in range(options.num_layers))
         self.output_ln = layer_norm(dim)
         self.apply(init_weights)
         for block in self.blocks:
-            init_attention(block.attention, num_heads)
+            init_attention(block.attention, options.num_heads)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D), or (B, 1 + S, D) with a class token."""
@@ -97,20 +95,19 @@ class EncoderTransformer(nn.Module):
 class OfficialViT(nn.Module):
     """Patches of the image through one convolution, then the transformer.
 
-    Pixels beyond the last whole patch are not seen.
+    Pixels beyond the last whole patch are ignored.
 
     Args:
         image_size: (H, W) of the input, pixels.
         patch: side of a patch, pixels.
-        transformer: the other arguments of `EncoderTransformer`.
     """
 
-    def __init__(self, image_size: tuple[int, int], patch: int, dim: int, **transformer):
+    def __init__(self, image_size: tuple[int, int], patch: int, options: TransformerOptions):
         super().__init__()
-        self.dim, self.grid = dim, (image_size[0] // patch, image_size[1] // patch)
-        self.num_prefix_tokens = int(transformer.get("cls_token", False))
-        self.stem_conv = nn.Conv2d(3, dim, patch, patch)
-        self.transformer = EncoderTransformer(self.grid, dim, **transformer)
+        self.dim, self.grid = options.dim, (image_size[0] // patch, image_size[1] // patch)
+        self.num_prefix_tokens = int(options.cls_token)
+        self.stem_conv = nn.Conv2d(3, self.dim, patch, patch)
+        self.transformer = EncoderTransformer(self.grid, options)
         nn.init.xavier_uniform_(self.stem_conv.weight)
         nn.init.zeros_(self.stem_conv.bias)
 
@@ -123,7 +120,7 @@ class OfficialViT(nn.Module):
         return self.transformer(self.stem_conv(images).flatten(2).transpose(1, 2))
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
+        """Which layer a parameter belongs to, in timm's format (for layer-wise learning rates)."""
         return {
             "stem": r"^stem_conv|^transformer\.(?:stem_ln|positions|cls_token)",
             "blocks": r"^transformer\.blocks\.(\d+)",
@@ -132,11 +129,11 @@ class OfficialViT(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm whose running variance follows the biased batch variance, as Keras' does.
+    """Batch norm whose running variance follows the biased batch variance, as in Keras.
 
-    `nn.SyncBatchNorm.convert_sync_batchnorm` takes it like any other; what it makes of it follows
-    the unbiased variance, n / (n - 1) times as large with n the values per channel of all
-    processes (8e-5 more for 32 images of 640 px at stride 32).
+    `nn.SyncBatchNorm.convert_sync_batchnorm` converts it like any other batch norm. The result
+    follows the unbiased variance, which is n / (n - 1) times as large, with n the values per
+    channel in all processes (8e-5 more for 32 images of 640 px at stride 32).
     """
 
     def __init__(self, channels: int):
@@ -215,31 +212,27 @@ class OfficialResNet(nn.Module):
 
     Args:
         image_size: (H, W) of the input, pixels.
-        dim: width of the transformer.
+        options: of the transformer; `drop_units` is applied to the feature map as well.
         depth, width, num_groups: see `ResNet`.
-        drop_units: dropout on the feature map, and in the MLPs.
-        transformer: the other arguments of `EncoderTransformer`.
     """
 
     def __init__(
         self,
         image_size: tuple[int, int],
-        dim: int,
+        options: TransformerOptions,
         *,
         depth: int = 50,
         width: float = 1.0,
         num_groups: int = 4,
-        drop_units: float = 0.0,
-        **transformer,
     ):
         super().__init__()
         stride = 2 ** (num_groups + 1)
-        self.dim, self.grid = dim, tuple(math.ceil(side / stride) for side in image_size)
-        self.num_prefix_tokens = int(transformer.get("cls_token", False))
+        self.dim, self.grid = options.dim, tuple(math.ceil(side / stride) for side in image_size)
+        self.num_prefix_tokens = int(options.cls_token)
         self.resnet = ResNet(depth, width, num_groups)
-        self.drop = nn.Dropout(drop_units)
-        self.stem_projection = nn.Linear(self.resnet.dim, dim)
-        self.transformer = EncoderTransformer(self.grid, dim, drop_units=drop_units, **transformer)
+        self.drop = nn.Dropout(options.drop_units)
+        self.stem_projection = nn.Linear(self.resnet.dim, self.dim)
+        self.transformer = EncoderTransformer(self.grid, options)
         init_weights(self.stem_projection)
 
     @property
@@ -252,7 +245,7 @@ class OfficialResNet(nn.Module):
         return self.transformer(self.stem_projection(self.drop(features)))
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Which layer a parameter belongs to, in timm's way (layer-wise learning rates)."""
+        """Which layer a parameter belongs to, in timm's format (for layer-wise learning rates)."""
         return {
             "stem": r"^resnet\.stem",
             "groups": r"^resnet\.groups\.(\d+)\.(\d+)",

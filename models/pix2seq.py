@@ -1,6 +1,7 @@
-"""Pix2Seq: image encoder, projection, autoregressive decoder.
+"""The whole model: image encoder, projection, autoregressive decoder.
 
-The projection is the bridge from encoder to decoder (official `ar_model.py`).
+`Pix2Seq` comes first; the projection, which follows the official `ar_model.py`, and the functions
+that build a model from a `ModelConfig` come after it.
 """
 
 import math
@@ -12,17 +13,147 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.decode_step.modes import CHOICES
-from models.decode_step.native import LANES, library, obstacle, suits_native_step
+from models.decode_step.modes import choose_mode
 from models.decoder import Decoder
 from models.encoder import build_encoder
-from models.generate import SamplingOptions, generate
+from models.generate import GenerationRequest, SamplingOptions, generate
 from models.layers import Mlp, init_weights, layer_norm, sin_cos_1d, sin_cos_2d, trunc_normal
-from utils.errors import UserError
+
+
+class Pix2Seq(nn.Module):
+    """Images and tokens to the logits of the next tokens (Pix2Seq section 3, Pix2SeqV2 section 3).
+
+    Attributes:
+        config: the `ModelConfig` it was built from.
+        meta: JSON values that a weight file also records: vocabulary, categories, tasks.
+        decode_mode: how `generate` computes its steps, one of `models.decode_step.modes.MODES`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, encoder: nn.Module, projection: nn.Module, decoder: Decoder
+    ):
+        super().__init__()
+        self.config, self.meta, self.decode_mode = config, {}, "plain"
+        self.encoder, self.projection, self.decoder = encoder, projection, decoder
+        self.register_buffer(
+            "mean", torch.tensor(config.image_mean)[:, None, None], persistent=False
+        )
+        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; images are always normalised in float32."""
+        return self.decoder.token_embedding.dtype
+
+    def prepare(self, *, dtype: torch.dtype = torch.float32, mode: str = "plain") -> None:
+        """Sets the type that the model computes in and the way it decodes.
+
+        Args:
+            dtype: `torch.bfloat16` halves what a step reads. Logits are then rounded to bfloat16
+                before the float32 softmax, except in mode "native".
+            mode: one of `models.decode_step.modes.CHOICES`; "compiled" also compiles the encoder.
+
+        Raises:
+            ValueError: there is no such mode.
+            UserError: "native" without a C++ compiler, or not on a CPU.
+        """
+        for part in (self.encoder, self.projection, self.decoder):
+            part.to(dtype)
+        self.decode_mode = choose_mode(self.decoder, mode)
+        if self.decode_mode == "compiled":
+            self.encoder.compile()
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of the encoder and the layers of the decoder, in order."""
+        return [*getattr(self.encoder, "blocks", ()), *self.decoder.layers]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encodes images once; decode the memory as often as you like.
+
+        Args:
+            images: (B, 3, H, W) uint8, or float in [0, 1]; floats are neither clamped nor checked.
+
+        Returns:
+            (B, S, D) memory: projected, with positions.
+        """
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        images = (images - self.mean) / self.std
+        return self.projection(self.encoder(images.to(self.dtype)))
+
+    def forward(self, images: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits.
+
+        Args:
+            images: (B, 3, H, W), see `encode`.
+            tokens: (B, T) or (B, N, T), N sequences per image.
+            positions: compute logits only here, where the loss has a weight: (M,) indices into the
+                flattened `tokens`, or a bool mask of its shape. With a mask the host waits for the
+                device, to count the positions.
+
+        Returns:
+            (B * N, T, V), or (M, V).
+        """
+        hidden = self.decoder(tokens.flatten(0, -2), self.encode(images))  # (B * N, T, D)
+        if positions is not None:
+            if positions.dtype == torch.bool:
+                positions = positions.flatten().nonzero()[:, 0]
+            hidden = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
+        return self.decoder.logits(hidden)
+
+    def generate(
+        self,
+        memory: Tensor,
+        prompt: Tensor,
+        *,
+        max_new_tokens: int,
+        eos_id: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 1,
+        top_p: float = 1.0,
+        num_samples: int = 1,
+        allowed: Callable[[Tensor], Tensor] | None = None,
+        suppress: Sequence[int] = (),
+        score_range: tuple[int, int] | None = None,
+        unscored_range: tuple[int, int] | None = None,
+        uniforms: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Continues prompts by cached decoding; see `models.generate.GenerationRequest`.
+
+        Args:
+            memory: (B, S, D) encoded images.
+            prompt: (B, P) or (B, N, P) ids, N prompts per image.
+            temperature, top_k, top_p: see `models.generate.SamplingOptions`.
+
+        Returns:
+            tokens, log_probs: (B * N * num_samples, max_new_tokens), samples fastest; with
+            `score_range` also best, best_log_probs; see `models.generate.Generated`.
+        """
+        request = GenerationRequest(
+            prompt,
+            max_new_tokens,
+            eos_id=eos_id,
+            options=SamplingOptions(temperature, top_k, top_p),
+            num_samples=num_samples,
+            allowed=allowed,
+            suppress=suppress,
+            score_range=score_range,
+            unscored_range=unscored_range,
+            uniforms=uniforms,
+            generator=generator,
+            mode=self.decode_mode,
+        )
+        return generate(self.decoder, memory, request).as_tuple()
 
 
 class ChannelAverage(nn.Module):
-    """Means of neighbouring channels, without parameters: the bottleneck of the simple ports."""
+    """Averages neighbouring channels, without parameters (layout of the simple ports)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -84,145 +215,12 @@ class Projection(nn.Module):
         return x
 
 
-class Pix2Seq(nn.Module):
-    """Images and tokens to the logits of the next tokens (Pix2Seq section 3, Pix2SeqV2 section 3).
-
-    Attributes:
-        config: the `ModelConfig` it was built from.
-        meta: what else a weight file records (vocabulary, categories, tasks, …), JSON values.
-        decode_mode: how `generate` computes its steps, one of `models.decode_step.modes.MODES`.
-    """
-
-    def __init__(
-        self, config: ModelConfig, encoder: nn.Module, projection: nn.Module, decoder: Decoder
-    ):
-        super().__init__()
-        self.config, self.meta, self.decode_mode = config, {}, "plain"
-        self.encoder, self.projection, self.decoder = encoder, projection, decoder
-        self.register_buffer(
-            "mean", torch.tensor(config.image_mean)[:, None, None], persistent=False
-        )
-        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.mean.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights; images are normalised in float32 whatever it is."""
-        return self.decoder.token_embedding.dtype
-
-    def prepare(self, *, dtype: torch.dtype = torch.float32, mode: str = "plain") -> None:
-        """Makes the model ready for inference: the type it computes in and how it decodes.
-
-        Args:
-            dtype: `torch.bfloat16` halves what a step reads; logits are rounded to it, too, before
-                the float32 softmax, but not in mode "native".
-            mode: one of `models.decode_step.modes.MODES`; "compiled" compiles the encoder, too.
-                "auto" is "native" on a CPU with a C++ compiler, otherwise "plain".
-
-        Raises:
-            ValueError: there is no such mode.
-            UserError: "native" without a C++ compiler, or not on a CPU.
-        """
-        if mode not in CHOICES:
-            raise ValueError(f"mode must be one of {', '.join(CHOICES)}, got {mode!r}")
-        for part in (self.encoder, self.projection, self.decoder):
-            part.to(dtype)
-        fits = self.device.type == "cpu" and suits_native_step(self.decoder)
-        if mode == "auto":
-            mode = "native" if fits and obstacle(dtype) is None else "plain"
-        elif mode == "native":
-            if not fits:
-                raise UserError(
-                    "decode_mode=native is for float32 or bfloat16 on a CPU and sizes that are "
-                    f"multiples of {LANES}; set decode_mode=auto"
-                )
-            library(dtype)  # now rather than at the first answer
-        self.decode_mode = mode
-        if mode == "compiled":
-            self.encoder.compile()
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The transformer blocks of the encoder and the layers of the decoder, in order."""
-        encoder = getattr(self.encoder, "blocks", ())  # a convolutional one has none
-        return [*encoder, *self.decoder.layers]
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Encodes images once; decode the memory as often as you like.
-
-        Args:
-            images: (B, 3, H, W) uint8, or float in [0, 1]; floats are neither clamped nor checked.
-
-        Returns:
-            (B, S, D) memory: projected, with positions.
-        """
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        images = (images - self.mean) / self.std
-        return self.projection(self.encoder(images.to(self.dtype)))
-
-    def forward(self, images: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Teacher-forced logits.
-
-        Args:
-            images: (B, 3, H, W), see `encode`.
-            tokens: (B, T) or (B, N, T), N sequences per image.
-            positions: only these positions get logits (a loss needs no others): (M,) indices into
-                the flattened `tokens`, or a bool mask of its shape. To count the places of a mask
-                the host waits for the device.
-
-        Returns:
-            (B * N, T, V), or (M, V).
-        """
-        hidden = self.decoder(tokens.flatten(0, -2), self.encode(images))  # (B * N, T, D)
-        if positions is not None:
-            if positions.dtype == torch.bool:
-                positions = positions.flatten().nonzero()[:, 0]
-            hidden = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
-        return self.decoder.logits(hidden)
-
-    def generate(
-        self,
-        memory: Tensor,
-        prompt: Tensor,
-        *,
-        max_new_tokens: int,
-        eos_id: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 1,
-        top_p: float = 1.0,
-        num_samples: int = 1,
-        allowed: Callable[[Tensor], Tensor] | None = None,
-        suppress: Sequence[int] = (),
-        score_range: tuple[int, int] | None = None,
-        unscored_range: tuple[int, int] | None = None,
-        uniforms: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Cached decoding; see `models.generate.generate` for arguments and results."""
-        return generate(
-            self.decoder,
-            memory,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            eos_id=eos_id,
-            options=SamplingOptions(temperature, top_k, top_p),
-            num_samples=num_samples,
-            allowed=allowed,
-            suppress=suppress,
-            score_range=score_range,
-            unscored_range=unscored_range,
-            uniforms=uniforms,
-            generator=generator,
-            mode=self.decode_mode,
-        )
-
-
 def build_model(config: ModelConfig, *, pretrained: bool = False) -> Pix2Seq:
-    """A model with new weights; `pretrained` fetches those of the encoder."""
+    """A model with new weights.
+
+    Args:
+        pretrained: fetch pretrained weights of the encoder.
+    """
     encoder = build_encoder(config, pretrained=pretrained)
     projection = _build_projection(config, encoder)
     return Pix2Seq(config, encoder, projection, _build_decoder(config, math.prod(encoder.grid)))
@@ -266,10 +264,10 @@ def _build_decoder(config: ModelConfig, memory_len: int) -> Decoder:
 
 @torch.no_grad()
 def smooth_coordinates(model: Pix2Seq, coord_range: tuple[int, int]) -> None:
-    """Starts coordinate tokens and learned image positions as sin-cos codes of where they lie.
+    """Initialises coordinate tokens and learned image positions with sin-cos codes of their place.
 
-    Neighbouring bins then begin as near neighbours, and tokens and image speak of places in one
-    code. An initialisation only, for training from scratch; not in the papers.
+    Neighbouring bins then start with similar embeddings, and tokens and image use one code for
+    places. Only for training from scratch; not in the papers.
 
     Args:
         coord_range: [first, last + 1) token id of the coordinates.

@@ -1,6 +1,6 @@
 """Weight files: safetensors that describe themselves. Nothing is ever unpickled.
 
-What a file says about itself is checked before anything of that size is allocated.
+A file is checked before memory is allocated: a damaged or malicious one costs nothing.
 """
 
 import json
@@ -17,18 +17,19 @@ from models.pix2seq import Pix2Seq, build_model
 from utils.errors import UserError, one_line
 from utils.files import atomic_path
 
-MAX_LAYERS = 512  # of encoder or decoder: each is a module, also without memory
-MAX_SIZE = 1 << 20  # of anything else that is a number
-MAX_BUFFERS = 1 << 30  # bytes of what is computed, not stored, such as sin-cos positions
+MAX_LAYERS = 512  # of encoder or decoder; building a layer takes time even without memory
+MAX_SIZE = 1 << 20  # largest value of any other number in a config
+MAX_BUFFERS = 1 << 30  # bytes of tensors that are computed, not stored, such as sin-cos positions
 FORMAT = "pix2seq/1"
 
 
 def read_metadata(path: object, texts: Mapping[str, str]) -> tuple[ModelConfig, dict]:
-    """`ModelConfig` and `meta` of the metadata of a weight file.
+    """`ModelConfig` and `meta` from the metadata of a weight file.
 
     Raises:
-        UserError: they are missing, are no JSON, or describe no model.
+        UserError: they are missing, are not JSON, or describe no model.
     """
+    # Both are JSON texts.
     values = {}
     for name in ("config", "meta"):
         try:
@@ -43,6 +44,8 @@ def read_metadata(path: object, texts: Mapping[str, str]) -> tuple[ModelConfig, 
             ) from error
     if not isinstance(values["meta"], dict):
         raise UserError(f"'meta' in the metadata of {path} must be an object")
+
+    # The config is one of a model, and of one that is not absurdly large.
     try:
         config = ModelConfig.from_json(values["config"])
         for name, value in vars(config).items():
@@ -56,13 +59,12 @@ def read_metadata(path: object, texts: Mapping[str, str]) -> tuple[ModelConfig, 
 
 
 def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
-    """Compares the tensors that a file says it holds with those that `config` asks for.
-
-    The model is built without memory: what is allocated later is no larger than the file.
+    """Compares the tensors that a file lists with those of the model that `config` describes.
 
     Raises:
-        UserError: they differ; the first is named.
+        UserError: they differ; the first difference is named.
     """
+    # Build the model on the meta device, which allocates nothing.
     try:
         with torch.device("meta"):
             model = build_model(config)
@@ -71,6 +73,8 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     floats = {name for name, value in model.state_dict().items() if value.is_floating_point()}
     found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+
+    # Same names, shapes and kinds of numbers.
     problem = ""
     for what, names in (("lacks", wanted.keys() - found), ("adds", found.keys() - wanted.keys())):
         if names:
@@ -85,6 +89,8 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
             break
     if problem:
         raise UserError(f"the weights in {path} do not fit its config: {problem}")
+
+    # Buffers are not in the file, so its size does not limit theirs.
     size = sum(math.prod(b.shape) * b.element_size() for b in model.buffers())
     if size > MAX_BUFFERS:
         raise UserError(
@@ -94,7 +100,7 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
 
 
 def check_finite(path: object, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises a UserError that names the first tensor with NaN or infinity."""
+    """Raises a `UserError` that names the first tensor with NaN or infinity."""
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{name} in {path} holds NaN or infinity: the file is damaged")
@@ -103,9 +109,10 @@ def check_finite(path: object, tensors: Mapping[str, torch.Tensor]) -> None:
 def save_model(
     model: Pix2Seq, path: str | Path, *, meta: dict | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Writes weights, `ModelConfig` and `meta` (default: `model.meta`) to one file, atomically.
+    """Writes weights, `ModelConfig` and `meta` to one file, atomically.
 
     Args:
+        meta: what else the file records, JSON values; None = `model.meta`.
         dtype: store floating-point weights in this type, e.g. `torch.float16`; None = as they are.
     """
     tensors = {
@@ -122,10 +129,11 @@ def save_model(
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
-    """The model a weight file describes, float32, in eval mode.
+    """The model of a weight file, in float32 and eval mode.
 
     Raises:
-        UserError: the file is missing, is no weight file of ours, or does not fit its own config.
+        UserError: the file is missing, is not a weight file of this project, or its tensors do not
+            fit its config.
     """
     path = Path(path)
     if not path.is_file():

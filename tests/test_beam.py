@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models import ModelConfig, build_model
-from models.generate import beam_search
+from models.beam_search import beam_search
+from models.generate import GenerationRequest
 
 VOCAB, EOS, STEPS = 5, 1, 4
 
@@ -34,9 +35,10 @@ def memory(model):
 PROMPT = torch.tensor([[2, 3], [4, 0], [0, 2]])
 
 
-def search(model, memory, prompt=PROMPT, **options):
-    options = {"max_new_tokens": STEPS, "eos_id": EOS, **options}
-    return beam_search(model.decoder, memory, prompt, **options)
+def search(model, memory, prompt=PROMPT, *, num_beams, length_penalty=1.0, **request):
+    request = {"max_new_tokens": STEPS, "eos_id": EOS, **request}
+    request, options = GenerationRequest(prompt, **request), {"length_penalty": length_penalty}
+    return beam_search(model.decoder, memory, request, num_beams=num_beams, **options)
 
 
 def log_probs_of(model, memory, prompt, rows):

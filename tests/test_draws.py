@@ -15,7 +15,7 @@ from infer.segmentation import SegmentationOptions
 from infer.tasks import EVALUATIONS, evaluate_task
 from models.decode_step.modes import MODES
 from models.generate import uniforms_of_images
-from tests.test_step import memory, model, prompts  # noqa: F401  fixtures
+from tests.tiny_models import memory, model, prompts  # noqa: F401  fixtures
 from utils.cli import snapshot
 from utils.devices import World
 from utils.images import load_image

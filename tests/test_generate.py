@@ -1,7 +1,6 @@
 """Cached decoding equals the full forward; sampling, grammar, stopping."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +8,18 @@ import torch
 
 import models.generate
 from models import ModelConfig, build_model
+from models.beam_search import beam_search
+from models.decode_step.modes import PlainStep
 from models.decoder import Cache
-from models.generate import SamplingOptions, beam_search, draw, generate, top_logits
+from models.generate import (
+    GenerationRequest,
+    SamplingOptions,
+    draw,
+    generate,
+    rows_to_keep,
+    top_logits,
+)
+from tests.tiny_models import count_rows, ends_at_some_time
 
 VOCAB = 3000
 
@@ -82,6 +91,8 @@ def test_greedy_samples_are_copies_samples_fastest(model, memory):
 def test_cross_attention_is_projected_once_per_image_and_shared(model, memory):
     cache = model.decoder.init_cache(memory, num_rows=2 * 5 * 8, max_len=10)
     assert {layer.memory_k.shape for layer in cache.layers} == {(2, 4, memory.shape[1], 16)}
+    for few, many in zip(cache.layers, cache.spread(8, 12).layers, strict=True):
+        assert many.memory_k is few.memory_k and many.memory_v is few.memory_v
     calls = []
     hook = model.decoder.layers[0].cross_attention.kv.register_forward_hook(
         lambda *_: calls.append(1)
@@ -96,10 +107,11 @@ def test_samples_of_a_prompt_are_drawn_as_if_it_stood_there_so_often(model, memo
     numbers = torch.rand(2 * 2 * 3, 8, generator=torch.Generator().manual_seed(0))
 
     def draw(prompt, num_samples):
-        return generate(
-            model.decoder, memory, prompt, max_new_tokens=8, options=SamplingOptions(3.0, top_k=0),
+        request = GenerationRequest(
+            prompt, max_new_tokens=8, options=SamplingOptions(3.0, top_k=0),
             num_samples=num_samples, uniforms=numbers, mode=mode,
         )  # fmt: skip
+        return generate(model.decoder, memory, request).as_tuple()
 
     prompt = prompts(2, 2, 4)
     samples, copies = draw(prompt, 3), draw(prompt.repeat_interleave(3, 1), 1)
@@ -134,6 +146,39 @@ def test_a_finished_row_stays_finished(model, memory):
     assert torch.equal(tokens[0, : first + 1], free[0, : first + 1])
     assert (tokens[0, first:] == eos).all() and (log_probs[0, first + 1 :] == 0).all()
     assert log_probs[0, first] != 0
+
+
+def test_a_sequence_longer_than_the_decoder_is_refused(model, memory):
+    with pytest.raises(ValueError, match="at most 40 tokens"):
+        model.generate(memory, prompts(2, 1), max_new_tokens=41)
+
+
+def test_finished_rows_leave_and_no_token_changes(monkeypatch, model, memory):
+    options, eos = {"max_new_tokens": 30, "allowed": ends_at_some_time}, 7
+    free, free_log_probs = model.generate(memory, prompts(2, 6, 3), **options)
+    batches = count_rows(monkeypatch, PlainStep)
+    tokens, log_probs = model.generate(memory, prompts(2, 6, 3), eos_id=eos, **options)
+    assert len(set(batches)) > 1 and batches == sorted(batches, reverse=True), batches
+    after = ((free == eos).cumsum(1) - (free == eos).long()) > 0  # behind the first end token
+    assert torch.equal(tokens, free.masked_fill(after, eos))
+    torch.testing.assert_close(log_probs, free_log_probs.masked_fill(after, 0.0))
+
+
+def test_rows_are_kept_equally_many_per_image_and_in_order():
+    done = torch.tensor([1, 0, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0]).bool()  # three images of four rows
+    rows, images = rows_to_keep(done, 3)
+    assert images.tolist() == [0, 2] and rows.tolist() == [0, 1, 8, 11]
+    assert rows_to_keep(torch.tensor([0, 1, 0, 0]).bool(), 1) is None
+    assert rows_to_keep(torch.tensor([0, 0, 1, 1]).bool(), 2)[1].tolist() == [0]
+    assert rows_to_keep(torch.tensor([1, 1, 0, 0, 0, 1, 0, 0]).bool(), 2) is None
+
+
+def test_a_range_of_ids_decodes_what_a_grammar_of_it_does(model, memory):
+    inside = (torch.arange(VOCAB) >= 100) & (torch.arange(VOCAB) < 600)
+    options = {"max_new_tokens": 15, "allowed": lambda _: inside, "suppress": [3, 120]}
+    tokens, _ = model.generate(memory, prompts(2, 1), **options)
+    fewer, log_probs = model.generate(memory, prompts(2, 1), unscored_range=(100, 600), **options)
+    assert torch.equal(tokens, fewer) and log_probs.isnan().all()
 
 
 def test_decoding_ends_when_all_rows_are_done(model, memory):
@@ -210,7 +255,7 @@ class Scripted:
     def __call__(self, tokens, cache):
         return torch.zeros(*tokens.shape, 1)
 
-    def logits(self, hidden):
+    def logits(self, hidden, part):
         return self.table.expand(len(hidden), -1)
 
 
@@ -227,21 +272,23 @@ class Scripted:
 def test_nucleus_keeps_what_the_paper_keeps(options, kept):
     decoder, memory = Scripted([0.15, 0.35, 0.05, 0.45]), torch.zeros(1, 1, 1)
     options = SamplingOptions(**{"top_k": 0, **options})
-    tokens, _ = generate(
-        decoder, memory, torch.zeros(1, 1, dtype=torch.long), max_new_tokens=2, num_samples=1000,
+    request = GenerationRequest(
+        torch.zeros(1, 1, dtype=torch.long), max_new_tokens=2, num_samples=1000,
         options=options, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
+    tokens = generate(decoder, memory, request).tokens
     assert set(tokens.flatten().tolist()) == kept
 
 
 def test_sampling_frequencies_are_the_probabilities():
     decoder, memory = Scripted([0.15, 0.35, 0.05, 0.45]), torch.zeros(1, 1, 1)
     for temperature in (1.0, 2.0):
-        tokens, log_probs = generate(
-            decoder, memory, torch.zeros(1, 1, dtype=torch.long), max_new_tokens=1,
-            num_samples=20_000, options=SamplingOptions(temperature, top_k=0),
+        request = GenerationRequest(
+            torch.zeros(1, 1, dtype=torch.long), max_new_tokens=1, num_samples=20_000,
+            options=SamplingOptions(temperature, top_k=0),
             generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
+        tokens, log_probs = generate(decoder, memory, request).as_tuple()
         want = torch.tensor([0.15, 0.35, 0.05, 0.45]) ** (1 / temperature)
         got = tokens.flatten().bincount(minlength=4) / 20_000
         torch.testing.assert_close(got, want / want.sum(), atol=0.015, rtol=0)
@@ -289,7 +336,10 @@ def test_attention_of_cudnn_is_off_while_decoding_alone(model, memory, enabled):
             raise KeyError
         return torch.ones(VOCAB, dtype=torch.bool)
 
-    beams = partial(beam_search, model.decoder, eos_id=0, num_beams=2)
+    def beams(memory, prompt, **request):
+        request = GenerationRequest(prompt, eos_id=0, **request)
+        return beam_search(model.decoder, memory, request, num_beams=2)
+
     try:
         torch.backends.cuda.enable_cudnn_sdp(enabled)
         for decode in (model.generate, beams):
@@ -305,6 +355,11 @@ def test_attention_of_cudnn_is_off_while_decoding_alone(model, memory, enabled):
 def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingOptions(**wrong)
+
+
+def test_scores_cannot_be_asked_for_and_left_out():
+    with pytest.raises(ValueError, match="score_range needs scores"):
+        GenerationRequest(prompts(1, 1), 5, score_range=(0, 9), unscored_range=(0, 9))
 
 
 @pytest.mark.data

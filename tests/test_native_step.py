@@ -15,17 +15,17 @@ import torch
 
 from infer.script import predictor_of
 from models.decode_step import native
-from models.decode_step.modes import BlockedStep
+from models.decode_step.modes import PlainStep, build_step
 from models.decode_step.native import NativeStep, address
 from models.decoder import Cache, LayerCache
-from models.generate import beam_search
-from tests.test_static_step import in_mode
-from tests.test_step import (
+from tests.tiny_models import (
+    EVERY_OPTION,
     VARIANTS,
     assert_same,
+    beams_in_mode,
     count_rows,
     ends_at_some_time,
-    grammar,
+    in_mode,
     memory,  # noqa: F401  a fixture
     model,  # noqa: F401  a fixture
     prompts,
@@ -212,17 +212,9 @@ def test_any_number_of_threads_says_the_same(calls, memory):
 
 
 @compiler
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"allowed": grammar},
-        {"suppress": range(0, 3000, 2)},
-        {"score_range": (1000, 1100)},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_every_option_of_generate(calls, model, memory, options):
-    plain, fast = plain_and_native(model, memory, prompts(2, 2, 3), num_samples=2, **options)
+@pytest.mark.parametrize("option", EVERY_OPTION, ids=lambda option: next(iter(option)))
+def test_every_option_of_generate(calls, model, memory, option):
+    plain, fast = plain_and_native(model, memory, prompts(2, 2, 3), num_samples=3, **option)
     assert calls
     assert_same(fast, plain)
     assert_same(fast[-2:], plain[-2:])
@@ -248,10 +240,8 @@ def test_finished_rows_leave(calls, model, memory):
 
 @compiler
 def test_beam_search(calls, model, memory):
-    options = {"max_new_tokens": 10, "eos_id": 7, "num_beams": 3}
     plain, fast = (
-        beam_search(model.decoder, memory, prompts(2, 2), mode=mode, **options)
-        for mode in ("plain", "native")
+        beams_in_mode(mode, model, memory, prompts(2, 2)) for mode in ("plain", "native")
     )
     assert calls
     assert_same(fast, plain)
@@ -316,11 +306,31 @@ def test_neither_more_rows_nor_more_places_than_the_cache_has(model, memory):
 
 
 @compiler
-def test_sizes_that_are_no_whole_vectors_take_the_other_step(monkeypatch, calls, memory):
-    taken, call = [], BlockedStep.__call__
-    monkeypatch.setattr(BlockedStep, "__call__", lambda *args: taken.append(1) or call(*args))
-    in_mode("native", tiny(mlp_dim=100), memory, prompts(2, 1))
-    assert taken and not calls
+def test_the_modules_stand_in_wherever_the_native_step_cannot_run(calls, model, memory):
+    def step(model):
+        return type(build_step(model.decoder, model.decoder.init_cache(memory, 2, 4), "native"))
+
+    assert step(model) is PlainStep  # gradients are wanted
+    with torch.no_grad():
+        assert step(model) is NativeStep
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert step(model) is PlainStep
+        assert step(tiny().train()) is PlainStep
+        assert step(tiny(mlp_dim=100)) is PlainStep  # sizes that are no whole vectors
+    odd = tiny(mlp_dim=100)
+    plain, fast = plain_and_native(odd, memory, prompts(2, 1))
+    assert not calls and torch.equal(fast[1], plain[1])
+
+
+@compiler
+@torch.no_grad()
+def test_weights_and_keys_of_the_image_are_read_in_place(model, memory):
+    cache = model.decoder.init_cache(memory, 2 * 80, 4)
+    step = NativeStep(model.decoder, cache)
+    for ours, layer, of_cache in zip(step.layers, model.decoder.layers, cache.layers, strict=True):
+        assert ours.memory_k == of_cache.memory_k.data_ptr()
+        assert ours.memory_v == of_cache.memory_v.data_ptr()
+        assert ours.dense1.weight == layer.mlp.dense1.weight.data_ptr()
 
 
 def test_a_matrix_that_does_not_lie_row_by_row_is_refused():

@@ -17,7 +17,12 @@ from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model, load_model, save_model
 from models.decoder import DecoderLayer, SelfAttention
 from models.layers import Mlp, one_turn, sin_cos_1d, sin_cos_2d
-from models.official_encoders import BatchNorm, EncoderBlock, OfficialResNet
+from models.official_encoders import (
+    BatchNorm,
+    EncoderBlock,
+    OfficialResNet,
+    TransformerOptions,
+)
 from models.pix2seq import Projection
 from utils.errors import UserError
 
@@ -330,7 +335,8 @@ def test_each_row_of_the_decoder_keeps_or_loses_each_of_three_branches(post_norm
 def test_each_sample_keeps_or_loses_each_branch_as_a_whole():
     torch.manual_seed(0)
     rate, rows = 0.25, 2000
-    block = EncoderBlock(8, 2, 16, drop_path=rate, drop_units=0.0, drop_att=0.0)
+    options = TransformerOptions(dim=8, num_layers=1, num_heads=2, mlp_dim=16, drop_path=rate)
+    block = EncoderBlock(options)
     block.mlp.dense2.weight.data.zero_()
     nn.init.ones_(block.mlp.dense2.bias)  # the branches are constants: which were kept shows
     block.attention.out.weight.data.zero_()
@@ -368,9 +374,8 @@ def test_units_are_dropped_between_gelu_and_the_second_layer():
 
 
 def test_units_of_the_feature_map_are_dropped_before_its_projection():
-    encoder = OfficialResNet(
-        (64, 64), 8, width=0.125, drop_units=0.5, num_layers=1, num_heads=2, mlp_dim=16
-    ).eval()
+    options = TransformerOptions(dim=8, num_layers=1, num_heads=2, mlp_dim=16, drop_units=0.5)
+    encoder = OfficialResNet((64, 64), options, width=0.125).eval()
     images, seen = torch.rand(2, 3, 64, 64), []
     encoder.stem_projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():

@@ -8,25 +8,20 @@ import models.decode_step.cuda_graph
 from infer.script import predictor_of
 from models.decode_step.cuda_graph import StaticStep
 from models.decoder import Cache
-from models.generate import beam_search, generate
-from tests.test_step import (
+from tests.tiny_models import (
+    EVERY_OPTION,
     VARIANTS,
     assert_same,
+    beams_in_mode,
     count_rows,
     ends_at_some_time,
-    grammar,
+    in_mode,
     memory,  # noqa: F401  a fixture
     model,  # noqa: F401  a fixture
     prompts,
     tiny,
 )
 from utils.errors import UserError
-
-
-def in_mode(mode, model, memory, prompt, **options):
-    generator = torch.Generator(memory.device).manual_seed(0)
-    options = {"max_new_tokens": 14, "generator": generator} | options
-    return generate(model.decoder, memory, prompt, mode=mode, **options)
 
 
 @pytest.fixture
@@ -46,14 +41,11 @@ def test_static_says_what_plain_says(calls, memory, variant, shape):
     assert len(calls) == 13  # all tokens but the first, which comes with the prompt
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"allowed": grammar}, {"suppress": range(0, 3000, 2)}, {"score_range": (1000, 1100)}],
-    ids=lambda options: next(iter(options)),
-)
-def test_static_takes_every_option(calls, model, memory, options):
+@pytest.mark.parametrize("option", EVERY_OPTION, ids=lambda option: next(iter(option)))
+def test_static_takes_every_option(calls, model, memory, option):
     plain, static = (
-        in_mode(mode, model, memory, prompts(2, 2, 3), **options) for mode in ("plain", "static")
+        in_mode(mode, model, memory, prompts(2, 2, 3), num_samples=3, **option)
+        for mode in ("plain", "static")
     )
     assert calls
     assert_same(static, plain)
@@ -78,10 +70,8 @@ def test_static_keeps_finished_rows_and_says_the_same(calls, model, memory):
 
 
 def test_static_beam_search(calls, model, memory):
-    options = {"max_new_tokens": 10, "eos_id": 7, "num_beams": 3}
     plain, static = (
-        beam_search(model.decoder, memory, prompts(2, 2), mode=mode, **options)
-        for mode in ("plain", "static")
+        beams_in_mode(mode, model, memory, prompts(2, 2)) for mode in ("plain", "static")
     )
     assert calls
     assert_same(static, plain)

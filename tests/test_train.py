@@ -19,7 +19,7 @@ from infer.predictor import Predictor
 from models import load_model
 from models.decode_step.native import obstacle
 from tests.conftest import TINY
-from tests.test_step import tiny
+from tests.tiny_models import tiny
 from train import build as train_build
 from train import train_coco_object_detection, train_voc_object_detection
 from train import validate as validation

@@ -1,9 +1,9 @@
-"""One token per row in tensors that keep shape and place, so that a GPU can replay the step.
+"""The decoding step in tensors of fixed shape and place, so that a GPU can replay it.
 
-A step of the plain loop is hundreds of small kernels, and launching them takes longer than running
-them. Here the position is a tensor and attention always looks at the whole cache through a mask, so
-every step is the same sequence of kernels: captured once as a CUDA graph, launched as one. Without
-a GPU it is the same arithmetic, uncaptured.
+A plain step is hundreds of small kernels, and launching them takes longer than running them. Here
+the position is a tensor, and attention reads the whole cache through a mask. So every step is the
+same sequence of kernels: it is captured once as a CUDA graph and then launched as a whole. Without
+a GPU the same arithmetic runs without a graph.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from torch import Tensor
 from models.decoder import Cache, Decoder, LayerCache
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StaticLayerCache(LayerCache):
-    """A `LayerCache` that is written at a position which the device knows, and read whole."""
+    """A `LayerCache` that is written at a position held on the device, and always read whole.
+
+    Its `mask` is (1, 1, 1, max_len): 0 at the places up to `position`, -inf at the others.
+    """
 
     position: Tensor  # (1,)
-    seen: Tensor  # (1, 1, 1, max_len), 0 at the places up to `position`, -inf at the others
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes (R, nh, 1, hd) at `position`; `start` does not count."""
@@ -36,8 +38,10 @@ class StaticStep:
     """The decoder for one new token per row, after a prompt that is in the cache already.
 
     Args:
-        compiled: let torch.compile fuse the step, which takes half a minute or more the first time.
+        compiled: fuse the step with torch.compile, which takes half a minute or more at first.
     """
+
+    rows_may_leave = False  # a graph is captured for their number
 
     def __init__(self, decoder: Decoder, cache: Cache, *, compiled: bool = False):
         self.decoder, self.cache = decoder, cache
@@ -50,7 +54,7 @@ class StaticStep:
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.places = torch.arange(max_len, device=device)
         self.compute = torch.compile(static_logits) if compiled else static_logits
-        self.replays: dict[tuple, Callable[[], Tensor]] = {}  # of the parts of the vocabulary
+        self.replays: dict[tuple, Callable[[], Tensor]] = {}  # one for each part of the vocabulary
 
     def __call__(self, tokens: Tensor, part: slice) -> Tensor:
         """(R,) ids -> (R, len(part)) logits, to be used before the next call"""
@@ -82,11 +86,11 @@ def static_logits(
         table: embeddings and bias of the ids asked for, see `Decoder.output_table`.
     """
     # attention adds it to its scores: made once for all layers, of their type
-    seen = torch.zeros(1, 1, 1, len(places), dtype=layers[0].k.dtype, device=places.device)
-    seen = seen.masked_fill(places > position, -torch.inf)
+    mask = torch.zeros(1, 1, 1, len(places), dtype=layers[0].k.dtype, device=places.device)
+    mask = mask.masked_fill(places > position, -torch.inf)
     x = F.embedding(tokens, decoder.token_embedding) + decoder.positions[position]  # (R, 1, D)
     for layer, c in zip(decoder.layers, layers, strict=True):
-        cache = StaticLayerCache(c.k, c.v, c.memory_k, c.memory_v, position, seen)
+        cache = StaticLayerCache(c.k, c.v, c.memory_k, c.memory_v, mask, position=position)
         x = layer(x, c.memory_k, c.memory_v, 0, cache)
     return F.linear(decoder.output_ln(x)[:, 0], *table).float()
 
@@ -94,19 +98,21 @@ def static_logits(
 def captured(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """`compute`, on a GPU as a CUDA graph: one launch, and one result tensor for all calls.
 
-    Everything it reads must stay where it is, everything it does must be the same each time.
+    The tensors that it reads must stay in place, and it must do the same each time.
     """
     if device.type != "cuda":
         return compute
     with torch.cuda.device(device):
-        side = torch.cuda.Stream()  # libraries set themselves up in the first calls
+        # Warm up on another stream: libraries initialise themselves in the first calls.
+        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 compute()
         torch.cuda.current_stream().wait_stream(side)
+
+        # Capture. "thread_local", because data loaders pin memory in their own threads meanwhile.
         graph = torch.cuda.CUDAGraph()
-        # loaders pin memory in threads of their own meanwhile
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             out = compute()
 

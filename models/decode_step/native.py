@@ -1,10 +1,9 @@
-"""One token per row in native code: at the speed at which weights can be read.
+"""The decoding step in C++ for CPUs, as fast as weights can be read from memory.
 
-native.cpp is compiled when it is first asked for. It takes a few seconds and any g++ with OpenMP,
-another compiler by CXX. The library lies in the cache folder of the user, its name is a digest of
-the source, the command and the kind of machine. There is one library for weights in float32 and
-one for weights in bfloat16. The structures of native.cpp are filled with the addresses of weights
-and cache.
+native.cpp is compiled at its first use, in a few seconds, by g++ with OpenMP or by the compiler
+that CXX names. The library is kept in the user's cache folder; its name is a digest of the source,
+the command and the kind of machine. There is one library for float32 weights and one for bfloat16.
+`NativeStep` passes it the addresses of weights and cache: nothing is copied.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from utils.files import atomic_path
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILERS = ("g++", "c++")  # g++ first: its threads are those that torch uses on Linux
 FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
-VECTORS = {  # by what torch finds
+VECTORS = {  # by the CPU capability that torch reports
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
 }
-NUMBERS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}  # of which weights may be
+NUMBERS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}  # types of weights -> flags
 ADVICE = "name a C++ compiler with OpenMP in CXX, or set decode_mode=plain"
 PATIENCE = 120  # seconds for the compiler
+LANES = 16  # numbers in a vector of the widest processor that native.cpp knows
 one_at_a_time = threading.Lock()
-LANES = 16  # of the widest processor native.cpp knows
 
 
 @once
 def obstacle(dtype: torch.dtype = torch.float32) -> str | None:
-    """Why the library cannot be had here, in a line; None if it can."""
+    """Why the library cannot be used here, in one line; None if it can."""
     try:
         library(dtype)
     except UserError as error:
@@ -54,13 +53,13 @@ def obstacle(dtype: torch.dtype = torch.float32) -> str | None:
 
 @once
 def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
-    """The library, for this processor.
+    """The compiled library for this processor.
 
     Args:
         dtype: of weights and cache, one of `NUMBERS`.
 
     Raises:
-        UserError: there is no C++ compiler, it fails, or its product cannot be kept or loaded.
+        UserError: there is no C++ compiler, it fails, or the library cannot be stored or loaded.
     """
     with one_at_a_time:
         try:
@@ -74,13 +73,16 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
 
 
 def compiled_file(dtype: torch.dtype = torch.float32) -> Path:
-    """Where the library is; it is compiled if it is not there yet."""
+    """Path of the library, which is compiled if it is not there yet."""
+    # The command: compiler, vectors of this processor, type of the weights.
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise UserError(f"there is no C++ compiler; install g++, {ADVICE}")
     vectors = VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())
     flags = (*FLAGS, *vectors, *NUMBERS[dtype])
     command = [*shlex.split(compiler), *flags, str(SOURCE), "-o"]
+
+    # The file: one for each command, source and kind of machine.
     kind = " ".join([platform.system(), platform.machine(), *command])
     key = hashlib.sha256(kind.encode() + SOURCE.read_bytes()).hexdigest()[:16]
     path = cache_folder() / f"native_step_{key}.so"
@@ -112,7 +114,7 @@ def compile_to(path: Path, command: list[str]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: `pix2seq` in XDG_CACHE_HOME, by default ~/.cache."""
+    """Folder of compiled code: `pix2seq` in XDG_CACHE_HOME, by default ~/.cache."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "pix2seq"
 
@@ -150,7 +152,7 @@ class _Decoder(ctypes.Structure):
 
 
 def suits_native_step(decoder: Decoder) -> bool:
-    """Whether `NativeStep` can read it: sizes are whole vectors, matrices lie row by row."""
+    """Whether `NativeStep` can read this decoder: sizes are whole vectors, matrices contiguous."""
     dtype = decoder.token_embedding.dtype
     head_dim = decoder.token_embedding.shape[1] // decoder.num_heads
     sizes = head_dim, decoder.layers[0].mlp.dense1.out_features
@@ -158,15 +160,28 @@ def suits_native_step(decoder: Decoder) -> bool:
     return whole and all(p.is_contiguous() and p.dtype == dtype for p in decoder.parameters())
 
 
+def can_step_now(decoder: Decoder, cache: Cache) -> bool:
+    """Whether `NativeStep` may run here: on a CPU, cache and weights of one type, no gradients."""
+    return (
+        decoder.token_embedding.device.type == "cpu"
+        and decoder.token_embedding.dtype == cache.layers[0].k.dtype
+        and not decoder.training
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 class NativeStep:
     """The decoder for one new token per row, on a CPU.
 
-    Weights and cache are read where they lie, and kept alive. They are float32 or bfloat16; what
-    is computed with them is float32.
+    It reads weights and cache in place and keeps them alive. They are float32 or bfloat16; all
+    computation is in float32.
 
     Raises:
         UserError: see `models.decode_step.native.library`.
     """
+
+    rows_may_leave = True
 
     def __init__(self, decoder: Decoder, cache: Cache):
         self.dtype, self.decoder, self.cache = decoder.token_embedding.dtype, decoder, cache
@@ -202,6 +217,10 @@ class NativeStep:
         self.step(ctypes.byref(sizes), *arrays, ctypes.c_int64(position), threads)
         self.cache.length = position + 1
         return logits
+
+    def select(self, rows: Tensor, images: Tensor) -> NativeStep:
+        """The step of fewer rows, see `DecodeStep`."""
+        return NativeStep(self.decoder, self.cache.select(rows, images))
 
     def _layer(self, layer: DecoderLayer, cache: LayerCache) -> _Layer:
         attention, cross, mlp = layer.self_attention, layer.cross_attention, layer.mlp
