@@ -65,8 +65,8 @@ KINDS = {
 }
 
 
-class Faults:
-    """Faults by kind: how many, and a few of them.
+class AnnotationErrors:
+    """AnnotationErrors by kind: how many, and a few of them.
 
     Attributes:
         counts: kind -> number.

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 import numpy as np
 
 from config import PRESETS
-from dataset.annotation_errors import Faults
+from dataset.annotation_errors import AnnotationErrors
 from dataset.coco_captioning import read_captions
 from dataset.coco_format import coco_paths, read_annotations
 from tokenizer.text import TextTokenizer
@@ -38,7 +38,9 @@ def main(argv=None) -> Path:
     if path is None:
         path, _ = coco_paths(cfg.coco_root, "train", kind="captions")
     rows = read_annotations(path, "captions")["annotations"]
-    captions = [text for texts in read_captions(rows, Faults(path)).values() for text in texts]
+    captions = [
+        text for texts in read_captions(rows, AnnotationErrors(path)).values() for text in texts
+    ]
     text = TextTokenizer.train(captions, args.vocab_size, lower_case=args.lower_case)
     out = args.out or cfg.caption_vocab
     text.save(out)

@@ -1,4 +1,4 @@
-"""Look through a dataset before training on it: faults, label statistics, annotated samples.
+"""Look through a dataset before training on it: errors, label statistics, annotated samples.
 
 python dataset/check_dataset.py --dataset coco --set coco_root=/data/coco
 python dataset/check_dataset.py --dataset coco --task keypoint --split val --decode
@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import PRESETS
-from dataset.annotation_errors import Faults
+from dataset.annotation_errors import AnnotationErrors
 from dataset.check.coco import check_coco
 from dataset.check.figures import save_samples, save_statistics
 from dataset.check.report import Checked, check_images
@@ -62,7 +62,7 @@ def main(argv=None) -> None:
         for checked in group:
             print(checked.text(), end="\n\n")
             _draw(checked, out_dir)
-        images = Faults(name, report=True)
+        images = AnnotationErrors(name, report=True)
         entries = [entry for checked in group for entry in checked.images]
         threads = cfg.num_workers
         number = check_images(entries, images, decode=args.decode, threads=threads)

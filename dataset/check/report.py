@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.annotation_errors import KINDS, Faults, Level
+from dataset.annotation_errors import KINDS, AnnotationErrors, Level
 from utils.errors import UserError
 from utils.images import image_size, load_image
 
@@ -47,7 +47,7 @@ class Checked:
     """One annotation file, or the sets of a VOCdevkit."""
 
     name: str
-    faults: Faults
+    errors: AnnotationErrors
     images: list[ImageEntry]
     summary: list[str]  # lines
     panels: list[Panel] = field(default_factory=list)
@@ -57,22 +57,22 @@ class Checked:
 
     @property
     def num_errors(self) -> int:
-        """Faults that training refuses."""
-        return sum(n for kind, n in self.faults.counts.items() if KINDS[kind].level in ERRORS)
+        """AnnotationErrors that training refuses."""
+        return sum(n for kind, n in self.errors.counts.items() if KINDS[kind].level in ERRORS)
 
     def text(self) -> str:
         """The findings, the worst first."""
         lines = [self.name, *(f"  {line}" for line in self.summary)]
         for level in Level:
-            kinds = [kind for kind in KINDS if self.faults.counts[kind]]
+            kinds = [kind for kind in KINDS if self.errors.counts[kind]]
             kinds = [kind for kind in kinds if KINDS[kind].level is level]
             lines += [f"  {level.value}:"] if kinds else []
             for kind in kinds:
-                count, examples = self.faults.counts[kind], self.faults.examples[kind]
+                count, examples = self.errors.counts[kind], self.errors.examples[kind]
                 lines.append(f"    {count:>7} {KINDS[kind].text}")
                 lines += [f"            {example}" for example in examples]
                 lines += ["            …"] if count > len(examples) else []
-        if not self.faults.counts:
+        if not self.errors.counts:
             lines.append("  no fault found")
         return "\n".join(lines)
 
@@ -98,7 +98,7 @@ def columns(cells: list[str], width: int = 96) -> list[str]:
 
 
 def check_images(
-    entries: Iterable[ImageEntry], faults: Faults, *, decode: bool, threads: int
+    entries: Iterable[ImageEntry], errors: AnnotationErrors, *, decode: bool, threads: int
 ) -> int:
     """Counts what is wrong with images; returns how many were looked at.
 
@@ -112,7 +112,7 @@ def check_images(
         found = tqdm(pool.map(look, entries), "images", len(entries), unit="image", disable=None)
         for entry, (kind, detail) in zip(entries, found, strict=True):
             if kind:
-                faults.add(kind, entry.name, detail)
+                errors.add(kind, entry.name, detail)
     return len(entries)
 
 
