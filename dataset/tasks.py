@@ -80,6 +80,11 @@ class Task:
     encode: Callable[[TaskTokenizer], Encode]  # picks a Sample's fields for the tokenizer
     augmentation: dict = field(default_factory=dict)  # where it differs from `train_transforms`
 
+    @property
+    def annotation_kind(self) -> str:
+        """Kind of the COCO annotation file, see `coco_paths`."""
+        return self.sources["coco"].kind
+
 
 TASKS: dict[str, Task] = {
     "detection": Task(

@@ -1,7 +1,7 @@
-"""The three kinds of COCO annotation file, looked through."""
+"""Checks the three kinds of COCO annotation file."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,36 @@ from dataset.coco_format import (
     read_outline,
 )
 from utils.categories import Categories, Skeleton
+from utils.cli import log
+from utils.errors import UserError
 from utils.masks import polygons_to_rle, rle_to_mask
 from utils.visualize import draw_detections, draw_keypoints, draw_masks
 
 NUM_WORDS = 30  # most frequent ones that are drawn
+
+
+def check_coco_files(
+    root: Path, splits: Sequence[str], kinds: Sequence[str]
+) -> dict[str, list[Checked]]:
+    """Image folder -> the findings of its annotation files.
+
+    Of several files those that are missing are reported and left out.
+
+    Args:
+        splits: "train", "val" or both.
+        kinds: see `check_coco`.
+    """
+    groups: dict[str, list[Checked]] = {}
+    for split in splits:
+        for kind in kinds:
+            path = root.expanduser() / "annotations" / f"{kind}_{split}2017.json"
+            if len(splits) * len(kinds) > 1 and root.is_dir() and not path.is_file():
+                log(f"notice: no {path}")
+                continue
+            groups.setdefault(f"{split}2017", []).append(check_coco(root, split, kind))
+    if not groups:
+        raise UserError(f"no annotation file in {root.expanduser() / 'annotations'}")
+    return groups
 
 
 def check_coco(root: Path, split: str, kind: str) -> Checked:
@@ -64,10 +90,12 @@ def check_coco(root: Path, split: str, kind: str) -> Checked:
 
 def _check_instances(checked: Checked, content: dict, images: ImageTable) -> None:
     errors, categories = checked.errors, _categories(content, checked.errors)
+    # boxes
     objects = _objects(content["annotations"], images, categories, errors)
     place = np.searchsorted(images.ids, objects.image)  # (N,) number of the image
     _note_boxes(objects, images.sizes[place], errors)
     sizes = [tuple(size) for size in images.sizes.tolist()]
+    # outlines, those of crowds too
     points = np.zeros(len(objects.rows), int)
     for i, (row, number) in enumerate(zip(objects.rows, place.tolist(), strict=True)):
         parts = read_outline(row, errors, size=sizes[number])
@@ -79,6 +107,7 @@ def _check_instances(checked: Checked, content: dict, images: ImageTable) -> Non
         read_outline(row, errors)
     for number in np.flatnonzero(np.bincount(place, minlength=len(sizes)) == 0):
         errors.add("empty", checked.images[number].name)
+    # statistics
     names = {categories.source_ids[i]: name for i, name in categories.names.items()}
     lines, panels = label_statistics(objects.boxes, objects.category, place, len(sizes), names)
     checked.summary = [
@@ -102,6 +131,7 @@ def _check_instances(checked: Checked, content: dict, images: ImageTable) -> Non
 
 def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> None:
     errors, categories = checked.errors, _categories(content, checked.errors)
+    # the skeletons of the file, and the annotations that fit them
     skeletons: dict[int, Skeleton] = {}
     for row in content["categories"]:
         try:
@@ -119,6 +149,7 @@ def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> Non
     for i in np.flatnonzero(unknown):
         said = f"it has the unknown category {category[i]}"
         errors.add("unknown_category", describe(content["annotations"][i]), said)
+    # objects with a labelled point
     crowds = sum(bool(row.get("iscrowd")) for row in rows)
     labelled = [row for row in rows if any(v > 0 for v in row["keypoints"][2::3])]
     objects = _objects(labelled, images, categories, errors)
@@ -129,6 +160,7 @@ def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> Non
         far = ((xyv[:, :2] < 0) | (xyv[:, :2] > [width or np.inf, height or np.inf])).any(1)
         for joint in np.flatnonzero(far & (xyv[:, 2] > 0)):
             errors.add("point_outside", describe(row), f"point {joint} at {xyv[joint].tolist()}")
+    # statistics
     seen = Counter(
         skeletons[category].names[joint]
         for category, xyv in zip(objects.category.tolist(), points, strict=True)

@@ -1,10 +1,9 @@
-"""What the check of one annotation file, or of the sets of a VOCdevkit, has found.
+"""The findings of a dataset check: errors, statistics of labels, and the state of the images.
 
-Image files must be there, readable, and of the size that the annotation states. Numbers of labels
-become lines and diagrams.
+Image files must be there, readable, and of the size that the annotation states.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,7 +56,7 @@ class Checked:
 
     @property
     def num_errors(self) -> int:
-        """AnnotationErrors that training refuses."""
+        """Number of errors that training refuses."""
         return sum(n for kind, n in self.errors.counts.items() if KINDS[kind].level in ERRORS)
 
     def text(self) -> str:
@@ -73,7 +72,7 @@ class Checked:
                 lines += [f"            {example}" for example in examples]
                 lines += ["            …"] if count > len(examples) else []
         if not self.errors.counts:
-            lines.append("  no fault found")
+            lines.append("  no error found")
         return "\n".join(lines)
 
 
@@ -97,27 +96,28 @@ def columns(cells: list[str], width: int = 96) -> list[str]:
     return ["".join(f"{c:<{cell}}" for c in cells[row::rows]).rstrip() for row in range(rows)]
 
 
-def check_images(
-    entries: Iterable[ImageEntry], errors: AnnotationErrors, *, decode: bool, threads: int
-) -> int:
-    """Counts what is wrong with images; returns how many were looked at.
+def check_images(name: str, group: Sequence[Checked], *, decode: bool, threads: int) -> Checked:
+    """Looks at the image files of several annotation files, each once.
 
     Args:
+        name: of the images, for the report.
         decode: read all pixels; otherwise only the headers, which takes a tenth of the time but
-            does not see that a file is cut off.
+            does not show that a file is cut off.
     """
-    entries = list({entry.path: entry for entry in entries}.values())
+    errors = AnnotationErrors(name, report=True)
+    entries = list({entry.path: entry for checked in group for entry in checked.images}.values())
     look: Callable = partial(_look, decode=decode)
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         found = tqdm(pool.map(look, entries), "images", len(entries), unit="image", disable=None)
         for entry, (kind, detail) in zip(entries, found, strict=True):
             if kind:
                 errors.add(kind, entry.name, detail)
-    return len(entries)
+    depth = "all pixels read" if decode else "headers read; --decode reads the pixels too"
+    return Checked(f"images of {name}", errors, [], [f"{len(entries)} images, {depth}"])
 
 
 def _look(entry: ImageEntry, decode: bool) -> tuple[str, str]:
-    """The kind of fault of one image and what it is; empty if there is none."""
+    """The kind of error of one image and its details; empty if there is none."""
     if not entry.path.is_file():
         return "image_missing", f"no file {entry.path}"
     try:

@@ -1,4 +1,4 @@
-"""One set of a VOCdevkit, looked through."""
+"""Checks the sets of a VOCdevkit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from dataset.check.report import TOLERANCE, Checked, ImageEntry, label_statistics, repeats
-from dataset.voc_detection import VOC_CLASSES, VocDetection
+from dataset.voc_detection import VOC_CLASSES, VocDetection, parse_voc_sets
 from utils.files import shown
 from utils.visualize import draw_detections
+
+
+def check_voc_sets(
+    root: Path, sets: str, classes: Sequence[str] | None
+) -> dict[str, list[Checked]]:
+    """Name of a set -> its findings; arguments as those of `VocDetection`."""
+    return {
+        f"VOC{year} {split}": [check_voc(root, year, split, classes)]
+        for year, split in parse_voc_sets(sets)
+    }
 
 
 def check_voc(root: Path, year: str, split: str, classes: Sequence[str] | None = None) -> Checked:
@@ -23,6 +33,7 @@ def check_voc(root: Path, year: str, split: str, classes: Sequence[str] | None =
         ImageEntry(f"image {source.image_ids[i]}", source.image_path(i), source.stated_size(i))
         for i in numbers
     ]
+    # objects that are usable, but odd
     found = [source.objects(i) for i in numbers]
     for entry, (boxes, labels, _) in zip(entries, found, strict=True):
         if 0 in entry.size:
@@ -41,6 +52,7 @@ def check_voc(root: Path, year: str, split: str, classes: Sequence[str] | None =
     title = f"VOC{year} {split}"
     if not found:
         return Checked(title, source.annotation_errors, [], ["0 images"])
+    # statistics
     boxes, labels, difficult = (np.concatenate(column) for column in zip(*found, strict=True))
     image = np.repeat(np.arange(len(found)), [len(row[1]) for row in found])
     lines, panels = label_statistics(boxes, labels, image, len(found), source.categories.names)
