@@ -4,14 +4,13 @@ python benchmarks/data.py
 python benchmarks/data.py --coco-root data/coco --img-size 640 --json data.json
 
 One thread works, and its own processor time counts: other programs on the machine matter little.
-The bound is what no loader can leave out: reading the file, decoding it (reduced where ours is) and
-resizing it. The loader, its stages one by one and the bound take turns; medians over the repeats.
+The bound is what no loader can leave out: reading the file, decoding it at the size that ours has
+and resizing it. The loader, its stages and the bound take turns; medians over the repeats.
 
-  read       annotation, header and bytes of the file
-  move       the transforms of boxes, points and outlines
+  read       annotation, and JPEG to pixels
+  move       the transforms of pixels, boxes, points and outlines
   tokenise   objects to tokens
-  decode     JPEG to pixels
-  collate    resize, window and mirror of the pictures, and tensors: a batch of 8, per image
+  collate    tensors: a batch of 8, per image
   colour     the colour jitter of the default settings; switched off in the sum
 """
 
@@ -30,22 +29,22 @@ import cv2
 import numpy as np
 import torch
 
-import dataset.batch
 from benchmarks.machine import machine
 from config import CFG
-from dataset.batch import Batch, collate
+from dataset.batch import Batch, TrainItem, collate
 from dataset.demo.write import DemoSet, write_demo_set
-from dataset.loader import TrainSet
+from dataset.geometry import Geometry
+from dataset.loader import PerObject, TrainSet
 from dataset.sample import Sample
 from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
 from dataset.transforms import color_jitter
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from utils.cli import log, run
-from utils.images import REDUCED, JpegFile, reduction
+from utils.images import REDUCED, reduction
 
 BATCH = 8
-STAGES = ("read", "move", "tokenise", "decode", "collate")
+STAGES = ("read", "move", "tokenise", "collate")
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -57,12 +56,6 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--img-size", type=int, default=640, help="side of the model input")
     args.add_argument("--images", type=int, default=40, help="of each task")
     args.add_argument("--repeat", type=int, default=7, help="turns")
-    args.add_argument(
-        "--shared",
-        action="store_true",
-        help="pictures go where a worker process puts them: to memory shared with the training, "
-        "new for every batch",
-    )
     args.add_argument("--json", type=Path, help="write the figures there")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return args.parse_args(argv)
@@ -83,37 +76,31 @@ class Clock:
 
 def load_in_stages(data: TrainSet, keys: list[tuple[int, int]], clock: Clock) -> list[Sample]:
     """What `load` does, stage by stage."""
-    rows = []
+    samples, items = [], []
     for epoch, index in keys:
-        sample = clock("read", data.source.__getitem__, index)
+        sample = clock("read", data.source.read, index, data.at_least)
         rng = clock("move", np.random.default_rng, [data.seed, epoch, index])
         for transform in data.transforms:
             sample = clock("move", transform, sample, rng)
-        rows.append((sample, rng))
-    sequences = [clock("tokenise", data.encode, *row) for row in rows]
-    rows = list(zip([sample for sample, _ in rows], sequences, strict=True))
-    decode, before = JpegFile.read, clock.seconds.get("decode", 0.0)
-    JpegFile.read = lambda file, at_least=None: clock("decode", decode, file, at_least)
-    try:
-        clock("collate", collate, rows, lambda _, tokens: tokens)
-    finally:
-        JpegFile.read = decode
-    clock.seconds["collate"] -= clock.seconds.get("decode", 0.0) - before
-    return [sample for sample, _ in rows]
+        tokens = clock("tokenise", data.encode, sample, rng)
+        items.append(TrainItem(sample.image, sample.geometry.size, tokens, sample.image_id))
+        samples.append(sample)
+    clock("collate", collate, items)
+    return samples
 
 
 def load(data: TrainSet, keys: list[tuple[int, int]]) -> Batch:
-    return collate([data[key] for key in keys], data.encode)
+    return collate([data[key] for key in keys])
 
 
-def bound_of(path: Path, geometry) -> np.ndarray:
+def bound_of(path: Path, geometry: Geometry, at_least: tuple[int, int] | None) -> np.ndarray:
     """Decoding and resizing alone."""
-    y, x, height, width = geometry.crop
-    whole = (height, width) == geometry.orig_size
-    blocks = reduction(geometry.orig_size, geometry.resized, exact=False) if whole else 1
+    blocks = reduction(geometry.orig_size, at_least, exact=False) if at_least else 1
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), REDUCED[blocks])
-    region = pixels if whole else pixels[y : y + height, x : x + width]
-    return cv2.resize(region, geometry.resized[::-1])
+    if blocks == 1:
+        y, x, height, width = geometry.crop
+        pixels = pixels[y : y + height, x : x + width]
+    return cv2.resize(pixels, geometry.resized[::-1])
 
 
 def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
@@ -127,11 +114,11 @@ def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
             samples = load_in_stages(data, keys, clock)
             if start == 0:
                 for sample in samples:
-                    _ = sample.image
                     clock("colour", colour, sample, np.random.default_rng(0))
                 num_coloured = len(samples)
             for (_, index), sample in zip(keys, samples, strict=True):
-                clock("bound", bound_of, path_of(data.source, index), sample.geometry)
+                path = path_of(data.source, index)
+                clock("bound", bound_of, path, sample.geometry, data.at_least)
             del samples, sample
             clock("whole", load, data, keys)
         clock.seconds["colour"] *= len(indices) / num_coloured
@@ -153,8 +140,8 @@ def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
 
 def path_of(source, index: int) -> Path:
     """The image file of item `index`, which may be one object of an image."""
-    items = getattr(source, "_items", None)
-    return source.image_path(index if items is None else items[index][0])
+    image = source.items[index][0] if isinstance(source, PerObject) else index
+    return source.image_path(image)
 
 
 def train_set(task: str, root: Path, img_size: int) -> TrainSet:
@@ -185,8 +172,6 @@ def main(argv=None):
     args = parse(argv)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    if args.shared:
-        dataset.batch.get_worker_info = lambda: True
     with tempfile.TemporaryDirectory() as folder:
         root = args.coco_root
         if root is None:

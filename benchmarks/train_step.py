@@ -33,9 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import large_products, machine
-from dataset.batch import Batch, collate, stack_tokens
-from dataset.geometry import Geometry
-from dataset.sample import Sample
+from dataset.batch import Batch, TrainItem, collate
 from models import ModelConfig, Pix2Seq, build_model
 from tokenizer.base import TaskTokenizer, TokenSequence
 from tokenizer.captioning import CaptionTokenizer
@@ -125,13 +123,19 @@ def sequence(tokenizer: TaskTokenizer, side: int, rng: np.random.Generator) -> T
 def build_batches(tokenizer: TaskTokenizer, side: int, batch: int, num_lengths: int):
     """The same samples as the loader hands them over, and with sequences of full length."""
     rng = np.random.default_rng(0)
-    size, pixels = (side, side), rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    sample = Sample(pixels, 0, size, geometry=Geometry.letterbox(size, size))
-    sequences = [sequence(tokenizer, side, rng) for _ in range(batch)]
-    whole = {name: torch.from_numpy(rows) for name, rows in stack_tokens(sequences).items()}
-    rows = [(sample, tokens) for tokens in sequences]
-    cut = collate(rows, lambda _, tokens: tokens, num_lengths)
-    return cut, Batch(cut.images.contiguous(), cut.unpadded, **whole, image_ids=cut.image_ids)
+    image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    items = [
+        TrainItem(image, (side, side), sequence(tokenizer, side, rng), n) for n in range(batch)
+    ]
+    cut, (inputs, targets, weights) = collate(items, num_lengths), stack_tokens(items)
+    images = cut.images.contiguous()
+    return cut, Batch(images, cut.unpadded, inputs, targets, weights, cut.image_ids)
+
+
+def stack_tokens(items: list[TrainItem]) -> list[Tensor]:
+    """Input, target and weight of full length."""
+    columns = zip(*((i.tokens.input, i.tokens.target, i.tokens.weight) for i in items), strict=True)
+    return [torch.from_numpy(np.stack(column)) for column in columns]
 
 
 def our_step(model: Pix2Seq, optimizer, batches: list[Batch], dtype: torch.dtype | None) -> Tensor:

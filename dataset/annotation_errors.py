@@ -1,4 +1,4 @@
-"""What is wrong with annotations: refused, left out with a notice, or merely noted."""
+"""Errors of annotations: their kinds, and whether they are refused, left out or noted."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ SKIP = "correct or remove it, or train without such with --set bad_samples=skip"
 
 
 class Level(Enum):
-    """What training does about a fault."""
+    """What training does about an error."""
 
-    FATAL = "refused"  # always: nobody can say what was meant, or whom it serves
+    FATAL = "refused"  # always: the meaning is unclear, or the file is hostile
     REFUSED = "refused unless bad_samples=skip"
-    LEFT_OUT = "left out"  # and said in one line
+    LEFT_OUT = "left out"  # and reported in one line
     NOTED = "accepted"  # worth a look
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault."""
+    """A kind of error."""
 
     text: str  # in the plural
     level: Level
@@ -32,31 +32,31 @@ class Kind:
 KINDS = {
     # of files and images
     "image_id_twice": Kind("images with the id of another", Level.FATAL),
-    "file_name": Kind("file names that are none or leave their folder", Level.FATAL),
+    "file_name": Kind("invalid file names, or paths outside the image folder", Level.FATAL),
     "image_entry": Kind("images without a usable entry", Level.FATAL),
-    "categories": Kind("lists of categories that are none", Level.FATAL),
+    "categories": Kind("malformed category lists", Level.FATAL),
     "image_missing": Kind("missing images", Level.REFUSED),
     "image_unreadable": Kind("images that cannot be read", Level.REFUSED),
     "image_size": Kind("images of another size than their annotation says", Level.REFUSED),
     "xml_missing": Kind("missing XML annotations", Level.REFUSED),
-    "xml": Kind("XML files that are no VOC annotation", Level.REFUSED),
+    "xml": Kind("XML files that are not VOC annotations", Level.REFUSED),
     # of annotations
     "entry": Kind("annotations that lack a field", Level.REFUSED),
-    "not_numbers": Kind("fields that are not the numbers they have to be", Level.REFUSED),
-    "not_finite": Kind("numbers that are not finite or beyond all pictures", Level.REFUSED),
+    "not_numbers": Kind("fields with other values than the numbers they need", Level.REFUSED),
+    "not_finite": Kind("numbers that are not finite or too large", Level.REFUSED),
     "unknown_category": Kind("annotations of an unknown category", Level.REFUSED),
     "outline": Kind("outlines that are neither polygons nor run lengths", Level.REFUSED),
-    "caption": Kind("captions that are no text", Level.REFUSED),
+    "caption": Kind("captions that are not text", Level.REFUSED),
     "no_area": Kind("boxes without an area", Level.LEFT_OUT),
     "outside": Kind("boxes outside their image", Level.LEFT_OUT),
     "unlisted": Kind("annotations of images that the file does not list", Level.LEFT_OUT),
     "few_points": Kind("polygons of fewer than three points", Level.LEFT_OUT),
     "no_outline": Kind("objects without an outline", Level.LEFT_OUT),
-    "empty_caption": Kind("captions that say nothing", Level.LEFT_OUT),
+    "empty_caption": Kind("empty captions", Level.LEFT_OUT),
     "id_twice": Kind("annotations with the id of another", Level.NOTED),
-    "id_strange": Kind("annotations whose id is no whole number", Level.NOTED),
+    "id_strange": Kind("annotations whose id is not a whole number", Level.NOTED),
     "listed_twice": Kind("images that a split list names twice", Level.NOTED),
-    "class_of_none": Kind("classes that Pascal VOC has not, misspelt ones?", Level.NOTED),
+    "class_of_none": Kind("class names not in Pascal VOC (typo?)", Level.NOTED),
     "same_box": Kind("boxes that repeat another of the same class", Level.NOTED),
     "reaches_out": Kind("boxes that reach out of their image", Level.NOTED),
     "point_outside": Kind("labelled keypoints outside their image", Level.NOTED),
@@ -65,8 +65,8 @@ KINDS = {
 }
 
 
-class Faults:
-    """Faults by kind: how many, and a few of them.
+class AnnotationErrors:
+    """The errors of a file or dataset by kind: their number, and a few examples.
 
     Attributes:
         counts: kind -> number.
@@ -77,33 +77,31 @@ class Faults:
         """
         Args:
             source: the file or dataset, for messages.
-            skip: count what else is refused.
-            report: count everything, refuse nothing.
+            skip: count errors that are refused otherwise, but for fatal ones.
+            report: count all errors and refuse none.
         """
         self.source, self.skip, self.report = source, skip, report
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
 
     def add(self, kind: str, where: str, detail: str = "") -> None:
-        """Counts a fault, or raises it.
+        """Counts an error, or raises it if its kind is refused.
 
         Args:
+            kind: one of `KINDS`.
             where: e.g. "annotation 12 of image 5".
-            detail: what is wrong there; default: the kind's name.
-
-        Raises:
-            UserError: it is of a kind that is refused.
+            detail: what is wrong there.
         """
         level = KINDS[kind].level
-        said = f"{where}: {detail}" if detail else where
+        text = f"{where}: {detail}" if detail else where
         tolerant = self.report or (self.skip and level is not Level.FATAL)
         if level in (Level.FATAL, Level.REFUSED) and not tolerant:
             advice = "correct or remove it" if level is Level.FATAL else SKIP
-            raise UserError(f"{self.source}: {said}; {advice}")
+            raise UserError(f"{self.source}: {text}; {advice}")
         self.counts[kind] += 1
         examples = self.examples.setdefault(kind, [])
         if len(examples) < MAX_EXAMPLES:
-            examples.append(said)
+            examples.append(text)
 
     def notice(self) -> str:
         """One line on what was left out; empty if nothing was."""

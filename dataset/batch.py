@@ -1,21 +1,29 @@
-"""What a training or evaluation step is given, and how it is put together from samples.
+"""The input of a training or evaluation step, and how it is put together from samples.
 
 Training batches lose the tail that no loss looks at.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from dataset.sample import Sample
 from tokenizer.base import TokenSequence
 
 TOKENS = ("input_tokens", "target_tokens", "token_weights")
+
+
+@dataclass(frozen=True)
+class TrainItem:
+    """One image of a training batch."""
+
+    image: np.ndarray  # (h, w, 3) uint8 RGB, without padding
+    size: tuple[int, int]  # (H, W) of the model input
+    tokens: TokenSequence
+    image_id: int | str
+    skipped: tuple[str, ...] = ()  # see `Sample`
 
 
 @dataclass
@@ -61,55 +69,40 @@ class EvalBatch:
         return replace(self, images=[image.pin_memory() for image in self.images])
 
 
-def collate(
-    rows: list[tuple[Sample, np.random.Generator]], encode: Callable, num_lengths: int = 0
-) -> Batch:
-    """Items of a `TrainSet` as one batch: first its tokens, then its pictures.
+def collate(items: Sequence[TrainItem], num_lengths: int = 0) -> Batch:
+    """Stacks images and token sequences.
 
     Args:
-        encode: that of the `TrainSet`, (sample, rng) -> TokenSequence.
         num_lengths: see `trim`.
     """
-    samples = [sample for sample, _ in rows]
-    tokens = stack_tokens([encode(sample, rng) for sample, rng in rows])
+    tokens = {
+        "input_tokens": np.stack([item.tokens.input for item in items]),
+        "target_tokens": np.stack([item.tokens.target for item in items]),
+        "token_weights": np.stack([item.tokens.weight for item in items]),
+    }
     full_length = tokens["token_weights"].shape[-1]
     tokens = trim(tokens, num_lengths)
     return Batch(
-        images=_pictures(samples),
-        unpadded=torch.tensor([sample.image_size for sample in samples]),
+        images=_stack_images(items),
+        unpadded=torch.tensor([item.image.shape[:2] for item in items]),
         **{name: torch.from_numpy(rows) for name, rows in tokens.items()},
-        image_ids=[sample.image_id for sample in samples],
+        image_ids=[item.image_id for item in items],
         positions=torch.from_numpy(np.flatnonzero(tokens["token_weights"])),
         full_length=full_length,
-        skipped=tuple(reason for sample in samples for reason in sample.skipped),
+        skipped=tuple(reason for item in items for reason in item.skipped),
     )
 
 
-def stack_tokens(sequences: Sequence[TokenSequence]) -> dict[str, np.ndarray]:
-    """What the fields of a `Batch` hold that are about tokens, not trimmed."""
-    return {
-        "input_tokens": np.stack([tokens.input for tokens in sequences]),
-        "target_tokens": np.stack([tokens.target for tokens in sequences]),
-        "token_weights": np.stack([tokens.weight for tokens in sequences]),
-    }
-
-
-def _pictures(samples: Sequence[Sample]) -> Tensor:
-    """(B, 3, H, W) uint8 of the model input: pictures at the top left; what is around them is not
-    written (`pad_batch` does not look at it).
+def _stack_images(items: Sequence[TrainItem]) -> Tensor:
+    """(B, 3, H, W) uint8, each image at the top left; the rest is not written (see `pad_batch`).
 
     The channels stay last in memory: to bring them to the front takes the device (`pad_batch`) a
-    tenth of the time. A worker writes straight into the memory that the training process reads.
+    tenth of the time.
     """
-    shape = (len(samples), *samples[0].geometry.size, 3)
-    if get_worker_info() is None:
-        out = torch.empty(shape, dtype=torch.uint8)
-    else:
-        storage = torch.UntypedStorage._new_shared(math.prod(shape))
-        out = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-    for row, sample in zip(out.numpy(), samples, strict=True):
-        h, w = sample.image_size
-        sample.write_image(row[:h, :w])
+    out = torch.empty((len(items), *items[0].size, 3), dtype=torch.uint8)
+    for row, item in zip(out.numpy(), items, strict=True):
+        h, w = item.image.shape[:2]
+        row[:h, :w] = item.image
     return out.permute(0, 3, 1, 2)
 
 

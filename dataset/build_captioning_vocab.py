@@ -16,13 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-import numpy as np
-
 from config import PRESETS
-from dataset.annotation_errors import Faults
-from dataset.coco_captioning import read_captions
-from dataset.coco_format import coco_paths, read_annotations
-from tokenizer.text import TextTokenizer
 from utils.cli import load_settings, log, parser, run
 
 
@@ -34,14 +28,28 @@ def main(argv=None) -> Path:
     args.add_argument("--out", type=Path, help="default: the setting caption_vocab")
     args = args.parse_args(argv)
     cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
+
+    # imported when arguments and settings are understood: OpenCV and others take a while
+    import numpy as np
+
+    from dataset.annotation_errors import AnnotationErrors
+    from dataset.coco_captioning import read_captions
+    from dataset.coco_format import coco_paths, read_annotations
+    from tokenizer.text import TextTokenizer
+
+    # learn the pieces
     path = args.captions
     if path is None:
         path, _ = coco_paths(cfg.coco_root, "train", kind="captions")
     rows = read_annotations(path, "captions")["annotations"]
-    captions = [text for texts in read_captions(rows, Faults(path)).values() for text in texts]
+    captions = [
+        text for texts in read_captions(rows, AnnotationErrors(path)).values() for text in texts
+    ]
     text = TextTokenizer.train(captions, args.vocab_size, lower_case=args.lower_case)
     out = args.out or cfg.caption_vocab
     text.save(out)
+
+    # how long captions become
     lengths = np.array([len(text.encode(caption)) + 1 for caption in captions])
     print(
         f"{out}: {text.size} pieces from {len(captions)} captions; a caption has "

@@ -1,6 +1,6 @@
-"""This module finds and reads the annotation files of a COCO tree, of any of their kinds.
+"""Finds and reads the annotation files of a COCO folder, whatever their kind.
 
-Fields of annotations become arrays; what is wrong with them goes to `Faults`.
+Fields of annotations become arrays; what is wrong with them goes to `AnnotationErrors`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.annotation_errors import LARGEST, Faults
+from dataset.annotation_errors import LARGEST, AnnotationErrors
+from utils.categories import Categories
 from utils.errors import UserError, one_line
 from utils.files import fits, read_json, shown
 from utils.images import MAX_SIDE
@@ -24,33 +25,25 @@ ANNOTATION_KEYS = {  # what tells the kinds of annotation file apart
 
 
 def coco_paths(
-    root: str | Path | None,
-    split: str,
-    *,
-    kind: str = "instances",
-    annotation_file: str | Path | None = None,
-    image_folder: str | Path | None = None,
+    root: str | Path | None, split: str, *, kind: str = "instances"
 ) -> tuple[Path, Path]:
     """The annotation file and the image folder, checked to exist.
 
     Args:
-        root: folder with train2017, val2017 and annotations; not needed if the two optional
-            paths are given.
+        root: folder with train2017, val2017 and annotations.
         split: "train", "val", or a folder name such as "train2014".
         kind: "instances", "person_keypoints" or "captions".
     """
     name = f"{split}2017" if split in ("train", "val", "test") else split
-    if root is None and (annotation_file is None or image_folder is None):
+    if root is None:
         raise UserError("no COCO folder given; use --set coco_root=FOLDER")
-    if annotation_file is None or image_folder is None:
-        root = Path(root).expanduser()
-        if not root.is_dir():
-            raise UserError(
-                f"COCO folder {root} does not exist; get it with download/download_coco.sh "
-                "or use --set coco_root=FOLDER"
-            )
-    annotations = Path(annotation_file or root / "annotations" / f"{kind}_{name}.json").expanduser()
-    images = Path(image_folder or root / name).expanduser()
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"COCO folder {root} does not exist; get it with download/download_coco.sh "
+            "or use --set coco_root=FOLDER"
+        )
+    annotations, images = root / "annotations" / f"{kind}_{name}.json", root / name
     if not annotations.is_file():
         raise UserError(
             f"annotation file {annotations} does not exist; --set coco_root=FOLDER must name the "
@@ -64,18 +57,20 @@ def coco_paths(
     return annotations, images
 
 
-def read_annotations(path: Path, kind: str = "instances", faults: Faults | None = None) -> dict:
+def read_annotations(
+    path: Path, kind: str = "instances", errors: AnnotationErrors | None = None
+) -> dict:
     """The content of a COCO annotation file, checked to be of this kind.
 
     Args:
-        faults: takes annotations that lack a field, which then are left out; None = they are
+        errors: takes annotations that lack a field, which then are left out; None = they are
             errors.
 
     Raises:
         UserError: this is no such file.
     """
     advice = f"need a COCO {kind} file; check --set coco_root=FOLDER"
-    faults = faults or Faults(path)
+    errors = errors or AnnotationErrors(path)
     content = read_json(path, advice)
     keys = ("images", "annotations", "categories")[: 2 if kind == "captions" else 3]
     missing = [key for key in keys if not isinstance(_get(content, key), list)]
@@ -87,7 +82,7 @@ def read_annotations(path: Path, kind: str = "instances", faults: Faults | None 
         lacks = needed if not isinstance(row, dict) else [k for k in needed if k not in row]
         if lacks:
             where = f"annotation {row['id']}" if _get(row, "id") is not None else f"entry {number}"
-            faults.add("entry", f"{where} of 'annotations'", f"it has no {lacks[0]!r}")
+            errors.add("entry", f"{where} of 'annotations'", f"it has no {lacks[0]!r}")
         else:
             rows.append(row)
     return {**content, "annotations": rows}
@@ -108,20 +103,24 @@ class ImageTable:
     file_names: np.ndarray  # (I,) str, below the image folder
     sizes: np.ndarray  # (I, 2) int32 (H, W), (0, 0) if not stated
 
+    def keep(self, which: np.ndarray) -> "ImageTable":
+        """The images where `which`, (I,) bool, is true."""
+        return ImageTable(self.ids[which], self.file_names[which], self.sizes[which])
 
-def read_images(rows: list, faults: Faults) -> ImageTable:
+
+def read_images(rows: list, errors: AnnotationErrors) -> ImageTable:
     """The list `images` of an annotation file; entries that cannot be used are left out."""
     good, seen = [], set()
     for number, row in enumerate(rows):
         reason = _image_problem(row)
         where = f"image {row['id']}" if _get(row, "id") is not None else f"image entry {number}"
         if reason:
-            faults.add("image_entry", where, reason)
+            errors.add("image_entry", where, reason)
         elif not is_inside(row["file_name"]):
             name = shown(row["file_name"])
-            faults.add("file_name", where, f"file_name must stay in the image folder, got {name}")
+            errors.add("file_name", where, f"file_name must stay in the image folder, got {name}")
         elif row["id"] in seen:
-            faults.add("image_id_twice", f"image id {row['id']} twice")
+            errors.add("image_id_twice", f"image id {row['id']} twice")
         else:
             seen.add(row["id"])
             good.append((row["id"], row["file_name"], *_stated_size(row)))
@@ -162,6 +161,41 @@ def _get(content, key: str):
     return content.get(key) if isinstance(content, dict) else None
 
 
+@dataclass(frozen=True)
+class CocoFile:
+    """The content of one annotation file, read and checked."""
+
+    path: Path
+    image_folder: Path
+    images: ImageTable
+    categories: Categories  # all of the file; none of captions
+    category_rows: list[dict]
+    rows: list[dict]  # the annotations
+    errors: AnnotationErrors
+
+
+def read_coco(root: str | Path | None, split: str, kind: str, *, skip_bad: bool) -> CocoFile:
+    """Reads the annotation file of a split.
+
+    Args:
+        root, split, kind: see `coco_paths`.
+        skip_bad: leave out, and count, annotations that otherwise are errors.
+
+    Raises:
+        UserError: the file is missing or wrong.
+    """
+    path, folder = coco_paths(root, split, kind=kind)
+    errors = AnnotationErrors(path, skip=skip_bad)
+    content = read_annotations(path, kind, errors)
+    category_rows = [] if kind == "captions" else content["categories"]
+    try:
+        categories = Categories.from_coco(category_rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: bad categories ({one_line(error)}); correct the list") from error
+    images = read_images(content["images"], errors)
+    return CocoFile(path, folder, images, categories, category_rows, content["annotations"], errors)
+
+
 @dataclass
 class Objects:
     """Annotations that can be used, in the order of the file."""
@@ -178,7 +212,7 @@ def describe(row: dict) -> str:
 
 def read_objects(
     rows: list[dict],
-    faults: Faults,
+    errors: AnnotationErrors,
     *,
     known: Sequence[int],
     image_ids: np.ndarray,
@@ -191,14 +225,14 @@ def read_objects(
         image_ids: (I,) int64, ascending.
         sizes: (I, 2) their (H, W), (0, 0) if not stated.
     """
-    image, good_image = read_numbers(rows, "image_id", faults)
-    category, good_category = read_numbers(rows, "category_id", faults)
-    boxes, good = read_numbers(rows, "bbox", faults, 4)
+    image, good_image = read_numbers(rows, "image_id", errors)
+    category, good_category = read_numbers(rows, "category_id", errors)
+    boxes, good = read_numbers(rows, "bbox", errors, 4)
     good &= good_image & good_category
 
     def leave_out(kind: str, bad: np.ndarray, detail: Callable[[int], str]) -> None:
         for i in np.flatnonzero(good & bad):
-            faults.add(kind, describe(rows[i]), detail(i))
+            errors.add(kind, describe(rows[i]), detail(i))
         good[bad] = False
 
     def bbox(i: int) -> str:
@@ -224,7 +258,7 @@ def read_objects(
 
 
 def read_numbers(
-    rows: list[dict], key: str, faults: Faults, width: int | None = None
+    rows: list[dict], key: str, errors: AnnotationErrors, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """One field of all annotations.
 
@@ -249,7 +283,7 @@ def read_numbers(
         kind = "not_numbers"
         if _are_numbers(row[key], width):
             kind, wanted = "not_finite", f"finite and below {LARGEST:.0e}"
-        faults.add(kind, describe(row), f"{key} must be {wanted}, got {shown(row[key])}")
+        errors.add(kind, describe(row), f"{key} must be {wanted}, got {shown(row[key])}")
     return values, good
 
 
@@ -278,7 +312,7 @@ def _are_numbers(value: object, width: int | None) -> bool:
 
 
 def read_outline(
-    row: dict, faults: Faults, *, size: tuple[int, int] = (0, 0)
+    row: dict, errors: AnnotationErrors, *, size: tuple[int, int] = (0, 0)
 ) -> list[np.ndarray | dict]:
     """The parts of an annotation's outline.
 
@@ -298,7 +332,7 @@ def read_outline(
         parts = [_polygon(part) for part in segmentation or []]
         check_length(parts, size)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
-        faults.add(
+        errors.add(
             "outline",
             describe(row),
             f"segmentation must be polygons or run lengths ({one_line(error)})",
@@ -306,7 +340,7 @@ def read_outline(
         return []
     for part in parts:
         if len(part) < MIN_POINTS:
-            faults.add("few_points", describe(row), f"{len(part)} points")
+            errors.add("few_points", describe(row), f"{len(part)} points")
     return [part for part in parts if len(part) >= MIN_POINTS]
 
 
@@ -325,14 +359,14 @@ def _polygon(part: object) -> np.ndarray:
 
 
 def read_keypoints(
-    rows: list[dict], num_points: int, faults: Faults
+    rows: list[dict], num_points: int, errors: AnnotationErrors
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N, K, 3) float64 x, y, visibility; and (N,) bool, which annotations are good."""
-    points, good = read_numbers(rows, "keypoints", faults, 3 * num_points)
+    points, good = read_numbers(rows, "keypoints", errors, 3 * num_points)
     points = points.reshape(-1, num_points, 3)
     strange = ~np.isin(points[..., 2], (0, 1, 2)).all(1)
     for i in np.flatnonzero(good & strange):
-        faults.add(
+        errors.add(
             "not_numbers", describe(rows[i]), "the visibility of keypoints must be 0, 1 or 2"
         )
     return points, good & ~strange

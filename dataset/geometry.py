@@ -1,25 +1,22 @@
 """The one map between original pixels and model input, with its exact inverse.
 
-Polygons are cut to the picture.
+It moves images, points, boxes, keypoints and polygons; polygons are cut to the picture.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
+import cv2
 import numpy as np
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from dataset.picture import Picture
-from dataset.sample import Sample
-
 Size = tuple[int, int]  # (H, W)
-HANDLED = {
-    *("image", "image_id", "orig_size", "geometry", "boxes", "labels"),
-    *("keypoints", "flip_pairs", "polygons", "captions", "skipped"),
-}
+REDUCTIONS = (1, 2, 4, 8)  # at which an image may have been decoded (`utils.images.read_image`)
 
 
 def clip_polygon(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -93,7 +90,7 @@ class Geometry:
             mode: "letterbox", or "stretch" to fill the whole input, aspect not kept.
             crop: y0, x0, height, width; only this region of the original is used.
             centered: half of the padding above and left of the picture, for models that were
-                trained so; not for `apply`.
+                trained so; not for `move_image`.
         """
         if mode not in ("letterbox", "stretch"):
             raise ValueError(f"mode must be 'letterbox' or 'stretch', got {mode!r}")
@@ -159,36 +156,87 @@ class Geometry:
         """Model input to original pixels, (..., 4) xyxy."""
         return self._corners(self.inverse_points, xyxy)
 
-    def apply(self, sample: Sample, *, antialias: bool = False) -> Sample:
-        """A sample in original pixels -> the same in model input; padding is not written.
-
-        Boxes and polygons are clipped to the picture (nothing is removed: row i stays object i),
-        keypoints outside become unlabelled, a mirror swaps left and right keypoints.
+    def move_image(self, image: np.ndarray, *, antialias: bool = False) -> np.ndarray:
+        """Pixels of the original -> those of the model input; padding is not written.
 
         Args:
+            image: (H, W, 3) uint8, the original; where `crop` is all of it, also the original as
+                `read_image` decodes it at a fraction of its size.
             antialias: as the evaluation resizes; the official training does without.
 
         Returns:
-            Sample whose image is (h, w, 3) with (h, w) = `unpadded`; of a file a `Picture`.
+            (h, w, 3) uint8 with (h, w) = `unpadded`.
         """
-        if unknown := _unhandled_fields(type(sample)):
-            raise TypeError(f"Geometry does not know how to move the fields {unknown}")
-        if sample.geometry is not None:
-            raise ValueError("sample.geometry must be None, got a sample that was moved already")
         if any(self.pad):
-            raise ValueError(f"pad must be (0, 0) to move a sample, got {self.pad}")
-        if sample.image_size != self.orig_size:
-            got = sample.image_size
-            raise ValueError(f"image must be {self.orig_size} (H, W) for this Geometry, got {got}")
-        (h, w), picture = self.unpadded, Picture(sample.source, self, antialias)
-        is_decoded = isinstance(sample.source, np.ndarray)  # and large: it need not wait for others
-        return sample.changed(
-            geometry=self,
-            image=picture.pixels() if is_decoded else picture,
-            boxes=np.minimum(np.maximum(self.boxes(sample.boxes), 0), np.float32([w, h, w, h])),
-            keypoints=self._move_keypoints(sample.keypoints, sample.flip_pairs),
-            polygons=self._move_polygons(sample.polygons),
-        )
+            raise ValueError(f"pad must be (0, 0) to move an image, got {self.pad}")
+        # the region that is shown
+        y, x, height, width = self.crop
+        blocks = self._blocks(image.shape[:2])
+        region = image[y : y + height, x : x + width] if blocks == 1 else image
+        # resize it; the last blocks of a reduced image may reach beyond its border
+        h, w = self.resized
+        if antialias:
+            box = (0, 0, width / blocks, height / blocks)
+            resize = Image.fromarray(region).resize
+            resized = np.array(resize((w, h), Image.Resampling.BILINEAR, box))
+        elif blocks == 1:
+            resized = region if (h, w) == (height, width) else cv2.resize(region, (w, h))
+        else:
+            scale = {"fx": w * blocks / width, "fy": h * blocks / height}
+            resized = cv2.resize(region, None, **scale)[:h, :w]
+        # the window, mirrored or not
+        (y, x), (h, w) = self.offset, self.unpadded
+        window = resized[y : y + h, x : x + w]
+        return cv2.flip(window, 1) if self.flip else np.ascontiguousarray(window)
+
+    def move_keypoints(
+        self, keypoints: np.ndarray, flip_pairs: Sequence[tuple[int, int]] | None
+    ) -> np.ndarray:
+        """Original pixels to model input; points outside the picture become unlabelled.
+
+        A point on the border counts as outside, as in the official crop. A mirror swaps left and
+        right points.
+
+        Args:
+            keypoints: (N, K, 3) x, y, visibility.
+            flip_pairs: (left, right) indices of points; needed where the picture is mirrored.
+
+        Returns:
+            (N, K, 3) float32, (0, 0, 0) where a point is not labelled.
+        """
+        xy = self.points(keypoints[..., :2])
+        inside = ((xy > 0) & (xy < np.float32(self.unpadded[::-1]))).all(-1)
+        seen = inside & (keypoints[..., 2] > 0)
+        moved = np.where(seen[..., None], np.concatenate([xy, keypoints[..., 2:]], -1), 0)
+        if self.flip:
+            if flip_pairs is None:
+                raise ValueError("flip_pairs must say which keypoints a mirror swaps, got None")
+            order = np.arange(keypoints.shape[1])
+            for left, right in flip_pairs:
+                order[[left, right]] = right, left
+            moved = moved[:, order]
+        return moved.astype(np.float32)
+
+    def move_polygons(self, polygons: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+        """Original pixels to model input, cut to the picture; parts that lie outside are dropped.
+
+        Args:
+            polygons: per object its parts, each (M, 2) of (x, y).
+        """
+        parts = [part for parts in polygons for part in parts]
+        points = self.points(np.concatenate([np.zeros((0, 2), np.float32), *parts]))  # all at once
+        inside = ((points >= 0) & (points <= np.float32(self.unpadded[::-1]))).all(1)
+        nothing_outside, end, moved = inside.all(), 0, []
+        for parts in polygons:
+            pieces = []
+            for part in parts:
+                start, end = end, end + len(part)
+                piece = points[start:end]
+                if not (nothing_outside or inside[start:end].all()):
+                    piece = clip_polygon(piece, self.unpadded)
+                pieces.append(piece)
+            moved.append([piece for piece in pieces if len(piece) >= 3])
+        return moved
 
     def resize_tensor(self, image: Tensor, *, antialias: bool = True) -> Tensor:
         """uint8 (3, H, W) original -> float (3, h, w) in [0, 1], (h, w) = `unpadded`.
@@ -227,40 +275,12 @@ class Geometry:
             corners[..., 0] = corners[..., ::-1, 0].copy()  # left and right change places
         return corners.reshape(xyxy.shape)
 
-    def _move_keypoints(self, keypoints: np.ndarray | None, flip_pairs) -> np.ndarray | None:
-        """(N, K, 3); a point on or over the border counts as outside, as in the official crop."""
-        if keypoints is None:
-            return None
-        xy = self.points(keypoints[..., :2])
-        inside = ((xy > 0) & (xy < np.float32(self.unpadded[::-1]))).all(-1)
-        seen = inside & (keypoints[..., 2] > 0)
-        moved = np.where(seen[..., None], np.concatenate([xy, keypoints[..., 2:]], -1), 0)
-        if self.flip:
-            if flip_pairs is None:
-                raise ValueError("flip_pairs must say which keypoints a mirror swaps, got None")
-            order = np.arange(keypoints.shape[1])
-            for left, right in flip_pairs:
-                order[[left, right]] = right, left
-            moved = moved[:, order]
-        return moved.astype(np.float32)
-
-    def _move_polygons(self, polygons):
-        if polygons is None:
-            return None
-        parts = [part for parts in polygons for part in parts]
-        points = self.points(np.concatenate([np.zeros((0, 2), np.float32), *parts]))  # all at once
-        inside = ((points >= 0) & (points <= np.float32(self.unpadded[::-1]))).all(1)
-        nothing_outside, end, moved = inside.all(), 0, []
-        for parts in polygons:
-            pieces = []
-            for part in parts:
-                start, end = end, end + len(part)
-                piece = points[start:end]
-                if not (nothing_outside or inside[start:end].all()):
-                    piece = clip_polygon(piece, self.unpadded)
-                pieces.append(piece)
-            moved.append([piece for piece in pieces if len(piece) >= 3])
-        return moved
+    def _blocks(self, size: Size) -> int:
+        """Side of the blocks whose means are the pixels of an image of `size`; 1 = none."""
+        for blocks in REDUCTIONS if self.crop == (0, 0, *self.orig_size) else REDUCTIONS[:1]:
+            if size == tuple(-(-side // blocks) for side in self.orig_size):
+                return blocks
+        raise ValueError(f"image must be {self.orig_size} (H, W) for this Geometry, got {size}")
 
 
 def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int, int, int, int]:
@@ -283,11 +303,6 @@ def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int
         start.append(min(first, side - 1))
         extent.append(max(final - start[-1] + 1, 1))
     return start[0], start[1], extent[0], extent[1]
-
-
-@cache
-def _unhandled_fields(kind: type[Sample]) -> list[str]:
-    return sorted({f.name for f in fields(kind)} - HANDLED)
 
 
 def _at_least_one(size: np.ndarray) -> Size:

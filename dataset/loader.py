@@ -1,11 +1,12 @@
-"""This module makes batches of samples: in which order they come, and what worker processes do.
+"""Training and evaluation sets, the order of their samples, and the loaders of their batches.
 
-Other images take the place of those that cannot be read.
+Two sources here change what another one reads: one sample per object, and other images in place of
+those that cannot be read.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import cv2
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.batch import collate, collate_originals
+from dataset.batch import TrainItem, collate, collate_originals
 from dataset.sample import Sample
+from tokenizer.base import TokenSequence
 from utils.devices import num_cores
 from utils.errors import UserError
 
-REMAINDERS = ("keep", "drop", "pad")
+REMAINDERS = ("keep", "drop")
 MAX_TRIES = 20  # images in a row; then something else is wrong
 
 
@@ -38,7 +40,6 @@ class EpochSampler(Sampler):
         *,
         rank: int = 0,
         world_size: int = 1,
-        shuffle: bool = True,
         remainder: str = "keep",
         group: int = 1,
     ):
@@ -46,8 +47,7 @@ class EpochSampler(Sampler):
         Args:
             length: number of samples over all ranks.
             remainder: what happens if length is no multiple of world_size: "keep" gives some
-                ranks one sample more, "drop" leaves the last samples of the epoch's order out,
-                "pad" repeats the first ones.
+                ranks one sample more, "drop" leaves the last samples of the epoch's order out.
             group: samples of a rank that belong together (those of an optimiser step); "drop"
                 leaves out what fills no group on every rank.
         """
@@ -55,7 +55,7 @@ class EpochSampler(Sampler):
             raise ValueError(f"remainder must be one of {list(REMAINDERS)}, got {remainder!r}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
-        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.length, self.seed = length, seed
         self.rank, self.world_size, self.remainder = rank, world_size, remainder
         self.whole = world_size * group
         self.set_epoch(0)
@@ -71,22 +71,14 @@ class EpochSampler(Sampler):
         return iter([(self.epoch, index) for index in self._indices()[self.start :].tolist()])
 
     def _indices(self) -> np.ndarray:
-        order = np.arange(self.length)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         if self.remainder == "drop":
             order = order[: self.length // self.whole * self.whole]
-        elif self.remainder == "pad":
-            order = np.resize(order, -(-self.length // self.world_size) * self.world_size)
         return order[self.rank :: self.world_size]
 
 
-class ReplaceUnreadable:
-    """A source that never fails on one image: a sample that cannot be read becomes another.
-
-    Which one depends on the index alone, so batches keep their size and a run that resumes sees
-    the same. The sample says in `skipped` why; everything else is that of the source.
-    """
+class ChangedSource:
+    """A source that changes what another one reads; everything else is that of the other."""
 
     def __init__(self, source):
         self.source = source
@@ -94,23 +86,55 @@ class ReplaceUnreadable:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
     def __getattr__(self, name: str):
         if name == "source":  # not there yet, while a worker process unpickles this
             raise AttributeError(name)
         return getattr(self.source, name)
 
-    def __getitem__(self, index: int) -> Sample:
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
+        raise NotImplementedError
+
+
+class PerObject(ChangedSource):
+    """Every object is a sample of its own: its image, and this object alone."""
+
+    def __init__(self, source):
+        super().__init__(source)
+        counted = [np.flatnonzero(source.usable(i)) for i in range(len(source))]
+        items = [(i, n) for i, numbers in enumerate(counted) for n in numbers]
+        self.items = np.array(items, np.int64).reshape(-1, 2)  # (K, 2) image, object in the image
+        if not len(self):
+            raise UserError(f"{source.annotation_file} has no object to use; check the settings")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
+        image, number = self.items[index].tolist()
+        return self.source.read(image, at_least, only=number)
+
+
+class ReplaceUnreadable(ChangedSource):
+    """A source that never fails on one image: a sample that cannot be read becomes another.
+
+    Which one depends on the index alone, so batches keep their size and a run that resumes sees
+    the same. `Sample.skipped` says why.
+    """
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
         skipped: list[str] = []
         draws = np.random.default_rng([len(self), index])
         for _ in range(MAX_TRIES):
             try:
-                sample = self.source[index]
-                _ = sample.image  # decoded now: a damaged one may show it only then
+                sample = self.source.read(index, at_least)
             except UserError as error:
                 skipped.append(str(error))
                 index = int(draws.integers(len(self)))
                 continue
-            return sample.changed(skipped=tuple(skipped)) if skipped else sample
+            return replace(sample, skipped=tuple(skipped)) if skipped else sample
         raise UserError(
             f"{MAX_TRIES} images in a row cannot be used, the last one: {skipped[-1]}; look at "
             "them with dataset/check_dataset.py"
@@ -124,32 +148,38 @@ class TrainSet(Dataset):
         self,
         source,
         transforms: Sequence[Callable[[Sample, np.random.Generator], Sample]],
-        encode: Callable,
+        encode: Callable[[Sample, np.random.Generator], TokenSequence],
         seed: int,
+        at_least: tuple[int, int] | None = None,
     ):
         """
         Args:
             source: sequence of `Sample`s in original pixels.
             transforms: applied in order; one of them must set `geometry`.
-            encode: (sample, rng) -> TokenSequence, the task.
+            encode: writes the tokens of a sample.
             seed: with epoch and index the only source of randomness.
+            at_least: (H, W) of the largest picture that the transforms make; larger JPEG files may
+                be decoded smaller (`read_image`). None = they are decoded whole.
         """
         self.source, self.transforms, self.encode, self.seed = source, transforms, encode, seed
+        self.at_least = at_least
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, np.random.Generator]:
-        return self.sample(*key)
+    def __getitem__(self, key: tuple[int, int]) -> TrainItem:
+        sample, rng = self.sample(*key)
+        tokens = self.encode(sample, rng)
+        size = sample.geometry.size
+        return TrainItem(sample.image, size, tokens, sample.image_id, sample.skipped)
 
     def sample(self, epoch: int, index: int) -> tuple[Sample, np.random.Generator]:
-        """The transformed sample and the generator that goes on to draw for `encode`.
+        """The transformed sample, and the generator that draws for `encode` next.
 
-        Its image is (h, w, 3) with (h, w) = `geometry.unpadded`, made when it is asked for. Tokens
-        and pictures are made by `collate`, those of a batch one after another.
+        Its image is (h, w, 3) with (h, w) = `geometry.unpadded`.
         """
         rng = np.random.default_rng([self.seed, epoch, index])
-        sample = self.source[index]
+        sample = self.source.read(index, self.at_least)
         for transform in self.transforms:
             sample = transform(sample, rng)
         if sample.geometry is None:
@@ -223,7 +253,6 @@ def build_train_loader(
     num_workers: int,
     rank: int = 0,
     world_size: int = 1,
-    shuffle: bool = True,
     drop_last: bool = False,
     accumulate_steps: int = 1,
     num_lengths: int = 0,
@@ -244,13 +273,12 @@ def build_train_loader(
         dataset.seed,
         rank=rank,
         world_size=world_size,
-        shuffle=shuffle,
         remainder="drop" if drop_last else "keep",
         group=batch_size * accumulate_steps,
     )
     return Loader(
         dataset,
-        partial(collate, encode=dataset.encode, num_lengths=num_lengths),
+        partial(collate, num_lengths=num_lengths),
         batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last,

@@ -1,6 +1,6 @@
-"""This module makes model input of original images, for training, evaluation and inference.
+"""Makes model input of original images on the device, for training, evaluation and inference.
 
-On the device uint8 pixels come in, floats in [0, 1] with padding go to the model.
+The input is uint8, the output is floats in [0, 1] with padding.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PAD_VALUE = 0.3  # of [0, 1], as in the official implementation
 
 @dataclass(frozen=True)
 class Resizing:
-    """How an original becomes model input; converted weights may ask for another way than ours."""
+    """Options of resizing and padding; converted weights may have others than the default."""
 
     antialias: bool = True  # when it is made smaller
     pad_value: float | Sequence[float] = PAD_VALUE  # of [0, 1], for all channels or one for each
@@ -26,7 +26,7 @@ class Resizing:
 OFFICIAL_RESIZING = Resizing()
 
 
-def pad_batch(images: Tensor, unpadded: Tensor, pad_value: float = PAD_VALUE) -> Tensor:
+def pad_batch(images: Tensor, unpadded: Tensor) -> Tensor:
     """Converts to [0, 1] and writes the padding, on the device of `images`.
 
     Args:
@@ -38,7 +38,7 @@ def pad_batch(images: Tensor, unpadded: Tensor, pad_value: float = PAD_VALUE) ->
     """
     outside = padding_of(images, unpadded)
     images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return images.div_(255).masked_fill_(outside, pad_value)
+    return images.div_(255).masked_fill_(outside, PAD_VALUE)
 
 
 def padding_of(images: Tensor, unpadded: Tensor) -> Tensor:

@@ -3,21 +3,20 @@
 `read_annotated_image` reads the image to which an annotation belongs.
 """
 
-from __future__ import annotations
-
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset.geometry import Geometry
 from utils.errors import UserError
-from utils.images import JpegFile, open_image
+from utils.images import read_image
 
-if TYPE_CHECKING:
-    from dataset.geometry import Geometry
-    from dataset.picture import Picture
+MOVED = {  # fields that `Sample.moved` changes, or knows to stay as they are
+    *("image", "image_id", "orig_size", "geometry", "boxes", "labels"),
+    *("keypoints", "flip_pairs", "polygons", "captions", "skipped"),
+}
 
 
 def _no_boxes() -> np.ndarray:
@@ -28,99 +27,107 @@ def _no_labels() -> np.ndarray:
     return np.zeros(0, np.int64)
 
 
-class _Pixels:
-    """The field `image` of a `Sample`: pixels are made when they are first asked for."""
-
-    def __get__(self, sample: Sample | None, owner: type | None = None) -> np.ndarray:
-        if sample is None:
-            raise AttributeError("image has no default")
-        if not isinstance(sample._image, np.ndarray):
-            sample._image = sample._image.pixels()
-        return sample._image
-
-    def __set__(self, sample: Sample, image: np.ndarray | JpegFile | Picture) -> None:
-        sample._image = image
-
-
-def image_size(image: np.ndarray | JpegFile | Picture) -> tuple[int, int]:
-    """(H, W); no pixels are made for it."""
-    return image.shape[:2] if isinstance(image, np.ndarray) else image.size
-
-
 @dataclass
 class Sample:
-    """Everything known about one image; coordinates are pixels of `image`, x to the right.
+    """Everything known about one image.
 
-    Objects stay aligned: row i of boxes, labels, keypoints and polygons is the same object.
-    A geometric transform handles every field or raises (`Geometry.apply`).
+    Coordinates are pixels, x to the right: of the original image, and after `moved` of the model
+    input. Row i of boxes, labels, keypoints and polygons is the same object.
     """
 
-    image: np.ndarray = _Pixels()  # (H, W, 3) uint8 RGB; set to one, a `JpegFile` or a `Picture`
+    image: np.ndarray  # (H, W, 3) uint8 RGB; of a large original perhaps a half, … (`read_image`)
     image_id: int | str
-    orig_size: tuple[int, int]  # (H, W) of the image as it was read
-    geometry: Geometry | None = None  # original pixels -> `image`; None: `image` is the original
+    orig_size: tuple[int, int]  # (H, W) of the original image
+    geometry: Geometry | None = None  # original pixels -> model input; None: not moved yet
     boxes: np.ndarray = field(default_factory=_no_boxes)  # (N, 4) float32 xyxy
     labels: np.ndarray = field(default_factory=_no_labels)  # (N,) int64 class ids, >= 1
     keypoints: np.ndarray | None = None  # (N, K, 3) float32 (x, y, visibility); 0 0 0 if unlabelled
     flip_pairs: tuple[tuple[int, int], ...] | None = None  # keypoints a mirror swaps (left, right)
     polygons: list[list[np.ndarray]] | None = None  # per object its parts, each (M, 2) float32
     captions: list[str] | None = None
-    skipped: tuple[str, ...] = ()  # why other images could not be used, in whose place this stands
+    skipped: tuple[str, ...] = ()  # why other images, which this one replaces, cannot be used
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) of `image`, for which no pixels are made."""
-        return image_size(self._image)
+    def moved(self, geometry: Geometry, *, antialias: bool = False) -> "Sample":
+        """The same in pixels of the model input, without its padding.
 
-    @property
-    def source(self) -> np.ndarray | JpegFile | Picture:
-        """What `image` is, or is made of if nobody has asked for its pixels yet."""
-        return self._image
+        Boxes and polygons are clipped to the picture, and no object is removed. Keypoints outside
+        the picture become unlabelled, and a mirror swaps left and right keypoints.
 
-    def write_image(self, out: np.ndarray) -> None:
-        """Puts `image` into (H, W, 3) uint8, whose rows may lie apart, as in a larger picture."""
-        if isinstance(self._image, (np.ndarray, JpegFile)):
-            out[...] = self.image
-        else:
-            self._image.write(out)
+        Args:
+            antialias: see `Geometry.move_image`.
+        """
+        if unknown := sorted({f.name for f in fields(self)} - MOVED):
+            raise TypeError(f"Sample.moved does not know how to move the fields {unknown}")
+        if self.geometry is not None:
+            raise ValueError("sample.geometry must be None, got a sample that was moved already")
+        if self.orig_size != geometry.orig_size:
+            raise ValueError(
+                f"the image of this Geometry is {geometry.orig_size} (H, W), that of the sample "
+                f"{self.orig_size}"
+            )
+        h, w = geometry.unpadded
+        boxes = np.minimum(np.maximum(geometry.boxes(self.boxes), 0), np.float32([w, h, w, h]))
+        keypoints, polygons = self.keypoints, self.polygons
+        if keypoints is not None:
+            keypoints = geometry.move_keypoints(keypoints, self.flip_pairs)
+        if polygons is not None:
+            polygons = geometry.move_polygons(polygons)
+        image = geometry.move_image(self.image, antialias=antialias)
+        return replace(
+            self,
+            image=image,
+            geometry=geometry,
+            boxes=boxes,
+            keypoints=keypoints,
+            polygons=polygons,
+        )
 
-    def changed(self, **fields) -> Sample:
-        """A copy with other fields; unlike `dataclasses.replace` it asks for no pixels."""
-        if unknown := fields.keys() - self.__dataclass_fields__.keys():
-            raise TypeError(f"Sample has no fields {sorted(unknown)}")
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)  # what copy.copy does, in a third of the time
-        for name, value in fields.items():
-            setattr(other, name, value)
-        return other
+    def select(self, keep: np.ndarray) -> "Sample":
+        """The objects where `keep`, (N,) bool, is true."""
+        if keep.all():
+            return self
+        keypoints, polygons = self.keypoints, self.polygons
+        return replace(
+            self,
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            keypoints=None if keypoints is None else keypoints[keep],
+            polygons=None if polygons is None else [polygons[i] for i in np.flatnonzero(keep)],
+        )
 
 
 def read_annotated_image(
-    path: Path, stated_size: tuple[int, int], advice: str
-) -> tuple[np.ndarray | JpegFile, tuple[int, int]]:
-    """The picture in the frame of the annotation, as a `Sample` takes it, and its (H, W).
+    path: Path,
+    stated_size: tuple[int, int],
+    advice: str,
+    at_least: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Reads the image of an annotation, upright or as it is stored, as the annotation has it.
 
-    A photograph with an EXIF orientation may have been annotated upright or as stored: the size
-    that the annotation states decides, upright where both agree with it.
+    A photograph with an EXIF orientation may have been annotated either way. The size that the
+    annotation states decides; where both fit, the image is upright.
 
     Args:
         stated_size: (H, W) as the annotation has it; a 0 means it is not stated.
         advice: what to do if the file is missing.
+        at_least: (H, W) that is needed, see `read_image`.
+
+    Returns:
+        pixels (h, w, 3) uint8 RGB, and the (H, W) of the image.
     """
     try:
-        image = open_image(path)
+        image, size = read_image(path, at_least=at_least)
     except UserError:
         if os.path.isfile(path):  # Path.is_file raises where a name is too long
             raise
         raise UserError(f"image {path} is missing; {advice}") from None
-    size = image_size(image)
     if 0 in stated_size or size == stated_size:
         return image, size
-    stored = open_image(path, exif=False)
-    if image_size(stored) == stated_size:
-        return stored, stated_size
-    is_size, said = ("x".join(map(str, each)) for each in (size, stated_size))
+    stored, stored_size = read_image(path, exif=False, at_least=at_least)
+    if stored_size == stated_size:
+        return stored, stored_size
+    found, stated = ("x".join(map(str, each)) for each in (size, stated_size))
     raise UserError(
-        f"image {path} is {is_size} (HxW), but its annotation says {said}: its boxes cannot fit; "
+        f"image {path} is {found} (HxW), but its annotation says {stated}: its boxes cannot fit; "
         "correct the annotation or remove the image"
     )

@@ -1,10 +1,11 @@
-"""Task tokenizers, sources and training sets from explicit arguments: the task registry.
+"""The registry of tasks, which builds their tokenizers, sources and training sets.
 
 A new task is one entry in `TASKS`; a new dataset of a task is one entry in its `sources`.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,10 @@ from dataset.coco_captioning import CocoCaptions
 from dataset.coco_detection import CocoDetection
 from dataset.coco_keypoint import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
-from dataset.loader import ReplaceUnreadable, TrainSet
+from dataset.loader import PerObject, ReplaceUnreadable, TrainSet
 from dataset.sample import Sample
-from dataset.transforms import (
-    captioning_train,
-    detection_train,
-    evaluation,
-    keypoint_train,
-    segmentation_train,
-)
-from dataset.voc_detection import VocDetection, parse_voc_sets
+from dataset.transforms import evaluation, train_transforms
+from dataset.voc_detection import VocDetection
 from tokenizer.base import TaskTokenizer, TokenSequence
 from tokenizer.captioning import CaptionTokenizer
 from tokenizer.detection import DetectionTokenizer
@@ -33,32 +28,6 @@ from utils.cli import log
 from utils.errors import UserError
 
 Encode = Callable[[Sample, np.random.Generator], TokenSequence]
-
-
-def _coco_detection(root: Path, split: str, **options) -> CocoDetection:
-    return CocoDetection(root, _coco_split(split), **options)
-
-
-def _coco_segmentation(root: Path, split: str, **options) -> CocoSegmentation:
-    return CocoSegmentation(root, _coco_split(split), **options)
-
-
-def _coco_keypoints(root: Path, split: str, **options) -> CocoKeypoints:
-    return CocoKeypoints(root, _coco_split(split), **options)
-
-
-def _coco_captions(root: Path, split: str, classes=None, **options) -> CocoCaptions:
-    return CocoCaptions(root, _coco_split(split), **options)  # captions know no classes
-
-
-def _coco_split(split: str) -> str:
-    if split not in ("train", "val"):
-        raise UserError(f"split of COCO must be train or val, got {split!r}")
-    return split
-
-
-def _voc_detection(root: Path, split: str, **options) -> VocDetection:
-    return VocDetection(root, parse_voc_sets(split), **options)
 
 
 def _encode_detection(tokenizer: DetectionTokenizer) -> Encode:
@@ -100,38 +69,46 @@ def _encode_captioning(tokenizer: CaptionTokenizer) -> Encode:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task is made of, from annotation to tokens."""
+    """The parts of a task, from annotation to tokens.
+
+    A source is a sequence of `Sample`s in original pixels with `.categories`, `.image_ids`,
+    `.annotation_errors` and `read(index, at_least)`, see `CocoDetection`.
+    """
 
     tokenizer: type[TaskTokenizer]
-    sources: dict[str, Callable]  # dataset name -> (root, split, **options) -> source of Samples
+    sources: dict[str, type]  # dataset name -> class of source: (root, split, **options)
     encode: Callable[[TaskTokenizer], Encode]  # picks a Sample's fields for the tokenizer
-    train_transforms: Callable[..., list]
+    augmentation: dict = field(default_factory=dict)  # where it differs from `train_transforms`
+
+    @property
+    def annotation_kind(self) -> str:
+        """Kind of the COCO annotation file, see `coco_paths`."""
+        return self.sources["coco"].kind
 
 
 TASKS: dict[str, Task] = {
     "detection": Task(
         tokenizer=DetectionTokenizer,
-        sources={"coco": _coco_detection, "voc": _voc_detection},
+        sources={"coco": CocoDetection, "voc": VocDetection},
         encode=_encode_detection,
-        train_transforms=detection_train,
     ),
     "segmentation": Task(
         tokenizer=SegmentationTokenizer,
-        sources={"coco": _coco_segmentation},
+        sources={"coco": CocoSegmentation},
         encode=_encode_segmentation,
-        train_transforms=segmentation_train,
+        augmentation={"max_scale": 1.0},  # the picture is never cut, only made smaller
     ),
     "keypoint": Task(
         tokenizer=KeypointTokenizer,
-        sources={"coco": _coco_keypoints},
+        sources={"coco": CocoKeypoints},
         encode=_encode_keypoints,
-        train_transforms=keypoint_train,
+        augmentation={"max_scale": 1.0, "crop": 0.5},  # twice the box; officially no mirror
     ),
     "captioning": Task(
         tokenizer=CaptionTokenizer,
-        sources={"coco": _coco_captions},
+        sources={"coco": CocoCaptions},
         encode=_encode_captioning,
-        train_transforms=captioning_train,
+        augmentation={"flip_prob": 0.0},  # captions say left and right
     ),
 }
 
@@ -152,13 +129,16 @@ def build_tokenizer(task: str, vocab: Vocabulary, **options) -> TaskTokenizer:
     return find_task(task).tokenizer(vocab, **options)
 
 
-def build_source(task: str, dataset: str, root: Path, split: str, **options):
-    """A sequence of `Sample`s in original pixels, with `.categories`.
+def build_source(
+    task: str, dataset: str, root: Path, split: str, *, per_object: bool = False, **options
+):
+    """The annotated images of a task, as `Task` describes them.
 
-    What the annotation files hold but nobody can use is said in one line.
+    Annotations that are left out are reported in one line.
 
     Args:
         split: "train" or "val" of COCO, or sets of VOC such as "2007:trainval,2012:trainval".
+        per_object: every object is a sample of its own; images without objects do not count.
         options: `classes`, `limit`, `skip_bad` and those of the task, see the source classes.
 
     Raises:
@@ -167,10 +147,14 @@ def build_source(task: str, dataset: str, root: Path, split: str, **options):
     sources = find_task(task).sources
     if dataset not in sources:
         raise UserError(f"dataset of {task} must be one of {sorted(sources)}, got {dataset!r}")
+    if dataset == "coco" and split not in ("train", "val"):
+        raise UserError(f"split of COCO must be train or val, got {split!r}")
+    if per_object:
+        options["keep_empty"] = False
     source = sources[dataset](root, split, **options)
-    if notice := source.faults.notice():
+    if notice := source.annotation_errors.notice():
         log(f"notice: {task}: {notice}")
-    return source
+    return PerObject(source) if per_object else source
 
 
 def build_train_set(
@@ -191,15 +175,19 @@ def build_train_set(
     Args:
         size: (H, W) of the model input.
         augment: False = only `resize_mode`; then `augmentation` does not count.
-        crop: for samples of one object, see `box_region`.
+        crop: for samples of one object, see `box_region`; None = as the task has it.
         skip_bad: images that cannot be read are replaced by others (`ReplaceUnreadable`).
-        augmentation: options of the task's training preset (`dataset/transforms.py`).
+        augmentation: options of `train_transforms`.
     """
-    spec = find_task(task)
+    spec, largest = find_task(task), 1.0
     if augment:
-        region = {} if crop is None else {"crop": crop}  # not every task knows it
-        transforms = spec.train_transforms(size, **region, **augmentation)
+        options = spec.augmentation | augmentation | ({} if crop is None else {"crop": crop})
+        transforms = train_transforms(size, **options)
+        jitter = transforms[0]
+        crop, largest = jitter.crop, jitter.max_scale
     else:
         transforms = evaluation(size, resize_mode, crop=crop)
+    # no picture is made larger than this; of a crop to a box nobody knows
+    at_least = tuple(math.ceil(side * largest) for side in size) if crop is None else None
     source = ReplaceUnreadable(source) if skip_bad else source
-    return TrainSet(source, transforms, spec.encode(tokenizer), seed)
+    return TrainSet(source, transforms, spec.encode(tokenizer), seed, at_least)

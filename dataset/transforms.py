@@ -1,12 +1,13 @@
 """Training transforms: small operations (sample, rng) -> sample, applied in order by `TrainSet`.
 
-The policies at the end are named lists of transforms.
+`train_transforms` and `evaluation` put them together.
 """
 
 import os
 import random
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ class ScaleJitterCropFlip:
             flip=coin < self.flip_prob,
             crop=box_region(sample, self.crop),
         )
-        return geometry.apply(sample)
+        return sample.moved(geometry)
 
 
 class Letterbox:
@@ -61,7 +62,7 @@ class Letterbox:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         region = box_region(sample, self.crop)
         geometry = Geometry.letterbox(sample.orig_size, self.size, self.mode, region)
-        return geometry.apply(sample, antialias=True)
+        return sample.moved(geometry, antialias=True)
 
 
 def box_region(sample: Sample, pad_scale: float | None) -> tuple[int, int, int, int] | None:
@@ -87,15 +88,7 @@ class FilterObjects:
         keep = (sample.boxes[:, 2:] > sample.boxes[:, :2]).all(1)
         if sample.polygons is not None:
             keep &= np.array([len(parts) > 0 for parts in sample.polygons], dtype=bool)
-        if keep.all():
-            return sample
-        keypoints, polygons = sample.keypoints, sample.polygons
-        return sample.changed(
-            boxes=sample.boxes[keep],
-            labels=sample.labels[keep],
-            keypoints=None if keypoints is None else keypoints[keep],
-            polygons=None if polygons is None else [polygons[i] for i in np.flatnonzero(keep)],
-        )
+        return sample.select(keep)
 
 
 class PixelTransform:
@@ -122,7 +115,7 @@ class PixelTransform:
                 f"{sample.image.shape}, got {image.dtype} {image.shape}; sizes and normalisation "
                 "are not for pixel transforms"
             )
-        return sample.changed(image=image)
+        return replace(sample, image=image)
 
 
 def color_jitter(strength: float) -> PixelTransform:
@@ -163,48 +156,27 @@ def _only_pixels(transform) -> bool:
     return isinstance(transform, alb.ImageOnlyTransform) or type(transform) is alb.NoOp
 
 
-def detection_train(
+def train_transforms(
     size: tuple[int, int],
     *,
     min_scale: float = 0.3,
     max_scale: float = 2.0,
     flip_prob: float = 0.5,
+    crop: float | None = None,
     color_strength: float = 0.0,
     pixel_transforms: Sequence = (),
     diagonal: bool = False,
 ) -> list:
-    """The official augmentation of detection; colours and further pixel transforms by choice.
+    """The training augmentation of every task; the defaults are the official ones of detection.
 
     Args:
         size: (H, W) of the model input.
-        color_strength: 0 is off, as officially.
+        min_scale, max_scale: range of the scale jitter; 1 is the largest picture that fits. Above
+            1 a part of the picture is cut away.
+        crop: see `box_region`; the samples then hold one object each.
+        color_strength: of the colour jitter; 0 is off, as officially.
         pixel_transforms: albumentations transforms that move no pixels, applied in order.
         diagonal: see `ScaleJitterCropFlip`.
-    """
-    transforms = [
-        ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob, diagonal=diagonal),
-        FilterObjects(),
-    ]
-    if color_strength > 0:
-        transforms.append(color_jitter(color_strength))
-    return transforms + [PixelTransform(transform) for transform in pixel_transforms]
-
-
-def segmentation_train(
-    size: tuple[int, int],
-    *,
-    min_scale: float = 0.3,
-    max_scale: float = 1.0,
-    flip_prob: float = 0.5,
-    color_strength: float = 0.0,
-    pixel_transforms: Sequence = (),
-    diagonal: bool = False,
-    crop: float | None = None,
-) -> list:
-    """The official augmentation of segmentation: the picture is never cut, only made smaller.
-
-    Args:
-        crop: see `box_region`; the samples then hold one object each.
     """
     transforms = [
         ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob, crop, diagonal),
@@ -215,62 +187,10 @@ def segmentation_train(
     return transforms + [PixelTransform(transform) for transform in pixel_transforms]
 
 
-def keypoint_train(
-    size: tuple[int, int],
-    *,
-    min_scale: float = 0.3,
-    max_scale: float = 1.0,
-    flip_prob: float = 0.5,
-    color_strength: float = 0.0,
-    pixel_transforms: Sequence = (),
-    diagonal: bool = False,
-    crop: float | None = 0.5,
-) -> list:
-    """The official augmentation of keypoints, and a mirror, which the official one has not.
-
-    The samples hold one object each, of which `crop` shows the surroundings (`box_region`): at 0.5
-    twice the box. A mirror swaps left and right keypoints.
-    """
-    return segmentation_train(
-        size,
-        min_scale=min_scale,
-        max_scale=max_scale,
-        flip_prob=flip_prob,
-        color_strength=color_strength,
-        pixel_transforms=pixel_transforms,
-        diagonal=diagonal,
-        crop=crop,
-    )
-
-
-def captioning_train(
-    size: tuple[int, int],
-    *,
-    min_scale: float = 0.3,
-    max_scale: float = 2.0,
-    color_strength: float = 0.0,
-    pixel_transforms: Sequence = (),
-    diagonal: bool = False,
-) -> list:
-    """The official augmentation of captioning: never a mirror, since captions say left and right.
-
-    Scales above 1 cut away parts that captions may name; 1 as `max_scale` keeps the whole picture.
-    """
-    return detection_train(
-        size,
-        min_scale=min_scale,
-        max_scale=max_scale,
-        flip_prob=0.0,
-        color_strength=color_strength,
-        pixel_transforms=pixel_transforms,
-        diagonal=diagonal,
-    )
-
-
 def evaluation(
     size: tuple[int, int], mode: str = "letterbox", *, crop: float | None = None
 ) -> list:
-    """The whole picture, nothing random: also what training without augmentation uses.
+    """The whole picture, nothing random; training without augmentation uses it, too.
 
     Args:
         crop: see `box_region`; only the surroundings of the one object.

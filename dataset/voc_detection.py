@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.annotation_errors import LARGEST, Faults
+from dataset.annotation_errors import LARGEST, AnnotationErrors
 from dataset.sample import Sample, read_annotated_image
 from utils.categories import Categories, check_class_names
 from utils.errors import UserError, one_line
@@ -33,7 +33,7 @@ class VocAnnotation:
     boxes: np.ndarray  # (N, 4) float32 xyxy, 0-based continuous pixels, only boxes with an area
     difficult: np.ndarray  # (N,) bool
     size: tuple[int, int]  # (H, W), (0, 0) if not stated
-    faults: tuple[tuple[str, str], ...] = ()  # kind of `Faults` and what it is about
+    errors: tuple[tuple[str, str], ...] = ()  # key of `KINDS`, and where
 
 
 def parse_voc_sets(text: str) -> list[tuple[str, str]]:
@@ -121,13 +121,13 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
 
 @cache
 def _parse(path: Path, _changed: int) -> VocAnnotation:
-    faults: list[tuple[str, str]] = []
+    errors: list[tuple[str, str]] = []
     try:
         content = path.read_bytes()
         if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
             raise ValueError("it declares a document type or entities")
         root = ElementTree.fromstring(content)
-        rows = [_parse_object(node, faults) for node in root.findall("object")]
+        rows = [_parse_object(node, errors) for node in root.findall("object")]
         size = tuple(_side(root.findtext(f"size/{side}")) for side in ("height", "width"))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(
@@ -139,12 +139,12 @@ def _parse(path: Path, _changed: int) -> VocAnnotation:
         boxes=np.array([row[1] for row in rows], np.float32).reshape(-1, 4),
         difficult=np.array([row[2] for row in rows], bool),
         size=size,
-        faults=tuple(faults),
+        errors=tuple(errors),
     )
 
 
 def _parse_object(
-    node, faults: list[tuple[str, str]]
+    node, errors: list[tuple[str, str]]
 ) -> tuple[str, tuple[float, ...], bool] | None:
     """Name, box and difficult flag; None where the corners enclose nothing.
 
@@ -161,11 +161,11 @@ def _parse_object(
         box.append(float(text))
     said = f"box of {name!r} {shown(box)}"
     if not (np.abs(box) < LARGEST).all():
-        faults.append(("not_finite", said))
+        errors.append(("not_finite", said))
         return None
     xmin, ymin, xmax, ymax = box
     if not (xmax > xmin and ymax > ymin):
-        faults.append(("no_area", said))
+        errors.append(("no_area", said))
         return None
     return name, (xmin - 1, ymin - 1, xmax, ymax), _flag(node.findtext("difficult"))
 
@@ -188,38 +188,40 @@ def _side(text: str | None) -> int:
 class VocDetection:
     """Images in the order of the split lists.
 
-    Difficult objects are no targets unless asked for; they stay in `ground_truth`, marked.
+    Difficult objects are no targets; they stay in `ground_truth`, marked.
+
+    Attributes:
+        categories: the classes in use.
+        annotation_errors: what is wrong with the files and was left out.
     """
 
     def __init__(
         self,
         root: str | Path | None,
-        sets: Sequence[tuple[str, str]] = (("2012", "train"),),
+        sets: str = "2012:train",
         *,
         classes: Sequence[str] | None = None,
-        use_difficult: bool = False,
         limit: int | None = None,
         skip_bad: bool = False,
     ):
         """
         Args:
             root: VOCdevkit, the folder above it, or the folder that holds VOC2007, VOC2012, ...
-            sets: (year, split) pairs; VOC<year>/ImageSets/Main/<split>.txt lists the images.
+            sets: such as "2007:trainval,2012:trainval" (`parse_voc_sets`);
+                VOC<year>/ImageSets/Main/<split>.txt lists the images.
             classes: names, class ids 1..C in this order; objects of other classes are ignored.
                 Without it: the 20 VOC classes if all names in the annotations are among them,
                 else all names found in the folders, sorted.
-            use_difficult: train on difficult objects too.
             limit: only the first images.
-            skip_bad: leave out, and count in `faults`, images and objects that otherwise are
-                errors.
+            skip_bad: leave out images and objects that otherwise are errors.
         """
         if root is None:
             raise UserError("no VOC folder given; use --set voc_root=FOLDER")
-        self.use_difficult, self.faults = use_difficult, Faults(root, skip=skip_bad)
+        self.annotation_errors = AnnotationErrors(root, skip=skip_bad)
         self.image_ids: list[str] = []
         self._images: list[Path] = []
         self._annotations: list[VocAnnotation] = []
-        folders = [(voc_year_folder(root, year), split) for year, split in sets]
+        folders = [(voc_year_folder(root, year), split) for year, split in parse_voc_sets(sets)]
         for folder, split in folders:
             self._add(folder, split)
         self.categories = self._choose([folder for folder, _ in folders], classes)
@@ -230,13 +232,19 @@ class VocDetection:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
+        """Image number `index` with its objects; `at_least` is that of `read_image`."""
         image, size = read_annotated_image(
-            self._images[index], self._annotations[index].size, "check --set voc_root=FOLDER"
+            self._images[index],
+            self._annotations[index].size,
+            "check --set voc_root=FOLDER",
+            at_least,
         )
         boxes, labels, difficult = self.objects(index)
-        keep = np.ones(len(labels), bool) if self.use_difficult else ~difficult
         boxes = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
-        keep &= (boxes[:, 2:] > boxes[:, :2]).all(1)
+        keep = ~difficult & (boxes[:, 2:] > boxes[:, :2]).all(1)
         return Sample(image, self.image_ids[index], size, boxes=boxes[keep], labels=labels[keep])
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -273,11 +281,13 @@ class VocDetection:
         listed: set[str] = set()
         for name in read_split(folder, split):
             if name in listed:
-                self.faults.add("listed_twice", f"image {shown(name)} of split {split!r}")
+                self.annotation_errors.add(
+                    "listed_twice", f"image {shown(name)} of split {split!r}"
+                )
             listed.add(name)
             path = images.get(name) or images.get(_without_suffix(name))
             if path is None:
-                self.faults.add(
+                self.annotation_errors.add(
                     "image_missing",
                     f"image {shown(name)} of split {split!r} is missing in {folder / 'JPEGImages'}",
                 )
@@ -294,21 +304,21 @@ class VocDetection:
             self._annotations.append(annotation)
 
     def _read(self, xml: Path) -> VocAnnotation | None:
-        """An annotation, its faults counted; None where it cannot be used and is left out."""
+        """An annotation, its errors counted; None where it cannot be used and is left out."""
         try:
             annotation = read_voc_annotation(xml)
         except UserError as error:
-            if not self.faults.skip:
+            if not self.annotation_errors.skip:
                 raise
-            self.faults.add("xml" if xml.is_file() else "xml_missing", str(error))
+            self.annotation_errors.add("xml" if xml.is_file() else "xml_missing", str(error))
             return None
-        for kind, said in annotation.faults:
-            self.faults.add(kind, xml.name, said)
+        for kind, said in annotation.errors:
+            self.annotation_errors.add(kind, xml.name, said)
         height, width = annotation.size
         boxes = np.clip(annotation.boxes, 0, [width or np.inf, height or np.inf] * 2)
         for i in np.flatnonzero(~(boxes[:, 2:] > boxes[:, :2]).all(1)):
             said = f"box of {annotation.names[i]!r} {annotation.boxes[i].tolist()}"
-            self.faults.add("outside", xml.name, said)
+            self.annotation_errors.add("outside", xml.name, said)
         return annotation
 
     def _choose(self, folders: list[Path], classes: Sequence[str] | None) -> Categories:
@@ -318,7 +328,7 @@ class VocDetection:
             try:
                 found.update(read_voc_annotation(path).names)
             except UserError:
-                if not self.faults.skip:
+                if not self.annotation_errors.skip:
                     raise
         if classes is not None:
             check_class_names(classes, found | set(VOC_CLASSES), str(folders[0].parent))

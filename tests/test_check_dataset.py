@@ -152,7 +152,7 @@ def test_choices_that_are_none_end_in_one_line(root):
     for options, message in (
         (["--dataset", "imagenet"], "--dataset must be coco or voc"),
         (["--dataset", "voc", "--task", "captioning"], "voc has no annotations of captioning"),
-        (["--dataset", "coco", "--task", "poses"], "task must be one of"),
+        (["--dataset", "coco", "--task", "poses"], "--task must name some of"),
         (["--dataset", "coco", "--split", "test", "--task", "detection"], "does not exist"),
     ):
         with pytest.raises(UserError, match=message):

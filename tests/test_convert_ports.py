@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from dataset.geometry import Geometry
-from dataset.sample import Sample
 from download.convert_port_weights import main, timm_name
 from infer.predictor import Predictor
 from models import generate, load_model
@@ -375,4 +374,4 @@ def test_a_centred_letterbox_inverts(orig):
     np.testing.assert_allclose(high[::-1] - low[::-1], [h, w])
     if any(geometry.pad):
         with pytest.raises(ValueError, match="pad must be"):
-            geometry.apply(Sample(image=np.zeros((*orig, 3), np.uint8), image_id=0, orig_size=orig))
+            geometry.move_image(np.zeros((*orig, 3), np.uint8))

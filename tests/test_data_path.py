@@ -1,5 +1,6 @@
 """The fast ways of the data path and of the training step give what the plain ways give."""
 
+import json
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.batch import collate, stack_tokens, trim
+from dataset.batch import TrainItem, collate, trim
 from dataset.geometry import Geometry
 from dataset.loader import build_train_loader
 from dataset.preprocess import pad_batch
@@ -21,7 +22,7 @@ from tokenizer.segmentation import SegmentationTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.loss import LossType, batch_loss
 from utils.errors import UserError
-from utils.images import JpegFile, load_image, open_image, reduction, upright_size
+from utils.images import load_image, read_image, reduction
 
 SIZE = (149, 203)  # no multiple of 2
 TURNED = (160, 208)  # of 8: a turned picture is reduced where blocks leave no rest
@@ -40,23 +41,14 @@ def jpeg(path: Path, size=SIZE, orientation: int = 1) -> Path:
     return path
 
 
-def sample_of(path: Path) -> Sample:
-    image, size = read_annotated_image(path, (0, 0), "")
+def sample_of(path: Path, at_least: tuple[int, int] | None = None) -> Sample:
+    image, size = read_annotated_image(path, (0, 0), "", at_least)
     boxes = np.float32([[20, 30, 120, 110], [0, 0, *size[::-1]]])
     return Sample(image, 1, size, boxes=boxes, labels=np.array([1, 2]))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_the_fast_decoder_gives_the_pixels_of_pillow(tmp_path, mode):
-    path = tmp_path / "a.jpg"
-    Image.fromarray(picture(SIZE)).convert(mode).save(path, quality=80)
-    expected = np.asarray(Image.open(path).convert("RGB"))
-    for image in (load_image(path), open_image(path).read()[0], sample_of(path).image):
-        np.testing.assert_array_equal(image, expected)
-
-
-HEADERS = [
-    ("RGB", {}),
+FILES = [
+    ("RGB", {"quality": 80}),
     ("RGB", {"progressive": True, "dpi": (72, 72), "comment": "a ball"}),
     ("RGB", {"icc_profile": b"p" * 70_000, "restart_marker_rows": 1}),
     ("L", {"optimize": True}),
@@ -66,18 +58,13 @@ HEADERS = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "options"), HEADERS)
-def test_a_header_says_the_size_or_is_left_to_pillow(tmp_path, mode, options):
+@pytest.mark.parametrize(("mode", "options"), FILES)
+def test_the_fast_decoder_gives_the_pixels_of_pillow(tmp_path, mode, options):
     path = tmp_path / "a.jpg"
     Image.fromarray(picture(SIZE)).convert(mode).save(path, **options)
-    content = path.read_bytes()
-    usual = mode != "CMYK" and not options.keys() & {"exif", "xmp"}
-    assert upright_size(content) == (SIZE if usual else None)
-    for end in range(min(content.index(b"\xff\xda") + 10, 700)):  # a cut one, too
-        assert upright_size(content[:end]) is None
-    Image.fromarray(picture(SIZE)).save(tmp_path / "a.png")
-    assert upright_size((tmp_path / "a.png").read_bytes()) is None
-    np.testing.assert_array_equal(open_image_pixels(path), load_image(path))
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    for image in (load_image(path), read_image(path)[0], sample_of(path).image):
+        np.testing.assert_array_equal(image, expected)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -89,9 +76,9 @@ def test_exif_between_frame_and_scan_turns_the_picture(tmp_path, orientation):
     plain = (tmp_path / "a.jpg").read_bytes()
     scan = plain.index(b"\xff\xda")
     (tmp_path / "a.jpg").write_bytes(plain[:scan] + exif + plain[scan:])
-    file, image = open_image(tmp_path / "a.jpg"), load_image(tmp_path / "a.jpg")
-    assert file.size == image.shape[:2] == (SIZE if orientation == 1 else SIZE[::-1])
-    np.testing.assert_array_equal(file.pixels(), image)
+    image, size = read_image(tmp_path / "a.jpg")
+    assert size == image.shape[:2] == (SIZE if orientation == 1 else SIZE[::-1])
+    np.testing.assert_array_equal(image, load_image(tmp_path / "b.jpg"))
 
 
 @pytest.mark.parametrize("name", ["a\0.jpg", "a\ud800.jpg", "a" * 300 + ".jpg", "no.jpg"])
@@ -100,119 +87,91 @@ def test_a_name_that_no_file_has_is_a_missing_image(tmp_path, name):
         read_annotated_image(tmp_path / name, (0, 0), "look for it")
 
 
-def test_a_decoded_original_does_not_wait_for_its_batch(tmp_path):
-    Image.fromarray(picture(SIZE)).save(tmp_path / "a.png")
-    moved = Geometry.letterbox(SIZE, (32, 32)).apply(sample_of(tmp_path / "a.png"))
-    assert isinstance(moved.source, np.ndarray) and moved.source.shape == (23, 32, 3)
-
-
-def open_image_pixels(path: Path) -> np.ndarray:
-    image = open_image(path)
-    return image.pixels() if isinstance(image, JpegFile) else image
-
-
-@pytest.mark.data
-def test_headers_of_real_files(real_data):
-    """What the quick look at a header says is what Pillow says."""
-    paths = [path for path in real_data.rglob("*") if path.suffix in (".jpg", ".jpeg", ".mpo")]
-    sizes = {path: upright_size(path.read_bytes()) for path in paths}
-    for path, size in sizes.items():
-        if size:
-            with Image.open(path) as image:
-                assert (image.height, image.width) == size and image.getexif().get(274, 1) == 1
-    assert sum(map(bool, sizes.values())) > 0.8 * len(sizes)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_jpeg_is_turned_before_and_after_it_is_decoded(tmp_path, orientation):
+def test_a_jpeg_is_turned_whole_and_reduced(tmp_path, orientation):
     path = jpeg(tmp_path / "a.jpg", TURNED, orientation)
-    file, image = open_image(path), load_image(path)
-    assert file.size == image.shape[:2]
-    small, blocks = file.read(tuple(side // 2 for side in file.size))
-    assert blocks == 2
-    means = image.reshape(file.size[0] // 2, 2, file.size[1] // 2, 2, 3).mean((1, 3))
+    image, size = read_image(path)
+    assert size == image.shape[:2]
+    small, same_size = read_image(path, at_least=tuple(side // 2 - 1 for side in size))
+    assert same_size == size and small.shape == (size[0] // 2, size[1] // 2, 3)
+    means = image.reshape(size[0] // 2, 2, size[1] // 2, 2, 3).mean((1, 3))
     assert np.abs(small - means).max() <= 2
-    stored = open_image(path, exif=False)
-    assert stored.size == TURNED and stored.read()[0].shape[:2] == TURNED
+    stored, stored_size = read_image(path, exif=False)
+    assert stored_size == TURNED and stored.shape[:2] == TURNED
 
 
-def test_a_reduction_leaves_the_pixels_that_are_asked_for():
-    assert [reduction((800, 600), (100, n), exact=False) for n in (75, 76, 301, 900)] == [
-        8,
-        4,
-        1,
-        1,
-    ]
-    assert reduction((799, 600), (100, 75), exact=False) == 4
-    assert reduction((804, 604), (100, 75), exact=True) == 4
+def test_a_reduction_leaves_the_pixels_that_are_needed():
+    needed = [(99, n) for n in (74, 75, 299, 300, 900)]
+    assert [reduction((800, 600), size, exact=False) for size in needed] == [8, 4, 2, 1, 1]
+    assert reduction((792, 600), (99, 74), exact=False) == 4  # not just as many
+    assert reduction((804, 604), (99, 74), exact=False) == 8
+    assert reduction((804, 604), (99, 74), exact=True) == 4
 
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize(("orientation", "size"), [(1, SIZE), (6, TURNED), (6, SIZE)])
-@pytest.mark.parametrize("side", [20, 47, 74, 120])
+@pytest.mark.parametrize("side", [18, 35, 70, 120])
 def test_reduced_decoding_moves_nothing(tmp_path, antialias, orientation, size, side):
     """Same boxes; pixels of a smooth picture within 2 of 255 or a third of a pixel's shift."""
     path = jpeg(tmp_path / "a.jpg", size, orientation)
-    late, early = sample_of(path), sample_of(path)
-    assert early.image.shape[:2] == early.orig_size  # decoded now
-    geometry = Geometry.jitter(late.orig_size, (64, 64), side / 64, (0.4, 0.7), flip=True)
-    asked = []
-    late.image = Spy(late.source, asked)
-    moved, expected = (geometry.apply(sample, antialias=antialias) for sample in (late, early))
-    assert not asked and moved.image_size == expected.image_size == moved.image.shape[:2]
-    assert (asked[0] > 1) == (side < 100 and (orientation == 1 or size == TURNED))
+    early = sample_of(path)
+    geometry = Geometry.jitter(early.orig_size, (64, 64), side / 64, (0.4, 0.7), flip=True)
+    reduced = sample_of(path, geometry.resized)
+    can_be_reduced = orientation == 1 or size == TURNED
+    assert (reduced.image.size < early.image.size) == (side < 100 and can_be_reduced)
+    moved, expected = (s.moved(geometry, antialias=antialias) for s in (reduced, early))
     np.testing.assert_array_equal(moved.boxes, expected.boxes)
-    assert moved.image.shape == expected.image.shape
+    assert moved.image.shape == expected.image.shape == (*geometry.unpadded, 3)
     pixel = 240 / geometry.resized[1]  # what a neighbour differs by
     assert np.abs(moved.image.astype(int) - expected.image).max() <= max(2, pixel / 3)
 
 
-class Spy(JpegFile):
-    """Notes the reductions."""
-
-    def __init__(self, file: JpegFile, asked: list):
-        super().__init__(*(getattr(file, field.name) for field in fields(file)))
-        object.__setattr__(self, "asked", asked)
-
-    def read(self, at_least=None):
-        pixels, blocks = super().read(at_least)
-        self.asked.append(blocks)
-        return pixels, blocks
-
-
-@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("side", [30, 64, 149, 300])
-def test_a_picture_is_made_where_it_is_wanted(tmp_path, side, flip):
-    """In the midst of a larger array, whose rest it leaves alone."""
+def test_a_mirror_shows_the_same_pixels(tmp_path, side):
     sample = sample_of(jpeg(tmp_path / "a.jpg"))
-    geometry = Geometry.jitter(SIZE, (100, 140), side / 100, (0.4, 0.7), flip=flip)
-    moved = geometry.apply(sample)
-    (h, w), rest = moved.image_size, np.full((320, 420, 3), 7, np.uint8)
-    for part in (moved, moved.changed(boxes=moved.boxes[:1])):
-        assert not isinstance(part.source, np.ndarray), "no pixels are made"
-        part.write_image(rest[9 : 9 + h, 5 : 5 + w])
-    np.testing.assert_array_equal(rest[9 : 9 + h, 5 : 5 + w], moved.image)
-    rest[9 : 9 + h, 5 : 5 + w] = 7
-    assert (rest == 7).all() and isinstance(moved.source, np.ndarray)
-    mirror = Geometry.jitter(SIZE, (100, 140), side / 100, (0.4, 0.7), flip=not flip)
-    other = mirror.apply(sample).image
-    np.testing.assert_array_equal(other, moved.image[:, ::-1])
+    plain, mirrored = (
+        sample.moved(Geometry.jitter(SIZE, (100, 140), side / 100, (0.4, 0.7), flip=flip)).image
+        for flip in (False, True)
+    )
+    np.testing.assert_array_equal(plain, mirrored[:, ::-1])
 
 
-def test_where_a_part_is_shown_all_pixels_are_decoded(tmp_path):
-    sample = sample_of(jpeg(tmp_path / "a.jpg"))
-    geometry = Geometry.jitter(SIZE, (16, 16), 1, crop=(11, 7, 99, 101))
-    whole = geometry.apply(replace(sample, image=sample_of(tmp_path / "a.jpg").image))
-    np.testing.assert_array_equal(geometry.apply(sample).image, whole.image)
+def test_a_part_needs_all_pixels(tmp_path):
+    sample = sample_of(jpeg(tmp_path / "a.jpg"), (16, 16))
+    assert sample.image.shape[:2] != SIZE
+    with pytest.raises(ValueError, match="image must be .* for this Geometry"):
+        sample.moved(Geometry.jitter(SIZE, (16, 16), 1, crop=(11, 7, 99, 101)))
 
 
-def test_a_damaged_jpeg_is_named_when_it_is_decoded(tmp_path):
+def test_a_photograph_is_decoded_as_large_as_the_augmentation_can_show_it(demo_set, tmp_path):
+    """At one size for all draws; whole, where a crop may show a part of it."""
+    root = shutil.copytree(demo_set, tmp_path / "set")
+    source = build_source("detection", "coco", root, "train")
+    path, size = source.image_path(0), source[0].orig_size
+    large = Image.open(path).resize((16 * size[1], 16 * size[0]))
+    content = json.loads(source.annotation_file.read_text())
+    row = next(row for row in content["images"] if row["id"] == source.image_ids[0])
+    row["height"], row["width"] = large.height, large.width
+    source.annotation_file.write_text(json.dumps(content))
+    large.save(path)
+    source = build_source("detection", "coco", root, "train")
+    tokenizer = build_tokenizer("detection", Vocabulary())
+    for options, scale in (({}, 2), ({"max_scale": 1.0}, 1), ({"augment": False}, 1)):
+        data = build_train_set("detection", source, tokenizer, (64, 96), seed=0, **options)
+        assert data.at_least == (64 * scale, 96 * scale)
+        image = source.read(0, data.at_least).image
+        assert large.size > image.shape[1::-1] > (96 * scale, 64 * scale)
+        assert data[0, 0].image.shape[1] <= 96
+    data = build_train_set("detection", source, tokenizer, (64, 96), seed=0, crop=0.5)
+    assert data.at_least is None
+    assert source.read(0).image.shape == (large.height, large.width, 3)
+
+
+def test_a_damaged_jpeg_is_named(tmp_path):
     path = jpeg(tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes()[:2000])
-    sample = sample_of(path)
-    moved = Geometry.letterbox(SIZE, (32, 32)).apply(sample)
     with pytest.raises(UserError, match=r"cannot read image .*a\.jpg: .*truncated.*; replace"):
-        _ = moved.image
+        sample_of(path)
     path.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a\.jpg: it is no image, or one of a kind that"):
         sample_of(path)
@@ -277,31 +236,25 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
-def given(_sample: Sample, tokens: TokenSequence) -> TokenSequence:
-    """Stands in for the encoding of a task."""
-    return tokens
-
-
-def rows(weighted: int, length: int = 60, num: int = 3) -> list[tuple[Sample, TokenSequence]]:
-    """Samples and their tokens; about half of the first `weighted` targets count."""
+def items(weighted: int, length: int = 60, num: int = 3) -> list[TrainItem]:
+    """Images with tokens; about half of the first `weighted` targets count."""
     rng = np.random.default_rng(0)
     out = []
     for _ in range(num):
         weights = rng.random((2, length)).astype(np.float32) * (rng.random((2, length)) < 0.5)
         weights[:, weighted - 1], weights[:, weighted:] = 1, 0
-        tokens = rng.integers(0, 3000, (2, 2, length))
+        tokens = TokenSequence(*rng.integers(0, 3000, (2, 2, length)), weights)
         image = rng.integers(0, 256, (32, 28, 3)).astype(np.uint8)
-        sample = Sample(image, 1, (32, 28), geometry=Geometry.letterbox((32, 28), (32, 32)))
-        out.append((sample, TokenSequence(*tokens, weights)))
+        out.append(TrainItem(image, (32, 32), tokens, image_id=1))
     return out
 
 
 def test_lengths_are_few_and_never_too_short():
     for weighted in range(1, 61):
-        batch = collate(rows(weighted, num=1), given, num_lengths=8)
+        batch = collate(items(weighted, num=1), num_lengths=8)
         assert batch.full_length == 60 and batch.input_tokens.shape[-1] in range(8, 61)
         assert weighted <= batch.input_tokens.shape[-1] < weighted + 8
-    batches = [collate(rows(n, num=1), given, num_lengths=8) for n in range(1, 61)]
+    batches = [collate(items(n, num=1), num_lengths=8) for n in range(1, 61)]
     lengths = {batch.input_tokens.shape[-1] for batch in batches}
     assert lengths == {8, 16, 24, 32, 40, 48, 56, 60}
 
@@ -310,9 +263,11 @@ def test_lengths_are_few_and_never_too_short():
 def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
     torch.manual_seed(0)
     model, kind = build_model(MODEL), LossType.parse(loss)
-    exact, rounded = (collate(rows(17), given, num_lengths=n) for n in (0, 8))
+    exact, rounded = (collate(items(17), num_lengths=n) for n in (0, 8))
     assert exact.input_tokens.shape[-1] == 17 and rounded.input_tokens.shape[-1] == 24
-    full = stack_tokens([tokens for _, tokens in rows(17)])
+    sequences = [item.tokens for item in items(17)]
+    fields_of = {"input_tokens": "input", "target_tokens": "target", "token_weights": "weight"}
+    full = {n: np.stack([getattr(one, f) for one in sequences]) for n, f in fields_of.items()}
     full = {name: torch.from_numpy(array) for name, array in full.items()}
     whole = replace(exact, **full, positions=None)
     masked = replace(rounded, positions=None)
@@ -325,7 +280,7 @@ def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
 
 
 def test_positions_are_those_of_the_mask():
-    batch = collate(rows(17), given)
+    batch = collate(items(17))
     mask = batch.token_weights > 0
     assert torch.equal(batch.positions, mask.flatten().nonzero()[:, 0])
     torch.manual_seed(0)
@@ -349,7 +304,7 @@ def test_a_compiled_step_is_one_graph_for_all_lengths():
     compiled.load_state_dict(plain.state_dict())
     compiled.compile(backend="eager", fullgraph=True)
     for weighted in (9, 17, 41):
-        batch = collate(rows(weighted), given, num_lengths=8)
+        batch = collate(items(weighted), num_lengths=8)
         expected, loss = (batch_loss(model, batch) for model in (plain, compiled))
         torch.testing.assert_close(loss, expected)
         expected.backward(), loss.backward()

@@ -109,8 +109,8 @@ def test_all_tasks_see_the_same_pixels(multi_settings):
     pictures = {}
     for task, stream in streams.items():
         data = stream.loader.dataset
-        samples = [data[0, i][0] for i in range(4)]
-        pictures[task] = {sample.image_id: sample.image for sample in samples}
+        items = [data[0, i] for i in range(4)]
+        pictures[task] = {item.image_id: item.image for item in items}
     shared = set.intersection(*(set(of_task) for of_task in pictures.values()))
     assert len(shared) >= 3
     for number in shared:

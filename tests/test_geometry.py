@@ -124,7 +124,7 @@ def test_everything_moves_with_the_pixels():
         sample = drawn_sample(rng)
         scale, flip = rng.uniform(0.4, 2), rng.random() < 0.5
         geometry = Geometry.jitter((200, 300), (160, 128), scale, tuple(rng.random(2)), flip=flip)
-        moved = geometry.apply(sample)
+        moved = sample.moved(geometry)
         (h, w), box = geometry.unpadded, moved.boxes[0]
         assert moved.image.shape == (h, w, 3) and moved.geometry is geometry
         bright = np.argwhere(moved.image[..., 0] > 127)
@@ -150,7 +150,7 @@ def test_everything_moves_with_the_pixels():
 def test_flip_without_pairs_is_refused():
     sample = dataclasses.replace(drawn_sample(np.random.default_rng(0)), flip_pairs=None)
     with pytest.raises(ValueError, match="flip_pairs"):
-        Geometry.jitter((200, 300), (64, 64), 1.0, flip=True).apply(sample)
+        sample.moved(Geometry.jitter((200, 300), (64, 64), 1.0, flip=True))
 
 
 def test_no_field_is_dropped_in_silence():
@@ -160,25 +160,25 @@ def test_no_field_is_dropped_in_silence():
 
     sample = DepthSample(np.zeros((8, 8, 3), np.uint8), 1, (8, 8))
     with pytest.raises(TypeError, match="depth"):
-        Geometry.letterbox((8, 8), (4, 4)).apply(sample)
+        sample.moved(Geometry.letterbox((8, 8), (4, 4)))
 
 
-def test_apply_refuses_a_second_time_and_another_image():
+def test_a_sample_is_moved_once_and_by_a_geometry_of_its_image():
     sample = drawn_sample(np.random.default_rng(0))
     geometry = Geometry.letterbox((200, 300), (64, 64))
     with pytest.raises(ValueError, match="moved already"):
-        geometry.apply(geometry.apply(sample))
+        sample.moved(geometry).moved(geometry)
     with pytest.raises(ValueError, match=r"\(100, 300\)"):
-        Geometry.letterbox((100, 300), (64, 64)).apply(sample)
+        sample.moved(Geometry.letterbox((100, 300), (64, 64)))
 
 
-def test_apply_and_resize_tensor_agree():
+def test_move_image_and_resize_tensor_agree():
     rng = np.random.default_rng(3)
     image = np.kron(rng.integers(0, 255, (25, 30, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     sample = Sample(image, 1, image.shape[:2])
     for flip in (False, True):
         geometry = Geometry.jitter(image.shape[:2], (64, 80), 1.7, (0.2, 0.7), flip=flip)
-        array = geometry.apply(sample, antialias=True).image / 255
+        array = sample.moved(geometry, antialias=True).image / 255
         tensor = geometry.resize_tensor(torch.from_numpy(image).permute(2, 0, 1))
         assert np.abs(tensor.permute(1, 2, 0).numpy() - array).max() < 5e-3
 
@@ -249,7 +249,7 @@ def test_official_evaluation_images_and_boxes(reference):
         np.testing.assert_allclose(back, z[f"im{i}/bbox_mapped_back_abs"][: len(back)], atol=1e-3)
         # training without augmentation sees the same picture, up to uint8 rounding
         h, w = geometry.unpadded
-        array = geometry.apply(Sample(image, i, image.shape[:2]), antialias=True).image
+        array = geometry.move_image(image, antialias=True)
         assert np.abs(array.transpose(2, 0, 1) / 255 - out[:, :h, :w]).max() < 5e-3
 
 
@@ -311,7 +311,7 @@ def test_official_training_geometry(reference):
         assert geometry.resized == get["scale_jitter_image"].shape[:2]
         assert geometry.offset == tuple(get["crop_offset"])
         assert geometry.unpadded == tuple(get["pad_unpadded_image_size"])
-        moved = geometry.apply(sample)
+        moved = sample.moved(geometry)
         wanted = corner_xyxy(get["flip_bbox"], geometry.unpadded)
         np.testing.assert_allclose(moved.boxes, wanted, atol=1e-3)
         points = swap_xy(get["flip_keypoints"], geometry.unpadded)

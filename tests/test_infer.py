@@ -256,7 +256,7 @@ def test_results_file_scores_the_same_when_read_back(tiny_weights, demo_set):
 
 
 def test_classes_are_matched_by_name(demo_set):
-    coco, voc = CocoDetection(demo_set, "val"), VocDetection(demo_set, [("2012", "val")])
+    coco, voc = CocoDetection(demo_set, "val"), VocDetection(demo_set, "2012:val")
     shared = shared_categories(coco.categories, voc.categories)
     assert shared.names == coco.categories.names
     for label, name in shared.names.items():

@@ -13,6 +13,7 @@ from dataset.coco_keypoint import CocoKeypoints
 from dataset.geometry import Geometry, crop_to_box
 from dataset.sample import Sample
 from dataset.tasks import TASKS, build_source, build_train_set
+from dataset.transforms import train_transforms
 from infer import evaluate, infer_single_image_keypoint, keypoint
 from infer.boxes import true_boxes
 from infer.encode import as_tensor
@@ -105,7 +106,7 @@ def test_points_their_names_and_lines_come_from_the_file(robots):
 
 def test_objects_are_those_with_a_labelled_point_one_a_sample_in_training(robots):
     """Neither crowds nor persons without a labelled point; they stay in the ground truth."""
-    source = CocoKeypoints(robots, "train", per_object=True)
+    source = build_source("keypoint", "coco", robots, "train", per_object=True)
     samples = [source[i] for i in range(len(source))]
     assert [s.image_id for s in samples] == [3, 3, 5]
     assert [s.keypoints[0, 0].tolist() for s in samples] == [[30, 20, 2], [85, 45, 2], [80, 40, 2]]
@@ -118,7 +119,8 @@ def test_images_without_a_person_count_in_evaluation_alone(tmp_path):
     root = write_coco(tmp_path / "set", [person((30, 20, 2), image_id=5)])
     assert CocoKeypoints(root, "val").image_ids.tolist() == [3, 5]
     assert CocoKeypoints(root, "val", limit=1).image_ids.tolist() == [3]
-    assert CocoKeypoints(root, per_object=True, limit=1).image_ids.tolist() == [5]
+    alone = build_source("keypoint", "coco", root, "train", per_object=True, limit=1)
+    assert alone.image_ids.tolist() == [5]
 
 
 def test_wrong_files_end_in_one_line(tmp_path):
@@ -175,7 +177,8 @@ def test_prompt_box_image_and_points_stay_in_one_frame():
 
     The marks are painted one at a time, moved by the same draws, and looked for in the picture.
     """
-    transforms = TASKS["keypoint"].train_transforms((128, 160), min_scale=0.5)
+    augmentation = TASKS["keypoint"].augmentation | {"min_scale": 0.5}
+    transforms = train_transforms((128, 160), **augmentation)
     tokenizer = KeypointTokenizer(Vocabulary(), NAMES)
     encode, rng, flips = TASKS["keypoint"].encode(tokenizer), np.random.default_rng(0), 0
     for seed in range(25):
@@ -212,7 +215,7 @@ def test_prompt_box_image_and_points_stay_in_one_frame():
 
 
 def test_training_shows_twice_the_box_and_so_does_inference(robots):
-    source = CocoKeypoints(robots, "train", per_object=True)
+    source = build_source("keypoint", "coco", robots, "train", per_object=True)
     tokenizer = KeypointTokenizer(Vocabulary(), NAMES, labels=[7])
     for augment in (True, False):
         train_set = build_train_set(
@@ -222,23 +225,23 @@ def test_training_shows_twice_the_box_and_so_does_inference(robots):
         assert sample.geometry.crop == crop_to_box(BOXES[0], (90, 120), 0.5)
         y, x, h, w = sample.geometry.crop
         assert (x, y, x + w, y + h) == (0, 0, 82, 90)  # 40 x 60 doubled, cut to the picture
-        assert train_set.encode(*train_set[0, 0]).target.shape == (tokenizer.max_len,)
+        assert train_set[0, 0].tokens.target.shape == (tokenizer.max_len,)
 
 
 def test_the_preset_crops_without_being_told(robots):
-    sample = CocoKeypoints(robots, "train", per_object=True)[0]
-    for transform in TASKS["keypoint"].train_transforms((64, 64)):
-        sample = transform(sample, np.random.default_rng(0))
+    source = build_source("keypoint", "coco", robots, "train", per_object=True)
+    tokenizer = KeypointTokenizer(Vocabulary(), NAMES, labels=[7])
+    sample, _ = build_train_set("keypoint", source, tokenizer, (64, 64), seed=0).sample(0, 0)
     assert sample.geometry.crop == crop_to_box(BOXES[0], (90, 120), 0.5)
 
 
 def test_a_window_without_the_person_teaches_nothing(robots):
-    source = CocoKeypoints(robots, "train", per_object=True)
+    source = build_source("keypoint", "coco", robots, "train", per_object=True)
     tokenizer = KeypointTokenizer(Vocabulary(), NAMES, labels=[7])
     train_set = build_train_set(
         *("keypoint", source, tokenizer, (16, 16)), seed=0, min_scale=9, max_scale=9
     )
-    weights = [train_set.encode(*train_set[epoch, 0]).weight.sum() for epoch in range(30)]
+    weights = [train_set[epoch, 0].tokens.weight.sum() for epoch in range(30)]
     assert 0 in weights and max(weights) > 0
 
 

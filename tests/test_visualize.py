@@ -125,11 +125,11 @@ def test_contact_sheet_holds_every_picture():
     colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     sizes = [(100, 50), (30, 90), (1000, 500)]
     images = [np.full((*s, 3), c, np.uint8) for s, c in zip(sizes, colors, strict=True)]
-    sheet = contact_sheet(images, columns=2, max_side=120, gap=4)
-    assert sheet.shape == (2 * 124 + 4, 2 * 94 + 4, 3)
+    sheet = contact_sheet(images, columns=2, max_side=120)
+    assert sheet.shape == (2 * 126 + 6, 2 * 96 + 6, 3)
     areas = [(sheet == c).all(axis=2).sum() for c in colors]
     assert areas == [100 * 50, 30 * 90, 120 * 60]
-    assert contact_sheet(images[:1], columns=9, gap=0).shape == (100, 50, 3)
+    assert contact_sheet(images[:1], columns=9).shape == (112, 62, 3)
     with pytest.raises(ValueError, match="at least one image"):
         contact_sheet([])
 

@@ -1,4 +1,4 @@
-"""What all tasks share: a sequence is shifted into input and target, and weights mask the loss."""
+"""The base of the task tokenizers: input, target and loss weights of a sequence."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ from tokenizer.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One training sequence. `target[t]` is what the decoder should say after `input[: t + 1]`."""
+    """One training sequence: after `input[: t + 1]` the decoder should predict `target[t]`."""
 
     input: np.ndarray  # (T,) int64, starts with the prompt
     target: np.ndarray  # (T,) int64
@@ -18,10 +18,15 @@ class TokenSequence:
 
 
 class TaskTokenizer:
-    """Base of the task tokenizers; a task is one subclass with symmetrical `encode` / `decode`."""
+    """Base of the task tokenizers: annotations as tokens, and tokens as results.
+
+    A subclass has `encode` and its inverse `decode`; `sequence`, which makes training sequences;
+    `allowed`, the grammar of an answer; and `max_new_tokens`.
+    """
 
     task: ClassVar[str]
     layouts: ClassVar[tuple[str, ...]] = ("official",)  # of the vocabulary, that it can read
+    prompt_len: ClassVar[int] = 1  # tokens of the prompt
 
     def __init__(self, vocab: Vocabulary):
         if vocab.layout not in self.layouts:
@@ -32,16 +37,26 @@ class TaskTokenizer:
         self.vocab = vocab
 
     def settings(self) -> dict:
-        """What a weight file must record of this tokenizer, as JSON values.
+        """The options that a weight file records of this tokenizer, as JSON values.
 
-        `type(self)(vocab, **self.settings())` decodes what a model trained with `self` says.
+        `type(self)(vocab, **self.settings())` decodes the tokens of a model trained with `self`.
         """
         return {}
 
     @property
-    def max_len(self) -> int:
-        """Positions a decoder needs for this task, prompt included."""
+    def max_new_tokens(self) -> int:
+        """Length of the longest answer, without the prompt."""
         raise NotImplementedError
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends an answer early; None = there is none."""
+        return None
+
+    @property
+    def max_len(self) -> int:
+        """Positions that a decoder needs: the prompt, and the answer but its last token."""
+        return self.prompt_len + self.max_new_tokens - 1
 
     @property
     def prompt(self) -> np.ndarray:
@@ -62,8 +77,8 @@ class TaskTokenizer:
 
         Args:
             prompt: (P,) tokens with no loss; (N, P) or one for all where there are N.
-            shown, wanted: (R,) or (N, R), the response as the decoder sees it and as it should
-                say it.
+            shown, wanted: (R,) or (N, R), the response as the decoder reads it and as it should
+                predict it.
             weight: (R,) or (N, R) loss weights of the response.
             max_len: length T of the result; a longer response is an error.
             eos_weight: weight of every target that is padding; (N, 1) if they differ.
@@ -75,10 +90,10 @@ class TaskTokenizer:
         if end - 1 > max_len:
             raise ValueError(f"sequence must have at most {max_len} tokens, got {end - 1}")
         shape = (*wanted.shape[:-1], max_len + 1)
-        given, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        inputs, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         weights = np.zeros(shape, np.float32)
-        given[..., :start] = targets[..., :start] = prompt
-        given[..., start:end], targets[..., start:end] = shown, wanted
+        inputs[..., :start] = targets[..., :start] = prompt
+        inputs[..., start:end], targets[..., start:end] = shown, wanted
         weights[..., start:end] = weight
         np.copyto(weights, eos_weight, where=targets == self.vocab.pad)
-        return TokenSequence(given[..., :-1], targets[..., 1:], weights[..., 1:])
+        return TokenSequence(inputs[..., :-1], targets[..., 1:], weights[..., 1:])

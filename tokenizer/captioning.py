@@ -67,13 +67,7 @@ class CaptionTokenizer(TaskTokenizer):
 
     @property
     def max_new_tokens(self) -> int:
-        """Length of the longest answer, prompt not counted."""
         return self.max_tokens
-
-    @property
-    def max_len(self) -> int:
-        """Positions a decoder needs: the prompt and the answer but its last token."""
-        return len(self.prompt) + self.max_new_tokens - 1
 
     def encode(self, caption: str) -> np.ndarray:
         """(R,) token ids, R <= `max_tokens`, the last one `eos_id`."""

@@ -1,4 +1,4 @@
-"""This module writes coordinates and points as tokens, and reads them back.
+"""Coordinates and points as tokens, and back.
 
 A coordinate in [0, 1] becomes a bin (official `utils.py`: quantize, dequantize). Segmentation and
 keypoints share the prompt of one object, and points as tokens.

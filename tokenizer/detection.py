@@ -77,18 +77,11 @@ class DetectionTokenizer(TaskTokenizer):
 
     @property
     def max_new_tokens(self) -> int:
-        """Length of the answer, prompt not counted."""
         return TOKENS_PER_OBJECT * self.max_objects
 
     @property
     def eos_id(self) -> int | None:
-        """The token that ends an answer early; None = there is none."""
         return self.vocab.eos
-
-    @property
-    def max_len(self) -> int:
-        """Positions a decoder needs: the prompt and the answer but its last token."""
-        return len(self.prompt) + self.max_new_tokens - 1
 
     def encode(self, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Objects as tokens, in the given order.

@@ -32,7 +32,7 @@ class KeypointTokenizer(TaskTokenizer):
         eos_weight: loss weight of padding targets (of an object that is not there).
     """
 
-    task = "keypoint"
+    task, prompt_len = "keypoint", PROMPT_LEN
 
     def __init__(
         self,
@@ -67,13 +67,7 @@ class KeypointTokenizer(TaskTokenizer):
 
     @property
     def max_new_tokens(self) -> int:
-        """Length of the answer, prompt not counted."""
         return 2 * len(self.skeleton)
-
-    @property
-    def max_len(self) -> int:
-        """Positions a decoder needs: the prompt and the answer but its last token."""
-        return PROMPT_LEN + self.max_new_tokens - 1
 
     def prompts(self, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """(N, 6), see `instance_prompt`."""

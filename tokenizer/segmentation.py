@@ -33,7 +33,7 @@ class SegmentationTokenizer(TaskTokenizer):
             else the surroundings of the box, widened by this share of its sides on each side.
     """
 
-    task = "segmentation"
+    task, prompt_len = "segmentation", PROMPT_LEN
 
     def __init__(
         self,
@@ -66,13 +66,11 @@ class SegmentationTokenizer(TaskTokenizer):
 
     @property
     def max_new_tokens(self) -> int:
-        """Length of the longest answer, prompt not counted."""
         return 2 * self.max_points
 
     @property
-    def max_len(self) -> int:
-        """Positions a decoder needs: the prompt and the answer but its last token."""
-        return PROMPT_LEN + self.max_new_tokens - 1
+    def eos_id(self) -> int:
+        return self.vocab.pad
 
     def prompts(self, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """(N, 6), see `instance_prompt`."""

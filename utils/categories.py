@@ -1,4 +1,4 @@
-"""This module holds the names of classes and keypoints.
+"""The names and ids of classes, and the names of keypoints.
 
 Class ids fit the vocabulary; the ids of the annotation file are kept beside them. A skeleton says
 which keypoints a picture joins by lines, and which ones a mirror swaps.
@@ -50,12 +50,12 @@ class Categories:
         return cls(dict(enumerate(names, 1)), {i: i for i in range(1, len(names) + 1)})
 
     @property
-    def ids_of_source(self) -> dict[int, int]:
-        return {source: i for i, source in self.source_ids.items()}
-
-    @property
     def ids_of_names(self) -> dict[str, int]:
         return {name: i for i, name in self.names.items()}
+
+    def only(self, ids: Sequence[int]) -> "Categories":
+        """The categories with these class ids, in their order."""
+        return Categories({i: self.names[i] for i in ids}, {i: self.source_ids[i] for i in ids})
 
     def to_json(self) -> list[dict]:
         return [

@@ -1,4 +1,4 @@
-"""This module picks the device to run on, and describes the processes that work together."""
+"""The device to run on, and the processes that work together."""
 
 import os
 from dataclasses import dataclass

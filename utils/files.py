@@ -1,7 +1,4 @@
-"""This module writes files that appear complete or not at all, and checks values read from JSON.
-
-Nothing that a file says is taken on trust.
-"""
+"""Writes files that appear complete or not at all, and checks values read from JSON files."""
 
 import json
 import math

@@ -1,15 +1,13 @@
-"""This module reads pictures of every kind into one form: (H, W, 3) uint8 RGB.
+"""Reads picture files of every kind into one form: (H, W, 3) uint8 RGB.
 
-JPEG files are decoded straight into an array, and smaller than they are where that is enough.
+A JPEG file that is larger than needed can be decoded at a half, a quarter or an eighth of its size.
 """
 
 import glob
 import io
-import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -44,11 +42,6 @@ REDUCED = {  # denominator -> flags; the flags of OpenCV include those of blue f
     1: READ,
 }
 
-START = b"\xff\xd8"
-FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; the other ones are rare
-EXIF_OR_XMP, SCAN = 0xE1, 0xDA  # pixels begin with the scan
-SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)  # APPn, tables, restarts, comment
-
 
 def load_image(path: str | Path, *, exif: bool = True) -> np.ndarray:
     """Reads a picture file; transparent parts become white, of several frames the first counts.
@@ -61,63 +54,35 @@ def load_image(path: str | Path, *, exif: bool = True) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
+    return read_image(path, exif=exif)[0]
+
+
+def read_image(
+    path: str | Path, *, exif: bool = True, at_least: tuple[int, int] | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Reads a picture file, a JPEG much larger than `at_least` at a fraction of its size.
+
+    Args:
+        exif: see `load_image`.
+        at_least: (H, W) that the caller needs; None = all pixels.
+
+    Returns:
+        pixels (h, w, 3) uint8 RGB, and the size (H, W) of the picture in the file. At a fraction
+        1 / d of the size, pixel i is the mean of d original pixels from d * i on, and h and w are
+        H / d and W / d, rounded up.
+    """
     with _opened(path) as image:
+        orientation = _orientation(image) if exif else 1
+        stored = image.height, image.width
+        size = stored[::-1] if orientation in QUARTER_TURNS else stored
         pixels = None
         if is_plain_jpeg(image):
-            pixels = decode_jpeg(read_content(image), (image.height, image.width))
-        pixels = _rgb_array(image) if pixels is None else pixels
-        return _turned(pixels, _orientation(image) if exif else 1)
-
-
-@dataclass(frozen=True)
-class JpegFile:
-    """A picture that is not decoded yet."""
-
-    path: Path
-    content: np.ndarray  # the bytes of the file
-    stored_size: tuple[int, int]  # (H, W)
-    orientation: int  # EXIF, 1 = upright or not to be turned
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) as `read` gives it."""
-        height, width = self.stored_size
-        return (width, height) if self.orientation in QUARTER_TURNS else (height, width)
-
-    def pixels(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-        return self.read()[0]
-
-    def read(self, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
-        """The pixels, or means of blocks of them where that leaves `at_least` (H, W).
-
-        Returns:
-            (H, W, 3) uint8 RGB and the side d of the blocks: 1, 2, 4 or 8. Sides are divided by d
-            and rounded up, pixel i is the mean from d * i on.
-        """
-        denominator = 1
-        if at_least is not None:  # a turn may bring incomplete blocks to the front
-            denominator = reduction(self.size, at_least, exact=self.orientation != 1)
-        pixels = decode_jpeg(self.content, self.stored_size, denominator)
+            # in a turned picture incomplete blocks could come first
+            denominator = reduction(size, at_least, exact=orientation != 1) if at_least else 1
+            pixels = decode_jpeg(read_content(image), stored, denominator)
         if pixels is None:
-            with _opened(self.path) as image:
-                pixels, denominator = _rgb_array(image), 1
-        return _turned(pixels, self.orientation), denominator
-
-
-def open_image(path: str | Path, *, exif: bool = True) -> JpegFile | np.ndarray:
-    """As `load_image`, but a JPEG is not decoded yet."""
-    content = None
-    with suppress(OSError, ValueError), open(path, "rb") as file:  # `_opened` says what is wrong
-        content = file.read()
-        size = upright_size(content)
-        if size and size[0] * size[1] <= MAX_PIXELS:
-            return JpegFile(Path(path), np.frombuffer(content, np.uint8), size, orientation=1)
-    with _opened(path, content) as image:
-        if is_plain_jpeg(image):
-            size, orientation = (image.height, image.width), _orientation(image) if exif else 1
-            return JpegFile(Path(path), read_content(image), size, orientation)
-    return load_image(path, exif=exif)
+            pixels = _rgb_array(image)
+        return _turned(pixels, orientation), size
 
 
 def image_size(path: str | Path, *, exif: bool = True) -> tuple[int, int]:
@@ -132,15 +97,10 @@ def image_size(path: str | Path, *, exif: bool = True) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """The file as Pillow opens it; whatever goes wrong with it is an error of the user.
-
-    Args:
-        content: of the file, if it has been read already.
-    """
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file as Pillow opens it; whatever goes wrong with it is an error of the user."""
     try:
-        content = Path(path).read_bytes() if content is None else content
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise ValueError(
@@ -241,30 +201,6 @@ def _gray_8bit(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     return (scaled + 0.5).astype(np.uint8), opaque
 
 
-def upright_size(content: bytes) -> tuple[int, int] | None:
-    """(H, W) of a JPEG in colour or gray that nothing may turn, from its header.
-
-    Pillow takes thrice the time for it. None = ask Pillow: another format, a kind that is rare, or
-    something is wrong.
-    """
-    place, size = len(START), None
-    if content[:place] != START:
-        return None
-    while place + 10 <= len(content) and content[place] == 0xFF:
-        marker = content[place + 1]
-        if marker == SCAN:
-            return size
-        if marker in FRAMES and size is None:
-            bits, *size, channels = struct.unpack_from(">BHHB", content, place + 4)
-            size = tuple(size)
-            if bits != 8 or channels not in (1, 3) or 0 in size:
-                return None
-        elif marker not in SEGMENTS or marker == EXIF_OR_XMP:
-            return None
-        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return None
-
-
 def is_plain_jpeg(image: Image.Image) -> bool:
     """Whether `decode_jpeg` can read it: JPEG in colour or gray."""
     return image.format in FORMATS and image.mode in MODES
@@ -300,14 +236,14 @@ def decode_jpeg(
 
 
 def reduction(size: tuple[int, int], at_least: tuple[int, int], *, exact: bool) -> int:
-    """The largest denominator that leaves `at_least` pixels of both sides.
+    """The largest denominator that leaves more than `at_least` pixels of both sides.
 
     Args:
         size, at_least: (H, W).
         exact: only denominators that divide both sides.
     """
     for denominator in REDUCED:
-        leaves = all(s >= denominator * a for s, a in zip(size, at_least, strict=True))
+        leaves = all(s > denominator * a for s, a in zip(size, at_least, strict=True))
         if leaves and not (exact and any(s % denominator for s in size)):
             return denominator
     return 1

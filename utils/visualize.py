@@ -19,6 +19,8 @@ PALETTE = (
     (170, 130, 255), (128, 0, 30), (90, 220, 160), (20, 40, 150), (255, 90, 90), (150, 150, 0),
     (0, 160, 255), (200, 100, 60), (100, 60, 220), (0, 110, 50), (255, 150, 0), (190, 20, 130),
 )  # fmt: skip
+OPACITY = 0.45  # of masks
+GAP = 6  # pixels between the pictures of a sheet
 PALETTE_SALT = 37174  # found by search: keeps the common classes of VOC and COCO apart
 
 
@@ -85,23 +87,19 @@ def draw_masks(
     image: np.ndarray,
     masks: np.ndarray,
     names: Sequence[str],
-    *,
-    colors: Sequence[tuple[int, int, int]] | None = None,
-    opacity: float = 0.45,
 ) -> np.ndarray:
     """Tints objects and draws their contours; objects of one class differ in shade.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
         masks: (N, H, W) bool.
-        colors: one per mask; default shades of `class_colors`.
     """
     masks = np.asarray(masks, bool).reshape(-1, *image.shape[:2])
-    colors = _shades(names) if colors is None else colors
+    colors = _shades(names)
     result = image.astype(np.float32)
     order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
     for i in order:
-        result[masks[i]] = (1 - opacity) * result[masks[i]] + opacity * np.float32(colors[i])
+        result[masks[i]] = (1 - OPACITY) * result[masks[i]] + OPACITY * np.float32(colors[i])
     result = np.ascontiguousarray((result + 0.5).astype(np.uint8))
     for i in order:
         outlines, _ = cv2.findContours(
@@ -175,12 +173,7 @@ def draw_caption(image: np.ndarray, text: str) -> np.ndarray:
 
 
 def contact_sheet(
-    images: Sequence[np.ndarray],
-    columns: int = 4,
-    *,
-    max_side: int = 480,
-    gap: int = 6,
-    background: int = 255,
+    images: Sequence[np.ndarray], columns: int = 4, *, max_side: int = 480
 ) -> np.ndarray:
     """Pictures of any sizes in one grid, row by row, each centred in its cell.
 
@@ -197,12 +190,12 @@ def contact_sheet(
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    cell_w, cell_h = (max(p.size[k] for p in pictures) + gap for k in (0, 1))
-    size = (columns * cell_w + gap, rows * cell_h + gap)
-    sheet = Image.new("RGB", size, (background,) * 3)
+    cell_w, cell_h = (max(p.size[k] for p in pictures) + GAP for k in (0, 1))
+    size = (columns * cell_w + GAP, rows * cell_h + GAP)
+    sheet = Image.new("RGB", size, "white")
     for n, p in enumerate(pictures):
-        x, y = gap + n % columns * cell_w, gap + n // columns * cell_h
-        sheet.paste(p, (x + (cell_w - gap - p.width) // 2, y + (cell_h - gap - p.height) // 2))
+        x, y = GAP + n % columns * cell_w, GAP + n // columns * cell_h
+        sheet.paste(p, (x + (cell_w - GAP - p.width) // 2, y + (cell_h - GAP - p.height) // 2))
     return np.asarray(sheet).copy()
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
+MIN_IOU = 0.5  # of a hit
 COLUMNS = ["label", "name", "AP", "AP_11point", "objects", "difficult", "detections"]
 
 
@@ -18,13 +19,12 @@ def evaluate_voc(
     ground_truth: Mapping[Hashable, Mapping],
     detections: Mapping[Hashable, Mapping],
     class_names: Mapping[int, str],
-    iou: float = 0.5,
 ) -> dict:
     """Mean average precision over the classes that have ground truth.
 
     Detections are taken by descending score. Each belongs to the object of its class and image
-    that it overlaps most; the first with at least `iou` finds it, later ones are false positives
-    even where they overlap a second object. Difficult objects are neither asked for nor punished.
+    that it overlaps most; the first with an IoU of at least 0.5 finds it, later ones are false
+    positives even where they overlap a second object. Difficult objects do not count.
 
     Args:
         ground_truth: image id -> {"boxes": (N, 4) xyxy pixels, "labels": (N,), "difficult": (N,)};
@@ -46,7 +46,7 @@ def evaluate_voc(
     for label, name in class_names.items():
         mine = found["label"] == label
         total = int((~difficult[labels == label]).sum())
-        hit = found["iou"][mine] >= iou
+        hit = found["iou"][mine] >= MIN_IOU
         true, false = _count(found["score"][mine], found["best"][mine], hit, difficult)
         rows.append(
             {

@@ -1,12 +1,12 @@
-"""The three kinds of COCO annotation file, looked through."""
+"""Checks the three kinds of COCO annotation file."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dataset.annotation_errors import Faults
+from dataset.annotation_errors import AnnotationErrors
 from dataset.check.report import (
     TOLERANCE,
     Checked,
@@ -31,10 +31,36 @@ from dataset.coco_format import (
     read_outline,
 )
 from utils.categories import Categories, Skeleton
+from utils.cli import log
+from utils.errors import UserError
 from utils.masks import polygons_to_rle, rle_to_mask
 from utils.visualize import draw_detections, draw_keypoints, draw_masks
 
 NUM_WORDS = 30  # most frequent ones that are drawn
+
+
+def check_coco_files(
+    root: Path, splits: Sequence[str], kinds: Sequence[str]
+) -> dict[str, list[Checked]]:
+    """Image folder -> the findings of its annotation files.
+
+    Of several files those that are missing are reported and left out.
+
+    Args:
+        splits: "train", "val" or both.
+        kinds: see `check_coco`.
+    """
+    groups: dict[str, list[Checked]] = {}
+    for split in splits:
+        for kind in kinds:
+            path = root.expanduser() / "annotations" / f"{kind}_{split}2017.json"
+            if len(splits) * len(kinds) > 1 and root.is_dir() and not path.is_file():
+                log(f"notice: no {path}")
+                continue
+            groups.setdefault(f"{split}2017", []).append(check_coco(root, split, kind))
+    if not groups:
+        raise UserError(f"no annotation file in {root.expanduser() / 'annotations'}")
+    return groups
 
 
 def check_coco(root: Path, split: str, kind: str) -> Checked:
@@ -47,38 +73,41 @@ def check_coco(root: Path, split: str, kind: str) -> Checked:
         UserError: there is no such file, or it is of another kind altogether.
     """
     path, folder = coco_paths(root, split, kind=kind)
-    faults = Faults(path, report=True)
-    content = read_annotations(path, kind, faults)
-    images = read_images(content["images"], faults)
+    errors = AnnotationErrors(path, report=True)
+    content = read_annotations(path, kind, errors)
+    images = read_images(content["images"], errors)
     stated = map(tuple, images.sizes.tolist())
     names = zip(images.ids.tolist(), images.file_names.tolist(), stated, strict=True)
     entries = [ImageEntry(f"image {i}", folder / name, size) for i, name, size in names]
     for entry in entries:
         if 0 in entry.size:
-            faults.add("size_unstated", entry.name)
-    checked = Checked(str(path), faults, entries, [])
-    _note_ids(content["annotations"], faults)
+            errors.add("size_unstated", entry.name)
+    checked = Checked(str(path), errors, entries, [])
+    _note_ids(content["annotations"], errors)
     CHECKS[kind](checked, content, images)
     return checked
 
 
 def _check_instances(checked: Checked, content: dict, images: ImageTable) -> None:
-    faults, categories = checked.faults, _categories(content, checked.faults)
-    objects = _objects(content["annotations"], images, categories, faults)
+    errors, categories = checked.errors, _categories(content, checked.errors)
+    # boxes
+    objects = _objects(content["annotations"], images, categories, errors)
     place = np.searchsorted(images.ids, objects.image)  # (N,) number of the image
-    _note_boxes(objects, images.sizes[place], faults)
+    _note_boxes(objects, images.sizes[place], errors)
     sizes = [tuple(size) for size in images.sizes.tolist()]
+    # outlines, those of crowds too
     points = np.zeros(len(objects.rows), int)
     for i, (row, number) in enumerate(zip(objects.rows, place.tolist(), strict=True)):
-        parts = read_outline(row, faults, size=sizes[number])
+        parts = read_outline(row, errors, size=sizes[number])
         if not parts:
-            faults.add("no_outline", describe(row))
+            errors.add("no_outline", describe(row))
         points[i] = sum(len(part) for part in parts if not isinstance(part, dict))
     crowds = [row for row in content["annotations"] if row.get("iscrowd")]
     for row in crowds:
-        read_outline(row, faults)
+        read_outline(row, errors)
     for number in np.flatnonzero(np.bincount(place, minlength=len(sizes)) == 0):
-        faults.add("empty", checked.images[number].name)
+        errors.add("empty", checked.images[number].name)
+    # statistics
     names = {categories.source_ids[i]: name for i, name in categories.names.items()}
     lines, panels = label_statistics(objects.boxes, objects.category, place, len(sizes), names)
     checked.summary = [
@@ -101,34 +130,37 @@ def _check_instances(checked: Checked, content: dict, images: ImageTable) -> Non
 
 
 def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> None:
-    faults, categories = checked.faults, _categories(content, checked.faults)
+    errors, categories = checked.errors, _categories(content, checked.errors)
+    # the skeletons of the file, and the annotations that fit them
     skeletons: dict[int, Skeleton] = {}
     for row in content["categories"]:
         try:
             if row.get("keypoints"):
                 skeletons[row["id"]] = Skeleton.from_coco(row)
         except (ValueError, KeyError, AttributeError) as error:
-            faults.add("categories", "categories", str(error))
+            errors.add("categories", "categories", str(error))
     rows = []
     for category, skeleton in skeletons.items():
         mine = [row for row in content["annotations"] if row["category_id"] == category]
-        _, good = read_keypoints(mine, len(skeleton), faults)
+        _, good = read_keypoints(mine, len(skeleton), errors)
         rows += [row for row, is_good in zip(mine, good, strict=True) if is_good]
-    category, good = read_numbers(content["annotations"], "category_id", faults)
+    category, good = read_numbers(content["annotations"], "category_id", errors)
     unknown = good & ~np.isin(category, list(categories.source_ids.values()))
     for i in np.flatnonzero(unknown):
         said = f"it has the unknown category {category[i]}"
-        faults.add("unknown_category", describe(content["annotations"][i]), said)
+        errors.add("unknown_category", describe(content["annotations"][i]), said)
+    # objects with a labelled point
     crowds = sum(bool(row.get("iscrowd")) for row in rows)
     labelled = [row for row in rows if any(v > 0 for v in row["keypoints"][2::3])]
-    objects = _objects(labelled, images, categories, faults)
+    objects = _objects(labelled, images, categories, errors)
     place = np.searchsorted(images.ids, objects.image)
-    _note_boxes(objects, images.sizes[place], faults)
+    _note_boxes(objects, images.sizes[place], errors)
     points = [np.array(row["keypoints"], float).reshape(-1, 3) for row in objects.rows]
     for row, xyv, (height, width) in zip(objects.rows, points, images.sizes[place], strict=True):
         far = ((xyv[:, :2] < 0) | (xyv[:, :2] > [width or np.inf, height or np.inf])).any(1)
         for joint in np.flatnonzero(far & (xyv[:, 2] > 0)):
-            faults.add("point_outside", describe(row), f"point {joint} at {xyv[joint].tolist()}")
+            errors.add("point_outside", describe(row), f"point {joint} at {xyv[joint].tolist()}")
+    # statistics
     seen = Counter(
         skeletons[category].names[joint]
         for category, xyv in zip(objects.category.tolist(), points, strict=True)
@@ -163,16 +195,16 @@ COLORS = ((255, 200, 0), (0, 190, 200), (240, 50, 230))
 
 
 def _check_captions(checked: Checked, content: dict, images: ImageTable) -> None:
-    captions = read_captions(content["annotations"], checked.faults)
+    captions = read_captions(content["annotations"], checked.errors)
     places = {image_id: number for number, image_id in enumerate(images.ids.tolist())}
     for image_id in sorted(captions.keys() - places.keys()):
-        checked.faults.add("unlisted", f"captions of image {image_id}")
+        checked.errors.add("unlisted", f"captions of image {image_id}")
     captions = {places[i]: texts for i, texts in captions.items() if i in places}
     texts = [text for group in captions.values() for text in group]
     lengths = np.array([len(text.split()) for text in texts], int)
     per_image = np.array([len(captions.get(i, ())) for i in range(len(images.ids))], int)
     for number in np.flatnonzero(per_image == 0):
-        checked.faults.add("empty", checked.images[number].name, "no caption")
+        checked.errors.add("empty", checked.images[number].name, "no caption")
     words = Counter(word.strip(".,!?\"'").lower() for text in texts for word in text.split())
     words.pop("", None)
     checked.summary = [
@@ -196,46 +228,46 @@ CHECKS: dict[str, Callable] = {
 }
 
 
-def _categories(content: dict, faults: Faults) -> Categories:
+def _categories(content: dict, errors: AnnotationErrors) -> Categories:
     try:
         return Categories.from_coco(content["categories"])
     except ValueError as error:
-        faults.add("categories", "categories", str(error))
+        errors.add("categories", "categories", str(error))
         return Categories({}, {})
 
 
 def _objects(
-    rows: list[dict], images: ImageTable, categories: Categories, faults: Faults
+    rows: list[dict], images: ImageTable, categories: Categories, errors: AnnotationErrors
 ) -> Objects:
     return read_objects(
         [row for row in rows if not row.get("iscrowd")],
-        faults,
+        errors,
         known=categories.source_ids.values(),
         image_ids=images.ids,
         sizes=images.sizes,
     )
 
 
-def _note_ids(rows: list[dict], faults: Faults) -> None:
+def _note_ids(rows: list[dict], errors: AnnotationErrors) -> None:
     ids = [row["id"] for row in rows if isinstance(row.get("id"), int)]
     for row in rows:
         if not isinstance(row.get("id", 0), int):
-            faults.add("id_strange", describe(row))
+            errors.add("id_strange", describe(row))
     for annotation_id, count in Counter(ids).items():
         if count > 1:
-            faults.add("id_twice", f"annotation {annotation_id}", f"{count} times")
+            errors.add("id_twice", f"annotation {annotation_id}", f"{count} times")
 
 
-def _note_boxes(objects: Objects, sizes: np.ndarray, faults: Faults) -> None:
+def _note_boxes(objects: Objects, sizes: np.ndarray, errors: AnnotationErrors) -> None:
     """Boxes that are usable, but odd; sizes: (N, 2) (H, W) of their images, 0 if not stated."""
     keys = np.column_stack([objects.image, objects.category, objects.boxes.round(2)])  # (N, 6)
     for i in np.flatnonzero(repeats(keys)):
-        faults.add("same_box", describe(objects.rows[i]), f"bbox {objects.rows[i]['bbox']}")
+        errors.add("same_box", describe(objects.rows[i]), f"bbox {objects.rows[i]['bbox']}")
     upper = np.where(sizes > 0, sizes, np.inf)[:, ::-1]
     far = (objects.boxes[:, :2] < -TOLERANCE) | (objects.boxes[:, 2:] > upper + TOLERANCE)
     for i in np.flatnonzero(far.any(1)):
         size = "x".join(map(str, sizes[i].tolist()))
-        faults.add(
+        errors.add(
             "reaches_out",
             describe(objects.rows[i]),
             f"bbox {objects.rows[i]['bbox']} of a picture of {size} (HxW)",
@@ -251,7 +283,7 @@ def _grouper(place: np.ndarray) -> Callable[[int], np.ndarray]:
 
 def _mask(row: dict, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool; empty where the outline cannot be used."""
-    parts = read_outline(row, Faults("", report=True), size=size)
+    parts = read_outline(row, AnnotationErrors("", report=True), size=size)
     if parts and isinstance(parts[0], dict):
         return rle_to_mask(parts[0])
     return rle_to_mask(polygons_to_rle(parts, size))

@@ -1,4 +1,4 @@
-"""The findings as pictures: diagrams of the labels, a sheet of annotated samples."""
+"""The findings of a dataset check as pictures: diagrams, and a sheet of annotated samples."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from dataset.check.report import Checked, Panel
-from dataset.sample import Sample, read_annotated_image
+from dataset.sample import read_annotated_image
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.visualize import contact_sheet, draw_caption, save_image
@@ -26,6 +26,16 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+
+
+def save_figures(checked: Checked, folder: Path) -> None:
+    """Writes the diagrams and the sheet of one annotation file, if it has labels."""
+    if not checked.panels:
+        return
+    stem = Path(checked.name).stem
+    name = stem.replace(" ", "_")
+    save_statistics(folder / f"{name}_statistics.png", stem, checked.panels)
+    save_samples(folder / f"{name}_samples.png", checked)
 
 
 def save_statistics(path: Path, title: str, panels: list[Panel]) -> None:
@@ -91,24 +101,22 @@ def _histogram(axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
 
 
-def save_samples(path: Path, checked: Checked, seed: int = 0) -> int:
-    """Draws annotated images, chosen at random; returns how many there are.
+def save_samples(path: Path, checked: Checked) -> None:
+    """Draws annotated images, chosen at random.
 
     Images that cannot be read are left out: the check has named them.
     """
-    numbers = np.random.default_rng(seed).permutation(checked.drawable).tolist()
+    numbers = np.random.default_rng(0).permutation(checked.drawable).tolist()
     pictures = []
     for number in numbers:
         if len(pictures) == NUM_SAMPLES:
             break
         entry = checked.images[number]
         try:
-            image, size = read_annotated_image(entry.path, entry.size, "")
-            pixels = Sample(image, entry.name, size).image
+            image, _ = read_annotated_image(entry.path, entry.size, "")
         except UserError:
             continue
         title = checked.title(number) if checked.title else entry.name
-        pictures.append(draw_caption(checked.draw(number, pixels), title))
+        pictures.append(draw_caption(checked.draw(number, image), title))
     if pictures:
         save_image(path, contact_sheet(pictures, COLUMNS, max_side=SIDE))
-    return len(pictures)

@@ -1,10 +1,9 @@
-"""What the check of one annotation file, or of the sets of a VOCdevkit, has found.
+"""The findings of a dataset check: errors, statistics of labels, and the state of the images.
 
-Image files must be there, readable, and of the size that the annotation states. Numbers of labels
-become lines and diagrams.
+Image files must be there, readable, and of the size that the annotation states.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.annotation_errors import KINDS, Faults, Level
+from dataset.annotation_errors import KINDS, AnnotationErrors, Level
 from utils.errors import UserError
 from utils.images import image_size, load_image
 
@@ -47,7 +46,7 @@ class Checked:
     """One annotation file, or the sets of a VOCdevkit."""
 
     name: str
-    faults: Faults
+    errors: AnnotationErrors
     images: list[ImageEntry]
     summary: list[str]  # lines
     panels: list[Panel] = field(default_factory=list)
@@ -57,23 +56,23 @@ class Checked:
 
     @property
     def num_errors(self) -> int:
-        """Faults that training refuses."""
-        return sum(n for kind, n in self.faults.counts.items() if KINDS[kind].level in ERRORS)
+        """Number of errors that training refuses."""
+        return sum(n for kind, n in self.errors.counts.items() if KINDS[kind].level in ERRORS)
 
     def text(self) -> str:
         """The findings, the worst first."""
         lines = [self.name, *(f"  {line}" for line in self.summary)]
         for level in Level:
-            kinds = [kind for kind in KINDS if self.faults.counts[kind]]
+            kinds = [kind for kind in KINDS if self.errors.counts[kind]]
             kinds = [kind for kind in kinds if KINDS[kind].level is level]
             lines += [f"  {level.value}:"] if kinds else []
             for kind in kinds:
-                count, examples = self.faults.counts[kind], self.faults.examples[kind]
+                count, examples = self.errors.counts[kind], self.errors.examples[kind]
                 lines.append(f"    {count:>7} {KINDS[kind].text}")
                 lines += [f"            {example}" for example in examples]
                 lines += ["            …"] if count > len(examples) else []
-        if not self.faults.counts:
-            lines.append("  no fault found")
+        if not self.errors.counts:
+            lines.append("  no error found")
         return "\n".join(lines)
 
 
@@ -97,27 +96,28 @@ def columns(cells: list[str], width: int = 96) -> list[str]:
     return ["".join(f"{c:<{cell}}" for c in cells[row::rows]).rstrip() for row in range(rows)]
 
 
-def check_images(
-    entries: Iterable[ImageEntry], faults: Faults, *, decode: bool, threads: int
-) -> int:
-    """Counts what is wrong with images; returns how many were looked at.
+def check_images(name: str, group: Sequence[Checked], *, decode: bool, threads: int) -> Checked:
+    """Looks at the image files of several annotation files, each once.
 
     Args:
+        name: of the images, for the report.
         decode: read all pixels; otherwise only the headers, which takes a tenth of the time but
-            does not see that a file is cut off.
+            does not show that a file is cut off.
     """
-    entries = list({entry.path: entry for entry in entries}.values())
+    errors = AnnotationErrors(name, report=True)
+    entries = list({entry.path: entry for checked in group for entry in checked.images}.values())
     look: Callable = partial(_look, decode=decode)
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         found = tqdm(pool.map(look, entries), "images", len(entries), unit="image", disable=None)
         for entry, (kind, detail) in zip(entries, found, strict=True):
             if kind:
-                faults.add(kind, entry.name, detail)
-    return len(entries)
+                errors.add(kind, entry.name, detail)
+    depth = "all pixels read" if decode else "headers read; --decode reads the pixels too"
+    return Checked(f"images of {name}", errors, [], [f"{len(entries)} images, {depth}"])
 
 
 def _look(entry: ImageEntry, decode: bool) -> tuple[str, str]:
-    """The kind of fault of one image and what it is; empty if there is none."""
+    """The kind of error of one image and its details; empty if there is none."""
     if not entry.path.is_file():
         return "image_missing", f"no file {entry.path}"
     try:

@@ -417,7 +417,7 @@ COCO = [
         "caption is empty",
         _row("captions", caption="  "),
         CAPTIONING,
-        "captions that say nothing, 1",
+        "empty captions, 1",
         notice=True,
     ),
     Case(

@@ -23,7 +23,7 @@ def coco(task: str):
     def read(place: Place) -> None:
         source = build_source(task, "coco", place.root, "train")
         for index in range(len(source)):
-            _ = source[index].image  # decoded as late as this
+            source.read(index)
 
     return read
 
@@ -31,7 +31,7 @@ def coco(task: str):
 def voc(place: Place) -> None:
     source = build_source("detection", "voc", place.root, "2012:train")
     for index in range(len(source)):
-        _ = source[index].image
+        source.read(index)
 
 
 def ground_truth(place: Place) -> None:
