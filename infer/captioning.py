@@ -14,7 +14,7 @@ from dataset.batch import EvalBatch
 from infer.batches import EvalLoop, predict_all
 from infer.results import Captions, Report
 from infer.trained_model import Encoded, TrainedModel
-from models.generate import beam_search, uniforms_of_images
+from models.generate import SamplingOptions, beam_search, uniforms_of_images
 from tokenizer.captioning import CaptionTokenizer
 from utils.caption_metrics import ptb_tokenize, score_captions
 from utils.errors import UserError
@@ -38,6 +38,7 @@ class CaptionOptions:
     seed: int = 0  # of the draws: an image gives the same result in every batch
 
     def __post_init__(self):
+        SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
         if self.num_captions < 1 or self.num_beams < 1:
             raise ValueError(
                 "num_captions and num_beams must be at least 1, got "

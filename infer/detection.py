@@ -16,7 +16,7 @@ from dataset.voc_detection import VocDetection
 from infer.batches import EvalLoop, predict_all
 from infer.results import Detections, Report, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
-from models.generate import uniforms_of_images
+from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.detection import DetectionTokenizer
 from utils.categories import Categories
 from utils.errors import UserError
@@ -34,10 +34,20 @@ class DetectionOptions:
     seed: int = 0  # of the draws: an image gives the same result in every batch
     max_objects: int | None = None  # to ask for; None = as many as the weights were trained for
 
+    def __post_init__(self):
+        SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
+
     @classmethod
     def from_settings(cls, cfg, max_objects: int | None = None) -> DetectionOptions:
-        """Decoding as the settings say."""
-        return cls(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed, max_objects)
+        """Decoding as the settings say.
+
+        Raises:
+            UserError: a value that cannot work.
+        """
+        try:
+            return cls(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed, max_objects)
+        except ValueError as error:
+            raise UserError(f"settings of detection: {error}") from error
 
 
 def detect(
@@ -70,28 +80,26 @@ def detect(
     """
     model, tokenizer = trained.model, detection_tokenizer(trained, options.max_objects)
     encoded = encoded or trained.encode(images)
-    # Every image is asked the same question, and has random numbers of its own.
+    # Every image has the same prompt, and random numbers of its own.
     prompt = torch.from_numpy(tokenizer.prompt).to(model.device).expand(len(images), -1)  # (B, 1)
     uniforms = uniforms_of_images(
         prompt, image_ids, seed=options.seed, num_steps=tokenizer.max_new_tokens
     )
     # Tokens, and the likeliest class with its log-probability at every step: all (B, T).
-    tokens, _, classes, log_probs = (
-        out.cpu().numpy()
-        for out in model.generate(
-            encoded.memory,
-            prompt,
-            max_new_tokens=tokenizer.max_new_tokens,
-            eos_id=tokenizer.eos_id,
-            # Without an end token nothing is ruled out, as officially.
-            allowed=None if tokenizer.eos_id is None else tokenizer.allowed,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            score_range=tokenizer.vocab.class_range,
-            uniforms=uniforms,
-        )
+    outputs = model.generate(
+        encoded.memory,
+        prompt,
+        max_new_tokens=tokenizer.max_new_tokens,
+        eos_id=tokenizer.eos_id,
+        # Without an end token nothing is ruled out, as officially.
+        allowed=None if tokenizer.eos_id is None else tokenizer.allowed,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        score_range=tokenizer.vocab.class_range,
+        uniforms=uniforms,
     )
+    tokens, _, classes, log_probs = (values.cpu().numpy() for values in outputs)
     # Back to original pixels.
     return [
         to_original(

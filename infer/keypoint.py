@@ -47,6 +47,7 @@ class KeypointOptions:
     seed: int = 0  # of the draws: an object gives the same result in every batch
 
     def __post_init__(self):
+        SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
         if self.max_crops < 1:
             raise ValueError(f"max_crops must be at least 1, got {self.max_crops}")
         if self.official_resampling and (self.top_k > 1 or not self.suppress_invisible):
@@ -108,40 +109,27 @@ def find_keypoints(
     Returns:
         B `Keypoints`, in the order of the boxes.
     """
-    model, tokenizer = trained.model, trained.tokenizer("keypoint")
+    tokenizer = trained.tokenizer("keypoint")
     # What a caller may leave out.
-    if image_ids is None:
-        image_ids = [0] * len(images)
     weight = options.points_score_weight
     if weight is None:
         weight = 1.0 if scores is None else NOTEBOOK_WEIGHT
-    sizes = [tuple(image.shape[1:]) for image in images]
-    boxes = [_inside(b, size) for b, size in zip(boxes, sizes, strict=True)]
-    if labels is None:
-        labels = [np.full(len(b), tokenizer.labels[0]) for b in boxes]
-    if scores is None:
-        scores = [np.ones(len(b)) for b in boxes]
-    labels = [np.asarray(k, np.int64).reshape(-1) for k in labels]
-    scores = [np.asarray(s, np.float32).reshape(-1) for s in scores]
-    # The R objects of all images in one row, each seen in a crop of its own.
-    counts = [len(b) for b in boxes]
-    owners = np.repeat(np.arange(len(boxes)), counts)  # (R,) number of the image
+    if image_ids is None:
+        image_ids = [0] * len(images)
+    boxes, labels, scores = _complete(tokenizer, images, boxes, labels, scores)
+    # Points of the R objects of all images, in one row.
     flat = [np.concatenate(rows) for rows in (boxes, labels, scores)]
-    images = [image.to(model.device, non_blocking=True) for image in images]  # once for all crops
-    points = np.zeros((len(owners), len(tokenizer.skeleton), 3), np.float32)  # (R, K, 3)
+    points = np.zeros((len(flat[0]), len(tokenizer.skeleton), 3), np.float32)  # (R, K, 3)
     point_scores = np.zeros(points.shape[:2], np.float32)
-    mixed_scores = np.zeros(len(owners), np.float32)
-    for start in range(0, len(owners), options.max_crops):
-        part = slice(start, start + options.max_crops)
-        encoded = trained.encode_crops(
-            [images[i] for i in owners[part]], flat[0][part], tokenizer.crop
-        )
-        ids = [image_ids[i] for i in owners[part]]
+    mixed_scores = np.zeros(len(points), np.float32)
+    crops = trained.crop_batches(images, boxes, tokenizer.crop, options.max_crops)
+    for part, owners, encoded in crops:
+        ids = [image_ids[i] for i in owners]
         points[part], point_scores[part], mixed_scores[part] = _decode(
             trained, encoded, *(rows[part] for rows in flat), options, weight, ids
         )
     # Back to a result per image.
-    ends = np.cumsum(counts)[:-1]
+    ends = np.cumsum([len(b) for b in boxes])[:-1]
     split = [np.split(rows, ends) for rows in (mixed_scores, points, point_scores)]
     names = trained.categories.names
     return [
@@ -153,17 +141,17 @@ def find_keypoints(
 def with_keypoints(trained: TrainedModel, found: Sequence[Detections]) -> list[Detections]:
     """The detections whose classes the weights know keypoints of."""
     labels = trained.tokenizer("keypoint").labels
-    return [one[np.flatnonzero(np.isin(one.labels, labels))] for one in found]
+    return [one.select(np.flatnonzero(np.isin(one.labels, labels))) for one in found]
 
 
 def to_original(
     tokenizer: KeypointTokenizer, tokens: np.ndarray, box: np.ndarray, geometry: Geometry
 ) -> np.ndarray:
     """(T,) tokens and a box in original pixels -> (K, 3) original pixels, visibility 2 or 0."""
-    points, said = tokenizer.decode(tokens, geometry.boxes(box), geometry.size)
+    points, has_place = tokenizer.decode(tokens, geometry.boxes(box), geometry.size)
     h, w = geometry.orig_size
     points = np.clip(geometry.inverse_points(points), 0, np.float32([w, h]))
-    return np.column_stack([points, np.where(said, 2, 0)]).astype(np.float32)
+    return np.column_stack([points, np.where(has_place, 2, 0)]).astype(np.float32)
 
 
 def _decode(
@@ -219,10 +207,25 @@ def _decode(
     return points, np.exp(log_probs).reshape(len(tokens), -1, 2).mean(2), scores
 
 
-def _inside(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Boxes clipped to the image, (N, 4) float32."""
-    boxes = np.nan_to_num(np.asarray(boxes, np.float32).reshape(-1, 4))
-    return np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
+def _complete(
+    tokenizer: KeypointTokenizer,
+    images: Sequence[Tensor],
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray] | None,
+    scores: Sequence[np.ndarray] | None,
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Boxes cut to their images, labels and scores, as arrays per image."""
+    inside = []
+    for image, of_image in zip(images, boxes, strict=True):
+        h, w = image.shape[1:]
+        of_image = np.nan_to_num(np.asarray(of_image, np.float32).reshape(-1, 4))
+        inside.append(np.clip(of_image, 0, np.float32([w, h, w, h])))
+    if labels is None:
+        labels = [np.full(len(b), tokenizer.labels[0]) for b in inside]
+    if scores is None:
+        scores = [np.ones(len(b)) for b in inside]
+    labels = [np.asarray(k, np.int64).reshape(-1) for k in labels]
+    return inside, labels, [np.asarray(s, np.float32).reshape(-1) for s in scores]
 
 
 def evaluate(

@@ -19,7 +19,7 @@ LEADING = ("AP", "AP50", "AP75", "mAP50", "mAP50_11point", "CIDEr", "BLEU-4", "R
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects of one image, best first."""
+    """Objects of one image; what is detected comes best first."""
 
     boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels
     labels: np.ndarray  # (N,) int64 class ids
@@ -29,18 +29,18 @@ class Detections:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: np.ndarray) -> Detections:
-        """The objects of these numbers."""
+    def select(self, rows: np.ndarray) -> Detections:
+        """The objects with these numbers, in this order."""
         names = [self.names[i] for i in rows]
         return Detections(self.boxes[rows], self.labels[rows], self.scores[rows], names)
 
     def above(self, threshold: float) -> Detections:
         """The objects that score at least `threshold`."""
-        return self[np.flatnonzero(self.scores >= threshold)]
+        return self.select(np.flatnonzero(self.scores >= threshold))
 
     def best(self, most: int | None = None) -> Detections:
-        """The objects that score best, at most so many, best first; None = all."""
-        return self[np.argsort(-self.scores, kind="stable")[:most]]
+        """The `most` objects that score best, or all of them, best first."""
+        return self.select(np.argsort(-self.scores, kind="stable")[:most])
 
     def to_coco(self, image_id: int, categories: Categories) -> list[dict]:
         """Rows of a COCO results file (`bbox` is xywh), with the annotation file's ids."""
@@ -56,7 +56,7 @@ class Detections:
 class InstanceMasks:
     """Masks of given objects of one image, in the order of their boxes."""
 
-    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the boxes that were asked about
+    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the given boxes
     labels: np.ndarray  # (N,) int64 class ids
     scores: np.ndarray  # (N,) float32 in [0, 1], those of the boxes
     names: list[str]  # (N,) class names
@@ -116,12 +116,12 @@ class Captions:
 class Keypoints:
     """Keypoints of given objects of one image, in the order of their boxes."""
 
-    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the boxes that were asked about
+    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the given boxes
     labels: np.ndarray  # (N,) int64 class ids
     scores: np.ndarray  # (N,) float32 in [0, 1]
     names: list[str]  # (N,) class names
-    # (N, K, 3) float32 x, y in original pixels, visibility: 2, or 0 for a point the model passed
-    # on, which stands at the centre of the box because scoring wants a place for all
+    # (N, K, 3) float32: x, y in original pixels, visibility 2. A point that the model calls
+    # invisible has visibility 0 and stands at the centre of the box: scoring needs a place for all.
     points: np.ndarray
     point_scores: np.ndarray  # (N, K) float32, mean probability of the point's tokens
     skeleton: Skeleton
@@ -144,7 +144,7 @@ class Keypoints:
     def to_json(self) -> list[dict]:
         """Plain rows: label, score, box as [xmin, ymin, xmax, ymax], keypoints by their names.
 
-        A keypoint is {x, y, score}, or None where the model passed on it.
+        A keypoint is {x, y, score}, or None where the model said that it is not visible.
         """
         rows = _object_rows(self)
         for row, points, probabilities in zip(rows, self.points, self.point_scores, strict=True):
@@ -171,7 +171,7 @@ def _object_rows(found: Detections | InstanceMasks | Keypoints) -> list[dict]:
 
 
 def columns(found: Sequence[Detections]) -> tuple[list, list, list]:
-    """Boxes, labels and scores of B images, as `segment` and `find_keypoints` take them."""
+    """Boxes, labels and scores of B images, each as a list: arguments of `segment`."""
     return tuple([getattr(one, name) for one in found] for name in ("boxes", "labels", "scores"))
 
 

@@ -20,7 +20,7 @@ from infer.boxes import BoxSource
 from infer.detection import DetectionOptions
 from infer.results import InstanceMasks, Report, columns, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
-from models.generate import uniforms_of_images
+from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.segmentation import SegmentationTokenizer
 from utils.errors import UserError
 from utils.masks import majority_mask
@@ -43,6 +43,7 @@ class SegmentationOptions:
     seed: int = 0  # of the draws: an object gives the same result in every batch
 
     def __post_init__(self):
+        SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
         if self.num_samples < 1 or self.max_rows < 1:
             raise ValueError(
                 f"num_samples and max_rows must be at least 1, got {self.num_samples} and "
@@ -152,24 +153,18 @@ def _segment_crops(
 ) -> list[list[dict]]:
     """As `_decode`, but every object is seen in the surroundings of its box."""
     pad = trained.tokenizer("segmentation").crop
-    images = [image.to(trained.model.device, non_blocking=True) for image in images]  # once
-    # All boxes in one row, each an image of its own.
-    owners = np.repeat(np.arange(len(boxes)), [len(b) for b in boxes])  # (R,) image of each box
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *boxes])  # (R, 4)
-    labels = np.concatenate([np.zeros(0, np.int64), *labels])  # (R,)
+    flat_boxes, flat_labels = np.concatenate(boxes), np.concatenate(labels)  # (R, 4), (R,)
     rles: list[list[dict]] = [[] for _ in images]
-    for start in range(0, len(owners), CROPS):
-        part = slice(start, start + CROPS)
-        encoded = trained.encode_crops([images[i] for i in owners[part]], boxes[part], pad)
+    for part, owners, encoded in trained.crop_batches(images, boxes, pad, CROPS):
         found = _decode(
             trained,
             encoded,
-            boxes[part, None],
-            labels[part, None],
+            flat_boxes[part, None],  # every crop is an image with one box
+            flat_labels[part, None],
             options,
-            [image_ids[i] for i in owners[part]],
+            [image_ids[i] for i in owners],
         )
-        for i, (rle,) in zip(owners[part], found, strict=True):
+        for i, (rle,) in zip(owners, found, strict=True):
             rles[i].append(rle)
     return rles
 
@@ -187,7 +182,7 @@ def _decode(
     prompts = _prompts(tokenizer, encoded, boxes, labels)  # per image (N, 6)
     num_samples = 1 if options.top_k == 1 else options.num_samples  # greedy samples are all alike
     rles: list[list[dict]] = [[{}] * len(p) for p in prompts]
-    for pieces in _pack([len(p) for p in prompts], max(options.max_rows // num_samples, 1)):
+    for pieces in pack_objects([len(p) for p in prompts], max(options.max_rows // num_samples, 1)):
         most = pieces[0][2] - pieces[0][1]
         # Images with fewer objects repeat theirs, so that the sequences of an image stand together.
         rows = np.stack([np.resize(prompts[i][a:b], (most, 6)) for i, a, b in pieces])
@@ -237,7 +232,7 @@ def _prompts(
     return prompts
 
 
-def _pack(counts: Sequence[int], limit: int) -> Iterator[list[tuple[int, int, int]]]:
+def pack_objects(counts: Sequence[int], limit: int) -> Iterator[list[tuple[int, int, int]]]:
     """Groups of (image, first, end) objects, largest first, that fill up to `limit` rows.
 
     A group takes as many rows as it has images times the objects of its first one.

@@ -4,7 +4,7 @@ Every task function of `infer/` takes a `TrainedModel`.
 """
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,29 @@ class TrainedModel:
             for image, box in zip(images, boxes, strict=True)
         ]
         return self._encode_regions(images, regions)
+
+    def crop_batches(
+        self, images: Sequence[Tensor], boxes: Sequence[np.ndarray], pad: float, most: int
+    ) -> Iterator[tuple[slice, np.ndarray, Encoded]]:
+        """Encodes the surroundings of all boxes of a batch of images.
+
+        Args:
+            images: B uint8 (3, h, w) originals.
+            boxes: B of (N, 4) xyxy original pixels.
+            pad: see `encode_crops`.
+            most: crops that are encoded together.
+
+        Yields:
+            which of the R boxes of all images it is about, the number of the image of each, and
+            the encoded crops.
+        """
+        images = [image.to(self.model.device, non_blocking=True) for image in images]  # once
+        owners = np.repeat(np.arange(len(boxes)), [len(b) for b in boxes])  # (R,)
+        flat_boxes = np.concatenate(boxes)  # (R, 4)
+        for start in range(0, len(owners), most):
+            part = slice(start, start + most)
+            of_part = [images[i] for i in owners[part]]
+            yield part, owners[part], self.encode_crops(of_part, flat_boxes[part], pad)
 
     def _encode_regions(
         self, images: Sequence[Tensor], regions: Sequence[tuple[int, int, int, int] | None]
