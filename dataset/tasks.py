@@ -1,4 +1,4 @@
-"""Task tokenizers, sources and training sets from explicit arguments: the task registry.
+"""Sources and training sets of the tasks from explicit arguments: the task registry.
 
 A new task is one entry in `TASKS`; a new dataset of a task is one entry in its `sources`.
 """
@@ -28,7 +28,7 @@ from tokenizer.captioning import CaptionTokenizer
 from tokenizer.detection import DetectionTokenizer
 from tokenizer.keypoint import KeypointTokenizer
 from tokenizer.segmentation import SegmentationTokenizer
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.tasks import build_tokenizer as build_tokenizer  # for those who build all of it
 from utils.cli import log
 from utils.errors import UserError
 
@@ -100,9 +100,8 @@ def _encode_captioning(tokenizer: CaptionTokenizer) -> Encode:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task is made of, from annotation to tokens."""
+    """What a task is made of, from annotation to tokens; its tokenizer: `tokenizer/tasks.py`."""
 
-    tokenizer: type[TaskTokenizer]
     sources: dict[str, Callable]  # dataset name -> (root, split, **options) -> source of Samples
     encode: Callable[[TaskTokenizer], Encode]  # picks a Sample's fields for the tokenizer
     train_transforms: Callable[..., list]
@@ -110,25 +109,21 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "detection": Task(
-        tokenizer=DetectionTokenizer,
         sources={"coco": _coco_detection, "voc": _voc_detection},
         encode=_encode_detection,
         train_transforms=detection_train,
     ),
     "segmentation": Task(
-        tokenizer=SegmentationTokenizer,
         sources={"coco": _coco_segmentation},
         encode=_encode_segmentation,
         train_transforms=segmentation_train,
     ),
     "keypoint": Task(
-        tokenizer=KeypointTokenizer,
         sources={"coco": _coco_keypoints},
         encode=_encode_keypoints,
         train_transforms=keypoint_train,
     ),
     "captioning": Task(
-        tokenizer=CaptionTokenizer,
         sources={"coco": _coco_captions},
         encode=_encode_captioning,
         train_transforms=captioning_train,
@@ -145,11 +140,6 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise UserError(f"task must be one of {sorted(TASKS)}, got {name!r}")
     return TASKS[name]
-
-
-def build_tokenizer(task: str, vocab: Vocabulary, **options) -> TaskTokenizer:
-    """The tokenizer of a task; options are those of its class."""
-    return find_task(task).tokenizer(vocab, **options)
 
 
 def build_source(task: str, dataset: str, root: Path, split: str, **options):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from dataset.geometry import Geometry
-from dataset.voc_detection import VocDetection
 from infer.batches import EvalLoop, predict_all
 from infer.results import Detections, Report, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
@@ -162,15 +161,16 @@ def evaluate(
         )
 
     found = predict_all(source, predict, loop)
-    if isinstance(source, VocDetection):
-        return score_voc(source, found, categories)
-    return score_coco(source, found, categories, "bbox")
+    if hasattr(source, "coco"):
+        return score_coco(source, found, categories, "bbox")
+    return score_voc(source, found, categories)
 
 
-def score_voc(source: VocDetection, found: dict[str, Detections], categories: Categories) -> Report:
+def score_voc(source, found: dict[str, Detections], categories: Categories) -> Report:
     """VOC AP50: area under the curve and 11-point.
 
     Args:
+        source: `VocDetection`.
         found: image id -> detections, also of the images without objects.
         categories: with the class ids of the data.
     """

@@ -13,15 +13,14 @@ from torch import Tensor
 
 from dataset.geometry import Geometry, crop_to_box
 from dataset.preprocess import Resizing, letterbox_batch
-from dataset.tasks import TASKS, build_tokenizer
 from models import ModelConfig, Pix2Seq
 from tokenizer.base import TaskTokenizer
+from tokenizer.tasks import MISFITS, TOKENIZERS, build_saved_tokenizer
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError, one_line
 from utils.files import check_fields, shown
 
-MISFITS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
 HEAVY = ("captioning",)  # tasks whose tokenizer is built when it is needed
 
 
@@ -77,8 +76,8 @@ class TrainedModel:
         key = (task, *sorted(changes.items()))
         settings = self.require(task) | changes
         if key not in self._tokenizers:
-            self._tokenizers[key] = build_checked_tokenizer(
-                task, settings, self.vocab, self.model.config, self.name
+            self._tokenizers[key] = build_saved_tokenizer(
+                task, settings, self.vocab, self.model.config.max_len, self.name
             )
         return self._tokenizers[key]
 
@@ -212,7 +211,7 @@ def read_meta(meta: dict, config: ModelConfig, source: str) -> WeightMeta:
         check_fields(resizing, typing.get_type_hints(Resizing))
         # Tasks
         tasks = meta["tasks"]
-        check_fields(tasks, dict.fromkeys(TASKS, dict))
+        check_fields(tasks, dict.fromkeys(TOKENIZERS, dict))
         if not tasks:
             raise ValueError("it names no task")
     except MISFITS as error:
@@ -222,30 +221,8 @@ def read_meta(meta: dict, config: ModelConfig, source: str) -> WeightMeta:
         ) from error
     for task, settings in tasks.items():
         if task not in HEAVY:
-            build_checked_tokenizer(task, settings, vocab, config, source)
+            build_saved_tokenizer(task, settings, vocab, config.max_len, source)
     return WeightMeta(tasks, vocab, categories, meta["resize_mode"], Resizing(**resizing))
-
-
-def build_checked_tokenizer(
-    task: str, settings: dict, vocab: Vocabulary, config: ModelConfig, source: str
-) -> TaskTokenizer:
-    """Builds the tokenizer that a weight file describes.
-
-    Raises:
-        UserError: the settings are none of that task, or the decoder has no room for it.
-    """
-    try:
-        kinds = typing.get_type_hints(TASKS[task].tokenizer.__init__)
-        check_fields(settings, kinds)
-        tokenizer = build_tokenizer(task, vocab, **settings)
-        if tokenizer.max_len > config.max_len:
-            raise ValueError(f"it needs {tokenizer.max_len} positions of {config.max_len}")
-    except MISFITS as error:
-        raise UserError(
-            f"the metadata of {source} describes no {task}: {one_line(error)}; convert or train "
-            "it anew"
-        ) from error
-    return tokenizer
 
 
 def _read_categories(rows: object, vocab: Vocabulary) -> Categories:

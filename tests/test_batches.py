@@ -9,6 +9,8 @@ from infer.batches import batches_of
 from infer.predictor import Predictor
 from infer.script import Output, infer_parser, read_batches
 from infer.tasks import EVALUATIONS
+from tokenizer import vocabulary
+from tokenizer.tasks import TOKENIZERS
 from utils.errors import UserError
 from utils.images import list_images
 from utils.visualize import save_image
@@ -33,8 +35,8 @@ def test_images_come_alone_or_in_lists_with_what_belongs_to_them():
     assert read([], [], 4) == []
 
 
-def test_every_task_has_an_entry_in_both_registries():
-    assert list(EVALUATIONS) == list(TASKS)
+def test_every_task_has_an_entry_in_all_registries():
+    assert list(EVALUATIONS) == list(TASKS) == list(TOKENIZERS) == list(vocabulary.TASKS)
 
 
 def test_what_was_found_before_an_unreadable_image_is_kept(tmp_path, capsys):

@@ -12,6 +12,7 @@ from PIL import Image
 
 import dataset.tasks
 import infer.tasks
+import tokenizer.tasks
 import tokenizer.vocabulary
 from docs import draw_sequences
 from infer import evaluate
@@ -62,7 +63,11 @@ def fifth_task(monkeypatch):
             getattr(module, "__dict__", {}).get("TASKS") is known
         ):  # the vocabulary, and scripts that import it
             monkeypatch.setattr(module, "TASKS", names)
-    for registry in (dataset.tasks.TASKS, infer.tasks.EVALUATIONS):
+    for registry in (
+        tokenizer.tasks.TOKENIZERS,
+        dataset.tasks.TASKS,
+        infer.tasks.EVALUATIONS,
+    ):
         monkeypatch.setitem(registry, "naming", None)
     for path, code in BLOCKS:
         module = sys.modules.get(path.replace("/", "."))
@@ -80,6 +85,7 @@ def fifth_task(monkeypatch):
 def test_the_fifth_task_is_whole(fifth_task):
     assert list(fifth_task) == [
         "tokenizer/naming",
+        "tokenizer/tasks",
         "dataset/coco_naming",
         "dataset/tasks",
         "infer/naming",
