@@ -60,9 +60,11 @@ def label_boxes(
         ValueError: a box without an area in its image.
         UserError: labels that the weights do not know.
     """
+    # Boxes
     for image, of_image in zip(images, boxes, strict=True):
         check_boxes(of_image, tuple(image.shape[1:]))
     boxes = [np.asarray(b, np.float32).reshape(-1, 4) for b in boxes]
+    # Classes: those that the model says, those given, or the first one
     categories = trained.categories
     if labels is None and len(categories.names) > 1 and "detection" in trained.tasks:
         return boxes, classify_boxes(trained, encoded or trained.encode(images), boxes)

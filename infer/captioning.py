@@ -93,11 +93,11 @@ def caption(
     tokenizer = trained.tokenizer("captioning")
     encoded = encoded or trained.encode(images)
     tokens, log_probs = _generate(trained, tokenizer, encoded.memory, options, image_ids)
-    # The score is the geometric mean of the tokens' probabilities.
+    # The score is the geometric mean of the tokens' probabilities
     ended = tokens == tokenizer.eos_id
     lengths = (~ended).sum(2) + ended.any(2)  # (B, n), the end counts
     scores = np.exp(log_probs / lengths)
-    # Sentences, best first.
+    # Sentences, best first
     found = []
     for rows, row_scores in zip(tokens, scores, strict=True):
         order = np.arange(len(rows))
@@ -119,6 +119,7 @@ def _generate(
     """Tokens (B, n, T) and the sums of their log-probs (B, n), by beam search or sampling."""
     model = trained.model
     prompt = torch.from_numpy(tokenizer.prompt).to(model.device).expand(len(memory), -1)  # (B, 1)
+    # The best of a beam search
     if options.beams > 1:
         tokens, log_probs = beam_search(
             model.decoder,
@@ -132,7 +133,7 @@ def _generate(
             mode=model.decode_mode,
         )
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
-    # Greedy, or samples: every image has random numbers of its own.
+    # Or samples, of which greedy is one: every image has random numbers of its own
     uniforms = uniforms_of_images(
         prompt,
         image_ids,

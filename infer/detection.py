@@ -79,12 +79,12 @@ def detect(
     """
     model, tokenizer = trained.model, detection_tokenizer(trained, options.max_objects)
     encoded = encoded or trained.encode(images)
-    # Every image has the same prompt, and random numbers of its own.
+    # Every image has the same prompt, and random numbers of its own
     prompt = torch.from_numpy(tokenizer.prompt).to(model.device).expand(len(images), -1)  # (B, 1)
     uniforms = uniforms_of_images(
         prompt, image_ids, seed=options.seed, num_steps=tokenizer.max_new_tokens
     )
-    # Tokens, and the likeliest class with its log-probability at every step: all (B, T).
+    # Tokens, and the likeliest class with its log-probability at every step: all (B, T)
     outputs = model.generate(
         encoded.memory,
         prompt,
@@ -99,7 +99,7 @@ def detect(
         uniforms=uniforms,
     )
     tokens, _, classes, log_probs = (values.cpu().numpy() for values in outputs)
-    # Back to original pixels.
+    # Back to original pixels
     return [
         to_original(
             tokenizer.decode(tokens[i], geometry.size, classes[i], log_probs[i]),

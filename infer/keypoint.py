@@ -110,14 +110,14 @@ def find_keypoints(
         B `Keypoints`, in the order of the boxes.
     """
     tokenizer = trained.tokenizer("keypoint")
-    # What a caller may leave out.
+    # What a caller may leave out
     weight = options.points_score_weight
     if weight is None:
         weight = 1.0 if scores is None else NOTEBOOK_WEIGHT
     if image_ids is None:
         image_ids = [0] * len(images)
     boxes, labels, scores = _complete(tokenizer, images, boxes, labels, scores)
-    # Points of the R objects of all images, in one row.
+    # Points of the R objects of all images, in one row
     flat = [np.concatenate(rows) for rows in (boxes, labels, scores)]
     points = np.zeros((len(flat[0]), len(tokenizer.skeleton), 3), np.float32)  # (R, K, 3)
     point_scores = np.zeros(points.shape[:2], np.float32)
@@ -128,7 +128,7 @@ def find_keypoints(
         points[part], point_scores[part], mixed_scores[part] = _decode(
             trained, encoded, *(rows[part] for rows in flat), options, weight, ids
         )
-    # Back to a result per image.
+    # Back to a result per image
     ends = np.cumsum([len(b) for b in boxes])[:-1]
     split = [np.split(rows, ends) for rows in (mixed_scores, points, point_scores)]
     names = trained.categories.names
@@ -167,14 +167,14 @@ def _decode(
     """Of R crops: points (R, K, 3) original pixels, point_scores (R, K), scores (R,)."""
     model, tokenizer = trained.model, trained.tokenizer("keypoint")
     vocab, geometries = trained.vocab, encoded.geometries
-    # The prompt of a crop: its box, as the crop shows it, and the class.
+    # The prompt of a crop: its box, as the crop shows it, and the class
     seen = np.stack([g.boxes(box) for g, box in zip(geometries, boxes, strict=True)])
     prompts = torch.from_numpy(tokenizer.prompts(seen, labels, geometries[0].size))
     uniforms = uniforms_of_images(  # the second half is for what is drawn anew
         prompts, image_ids, seed=options.seed, num_steps=2 * tokenizer.max_new_tokens
     ).to(model.device)
     prompts = prompts.to(model.device)
-    # Tokens and log-probs: (R, T).
+    # Tokens and log-probs: (R, T)
     allowed = None if options.official_resampling else tokenizer.allowed
     if options.suppress_invisible:
         tokens, log_probs = generate_resampled(
@@ -198,7 +198,7 @@ def _decode(
             allowed=allowed,
             uniforms=uniforms,
         )
-    # Points in original pixels, and their scores.
+    # Points in original pixels, and their scores
     tokens, log_probs = tokens.cpu().numpy(), log_probs.cpu().numpy()
     rows = zip(tokens, boxes, geometries, strict=True)
     points = np.stack([to_original(tokenizer, *row) for row in rows])
@@ -246,9 +246,11 @@ def evaluate(
             COCO results file of boxes. Of the latter two the best `MAX_OBJECTS` of an image.
         detection: how "detected" boxes are found.
     """
+    # What the weights and the data must agree on
     sigmas = check_sigmas(options.sigmas, source.skeleton)
     check_skeletons(trained.tokenizer("keypoint").skeleton, source.skeleton, trained.name)
     categories = shared_categories(trained.categories, source.categories)
+    # Predict and score
     box_source = BoxSource(trained, source, categories, boxes, detection, most=MAX_OBJECTS)
 
     def predict(batch: EvalBatch) -> list[Keypoints]:

@@ -44,7 +44,7 @@ def generate_resampled(
     Returns:
         tokens, log_probs: (R, T), log-probs without the invisible token.
     """
-    # What the model wants, `invisible` included.
+    # What the model wants, `invisible` included
     uniforms, again = uniforms.tensor_split(2, dim=1)  # each (R, T)
     tokens, _ = model.generate(
         memory,
@@ -56,7 +56,7 @@ def generate_resampled(
         allowed=allowed,
         uniforms=uniforms,
     )
-    # The logits of every step, after all that was said before it.
+    # The logits of every step, after all that was said before it
     with torch.no_grad():
         hidden = model.decoder(torch.cat([prompt, tokens[:, :-1]], 1), memory)
         logits = model.decoder.logits(hidden[:, prompt.shape[1] - 1 :]).float()  # (R, T, V)

@@ -65,6 +65,7 @@ def find_all(
     Returns:
         B `AllTasks`.
     """
+    # One encoder pass, and the tasks that look at whole images
     known = trained.tasks
     captions = objects = masks = keypoints = [None] * len(images)
     with stage("encoder"):

@@ -134,6 +134,7 @@ class Predictor(TrainedModel):
             labels = self.tokenizer("keypoint").labels[0]
         found = []
         for tensors, (b, k, s) in batches_of(images, boxes, labels, scores, batch_size=batch_size):
+            # The given boxes, or those of the persons that are detected
             if b is None:
                 objects = [one.above(score_threshold) for one in detect(self, tensors)]
                 b, k, s = columns(with_keypoints(self, objects))

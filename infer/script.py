@@ -114,6 +114,7 @@ def read_box_arguments(
         if args.label:
             raise UserError("--label names what is in a --box; give --box x y w h too")
         return None, None
+    # Boxes: four numbers, some part of them in the image
     boxes = []
     for words in args.box:
         text = " ".join(words)
@@ -128,6 +129,7 @@ def read_box_arguments(
                 "it is x y w h in pixels"
             )
         boxes.append(box)
+    # Labels: one for all, or one for each
     labels = args.label
     if labels and len(labels) not in (1, len(boxes)):
         raise UserError(f"give one --label or one per --box: {len(labels)} for {len(boxes)}")

@@ -103,12 +103,14 @@ def segment(
     Returns:
         B `InstanceMasks`, in the order of the boxes.
     """
+    # What a caller may leave out
     if image_ids is None:
         image_ids = [0] * len(images)
     boxes = [np.asarray(b, np.float32).reshape(-1, 4) for b in boxes]
     labels = [np.asarray(k, np.int64).reshape(-1) for k in labels]
     if scores is None:
         scores = [np.ones(len(k), np.float32) for k in labels]
+    # Masks, from whole images or from crops
     tokenizer = trained.tokenizer("segmentation")
     if tokenizer.crop is None:
         encoded = encoded or trained.encode(images)
