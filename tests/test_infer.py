@@ -154,6 +154,15 @@ def run_script(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
+def test_the_command_line_is_understood_before_anything_heavy_is_imported():
+    scripts = ["infer.evaluate", *(f"infer.{p.stem}" for p in SCRIPT.parent.glob("infer_*.py"))]
+    assert len(scripts) == 7
+    heavy = ["torch", "timm", "pandas", "matplotlib", "albumentations", "pycocotools"]
+    code = f"import sys, {', '.join(scripts)}; print(sys.modules.keys() & {set(heavy)})"
+    done = run_script("-c", code, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
 def test_stdout_holds_just_the_results(tiny_weights, tmp_path):
     options = ["--image", ROOT / "images" / "demo.jpg", "--weights", tiny_weights]
     done = run_script(SCRIPT, *options, "--score-threshold", "0", "--device", "cpu", cwd=tmp_path)
@@ -214,6 +223,7 @@ def test_a_folder_gives_one_picture_each_and_reports_the_unreadable(
         (["--image", "ok.png", "--weights", "text.jpg"], "is no safetensors file"),
         (["--image", "ok.png", "--device", "cuda:77"], "is not here"),
         (["--image", "ok.png", "--set", "colour=1"], "no setting 'colour'"),
+        (["--image", "ok.png", "--config", "none.json"], "with --config"),
         (["--image", "ok.png", "--set", "demo_weights=none"], "no weights at"),
         (["--image", "ok.png", "--set", "top_k=-1"], "settings of detection: top_k must be >= 0"),
         (["--image", "ok.png", "--set", "infer_dtype=half"], "infer_dtype must be one of float32"),
