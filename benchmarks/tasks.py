@@ -24,8 +24,9 @@ import torch
 from benchmarks.machine import machine
 from config import CFG
 from dataset.demo.write import DemoSet, draw_image
-from infer.encode import as_tensor
-from infer.multi_task import AllTasksOptions, AllTasksRun
+from infer.batches import as_tensor
+from infer.detection import DetectionOptions
+from infer.multi_task import AllTasksOptions, Stopwatch, find_all
 from infer.predictor import Predictor
 from models.decode_step.modes import CHOICES
 from utils.cli import run
@@ -86,13 +87,13 @@ def measure(
     images = [as_tensor(cv2.resize(picture, (width, height))) for picture in chosen]
     times, stages, found = [], {}, []
     for turn in range(repeat + 1):
-        seconds: dict[str, float] = {}
-        options = AllTasksOptions(max_objects=objects)
+        stopwatch = Stopwatch(predictor.model)
+        options = AllTasksOptions(detection=DetectionOptions(max_objects=objects))
         start = time.perf_counter()
-        found = AllTasksRun(predictor, options, seconds=seconds)(images)
+        found = find_all(predictor, images, options, stage=stopwatch.stage)
         if turn:  # the first one warms up
             times.append(time.perf_counter() - start)
-            for name, value in seconds.items():
+            for name, value in stopwatch.seconds.items():
                 stages.setdefault(name, []).append(1e3 * value)
     detected = sum(len(one.objects.boxes) for one in found if one.objects is not None)
     return {

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The registry of tasks, which builds their tokenizers, sources and training sets.
+=======
+"""Sources and training sets of the tasks from explicit arguments: the task registry.
+>>>>>>> room_infer
 
 A new task is one entry in `TASKS`; a new dataset of a task is one entry in its `sources`.
 """
@@ -23,7 +27,7 @@ from tokenizer.captioning import CaptionTokenizer
 from tokenizer.detection import DetectionTokenizer
 from tokenizer.keypoint import KeypointTokenizer
 from tokenizer.segmentation import SegmentationTokenizer
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.tasks import build_tokenizer as build_tokenizer  # for those who build all of it
 from utils.cli import log
 from utils.errors import UserError
 
@@ -69,6 +73,7 @@ def _encode_captioning(tokenizer: CaptionTokenizer) -> Encode:
 
 @dataclass(frozen=True)
 class Task:
+<<<<<<< HEAD
     """The parts of a task, from annotation to tokens.
 
     A source is a sequence of `Sample`s in original pixels with `.categories`, `.image_ids`,
@@ -77,6 +82,11 @@ class Task:
 
     tokenizer: type[TaskTokenizer]
     sources: dict[str, type]  # dataset name -> class of source: (root, split, **options)
+=======
+    """What a task is made of, from annotation to tokens; its tokenizer: `tokenizer/tasks.py`."""
+
+    sources: dict[str, Callable]  # dataset name -> (root, split, **options) -> source of Samples
+>>>>>>> room_infer
     encode: Callable[[TaskTokenizer], Encode]  # picks a Sample's fields for the tokenizer
     augmentation: dict = field(default_factory=dict)  # where it differs from `train_transforms`
 
@@ -88,25 +98,41 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "detection": Task(
+<<<<<<< HEAD
         tokenizer=DetectionTokenizer,
         sources={"coco": CocoDetection, "voc": VocDetection},
+=======
+        sources={"coco": _coco_detection, "voc": _voc_detection},
+>>>>>>> room_infer
         encode=_encode_detection,
     ),
     "segmentation": Task(
+<<<<<<< HEAD
         tokenizer=SegmentationTokenizer,
         sources={"coco": CocoSegmentation},
+=======
+        sources={"coco": _coco_segmentation},
+>>>>>>> room_infer
         encode=_encode_segmentation,
         augmentation={"max_scale": 1.0},  # the picture is never cut, only made smaller
     ),
     "keypoint": Task(
+<<<<<<< HEAD
         tokenizer=KeypointTokenizer,
         sources={"coco": CocoKeypoints},
+=======
+        sources={"coco": _coco_keypoints},
+>>>>>>> room_infer
         encode=_encode_keypoints,
         augmentation={"max_scale": 1.0, "crop": 0.5},  # twice the box; officially no mirror
     ),
     "captioning": Task(
+<<<<<<< HEAD
         tokenizer=CaptionTokenizer,
         sources={"coco": CocoCaptions},
+=======
+        sources={"coco": _coco_captions},
+>>>>>>> room_infer
         encode=_encode_captioning,
         augmentation={"flip_prob": 0.0},  # captions say left and right
     ),
@@ -124,6 +150,7 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
+<<<<<<< HEAD
 def build_tokenizer(task: str, vocab: Vocabulary, **options) -> TaskTokenizer:
     """The tokenizer of a task; options are those of its class."""
     return find_task(task).tokenizer(vocab, **options)
@@ -133,6 +160,10 @@ def build_source(
     task: str, dataset: str, root: Path, split: str, *, per_object: bool = False, **options
 ):
     """The annotated images of a task, as `Task` describes them.
+=======
+def build_source(task: str, dataset: str, root: Path, split: str, **options):
+    """A sequence of `Sample`s in original pixels, with `.categories`.
+>>>>>>> room_infer
 
     Annotations that are left out are reported in one line.
 

@@ -1,86 +1,96 @@
-"""One batch of images after another: what the Python API and the evaluations of all tasks share.
+"""Images in batches: those that a caller has, and all images of a dataset for an evaluation."""
 
-A whole source of images is predicted on one process or shared out among several.
-"""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from collections.abc import Callable
-
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from dataset.batch import EvalBatch
 from dataset.loader import build_eval_loader
-from infer.encode import as_tensor
 from utils.devices import ALONE, World
+from utils.images import as_image
+
+ImageLike = str | Path | Image.Image | np.ndarray
 
 
-def decode_images(
-    images,
-    decode: Callable[..., list],
-    *given,
-    batch_size: int,
-):
-    """Decodes one image, or a list of them in batches.
+def as_tensor(image: ImageLike) -> Tensor:
+    """A path, a PIL image or an RGB array as (3, H, W) uint8."""
+    pixels = np.require(as_image(image), requirements=["C", "W"])  # copied only if it must be
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def batches_of(
+    images: ImageLike | list[ImageLike], *values, batch_size: int
+) -> Iterator[tuple[list[Tensor], list[list | None]]]:
+    """Reads one image, or a list of them, in batches.
 
     Args:
         images: a path, a PIL image or an RGB uint8 array (H, W, 3), or a list of them.
-        decode: called as decode(tensors, *given) with B uint8 (3, h, w) and what was given of these
-            images -> B results.
-        given: what comes with the images: of one image, or a list with an entry per image; None
-            = nothing; a name or number is taken for all.
+        values: what belongs to the images, such as boxes: for a list of images a list with an entry
+            per image. None stays None, a name or a number counts for every image.
 
-    Returns:
-        a result, or a list of them for a list.
+    Yields:
+        uint8 tensors (3, h, w) of up to `batch_size` images, and the lists of their values.
     """
-    if not isinstance(images, list):
-        given = [None if value is None else [value] for value in given]
-        return decode_images([images], decode, *given, batch_size=batch_size)[0]
-    given = [[v] * len(images) if isinstance(v, (int, str)) else v for v in given]
-    parts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
+    if isinstance(images, list):
+        values = [[v] * len(images) if isinstance(v, (int, str)) else v for v in values]
+    else:
+        images, values = [images], [None if v is None else [v] for v in values]
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        tensors = [as_tensor(image) for image in images[part]]
+        yield tensors, [None if v is None else v[part] for v in values]
 
-    def decode_part(part: slice) -> list:
-        tensors: list[Tensor] = [as_tensor(image) for image in images[part]]
-        of_part = [None if values is None else values[part] for values in given]
-        return decode(tensors, *of_part)
 
-    return [result for part in parts for result in decode_part(part)]
+@dataclass(frozen=True)
+class EvalLoop:
+    """How an evaluation goes through the images of a dataset; results do not depend on it."""
+
+    batch_size: int = 16
+    num_workers: int = 0  # processes that load images; 0 = this one
+    progress: bool = False  # draw a bar
+    world: World = ALONE  # the processes that share the images; all of them get the whole result
+
+    @classmethod
+    def from_settings(cls, cfg, world: World = ALONE) -> "EvalLoop":
+        """The loop that the settings describe."""
+        return cls(cfg.eval_batch_size, cfg.num_workers, progress=True, world=world)
 
 
 def predict_all(
-    source,
-    predict: Callable[[EvalBatch], list],
-    *,
-    batch_size: int = 16,
-    num_workers: int = 0,
-    progress: bool = False,
-    world: World = ALONE,
-) -> dict:
-    """Predictions of all images: the same whatever the number of processes.
+    source, predict: Callable[[EvalBatch], list], loop: EvalLoop = EvalLoop()
+) -> dict[int | str, object]:
+    """Predicts all images: the result is the same whatever the number of processes.
 
     Every process takes whole batches, and draws belong to an image.
 
     Args:
         predict: a batch -> one prediction per image.
-        num_workers: processes that load images; 0 = this one.
-        progress: whether to draw a bar.
-        world: the processes to share the images out among; all of them get the whole result.
 
     Returns:
         image id -> prediction, in the order of the source, on every process.
     """
+    world = loop.world
     loader = build_eval_loader(
         source,
-        batch_size=batch_size,
-        num_workers=num_workers,
+        batch_size=loop.batch_size,
+        num_workers=loop.num_workers,
         rank=world.rank,
         world_size=world.size,
     )
+    # This process takes every `world.size`-th batch.
     numbered = zip(range(world.rank, len(source), world.size), loader, strict=False)
     mine: dict[int, list[tuple]] = {}  # number of the batch -> (image id, prediction) of each
-    disable = not (progress and world.is_main)
+    disable = not (loop.progress and world.is_main)
     with tqdm(total=len(source), desc="evaluate", unit="image", disable=disable) as bar:
         for number, batch in numbered:
             mine[number] = list(zip(batch.image_ids, predict(batch), strict=True))
             bar.update(min(len(batch) * world.size, bar.total - bar.n))
+    # The batches of all processes, in order.
     batches = {number: rows for part in world.gather(mine) for number, rows in part.items()}
     return dict(row for number in sorted(batches) for row in batches[number])

@@ -1,25 +1,27 @@
-"""Where an evaluation of masks or keypoints takes its boxes from.
+"""Boxes that masks and keypoints are asked for: given by a caller, detected, or from a file.
 
-COCO results files of boxes are checked row by row.
+A caller may leave out the classes of the boxes, or the boxes. An evaluation takes the boxes of the
+ground truth, those that the same weights detect, or those of a COCO results file.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dataset.batch import EvalBatch
-from dataset.coco_keypoint import CocoKeypoints
-from dataset.coco_segmentation import CocoSegmentation
-from infer.detection import DecodingOptions
-from infer.encode import Encoded
-from infer.predictor import Predictor
-from utils.categories import Categories
+from infer.detection import DetectionOptions, detect
+from infer.results import Detections
+from infer.trained_model import Encoded, TrainedModel
+from utils.categories import Categories, check_class_names
 from utils.cli import log
 from utils.errors import UserError
 from utils.files import fits, read_json, shown
 
-Boxes = tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]  # boxes, labels, scores
+Labels = Sequence[int | str] | int | str | None  # class ids or names, or one for all boxes
+
 ADVICE = (
     "--boxes must be gt, detected or a COCO results file: a list of image_id, category_id, bbox "
     "and score"
@@ -32,99 +34,233 @@ FIELDS = {
 }
 
 
-def box_source(
-    predictor: Predictor,
-    source: CocoSegmentation | CocoKeypoints,
-    categories: Categories,
-    boxes: str | Path,
-    options: DecodingOptions,
-    *,
-    most: int | None = None,
-) -> Callable[[EvalBatch, Encoded | None], Boxes]:
-    """What gives boxes, labels and scores of the images of a batch.
+# ---- given by a caller -----------------------------------------------------------------------
+
+
+def label_boxes(
+    trained: TrainedModel,
+    images: Sequence[Tensor],
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[Labels] | None,
+    encoded: Encoded | None = None,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Checks the boxes that a caller gives and completes their classes.
 
     Args:
+        images: B uint8 (3, h, w) originals.
+        boxes: B of (N, 4) xyxy original pixels.
+        labels: B; None = ask the detection task, and take the first class if the weights do not
+            know that task or know one class alone.
+        encoded: the images if they are encoded already.
+
+    Returns:
+        boxes (N, 4) float32 and class ids (N,) per image.
+
+    Raises:
+        ValueError: a box without an area in its image.
+        UserError: labels that the weights do not know.
+    """
+    # Boxes
+    for image, of_image in zip(images, boxes, strict=True):
+        check_boxes(of_image, tuple(image.shape[1:]))
+    boxes = [np.asarray(b, np.float32).reshape(-1, 4) for b in boxes]
+    # Classes: those that the model says, those given, or the first one
+    categories = trained.categories
+    if labels is None and len(categories.names) > 1 and "detection" in trained.tasks:
+        return boxes, classify_boxes(trained, encoded or trained.encode(images), boxes)
+    labels = labels or [next(iter(categories.names))] * len(boxes)
+    pairs = zip(labels, boxes, strict=True)
+    return boxes, [class_ids(k, len(b), categories, trained.name) for k, b in pairs]
+
+
+def check_boxes(boxes: np.ndarray, size: tuple[int, int]) -> None:
+    """Refuses boxes that hold no pixel of the image.
+
+    Args:
+        boxes: (N, 4) xyxy pixels.
+        size: (H, W) of the image.
+
+    Raises:
+        ValueError: a box is not finite, has no area, or lies outside the image.
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    inside = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
+    good = np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    good &= (inside[:, 2:] > inside[:, :2]).all(1)
+    if not good.all():
+        raise ValueError(
+            "boxes must be xmin ymin xmax ymax with an area inside the image "
+            f"({size[1]} x {size[0]}), got {boxes[~good][0].tolist()}"
+        )
+
+
+def classify_boxes(
+    trained: TrainedModel, encoded: Encoded, boxes: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Asks the detection task for the likeliest class of each box.
+
+    Every box is the first object of an answer of its own.
+
+    Args:
+        boxes: B of (N, 4) xyxy original pixels.
+
+    Returns:
+        B of (N,) int64 class ids that have a name.
+    """
+    model, vocab = trained.model, trained.vocab
+    tokenizer = trained.tokenizer("detection")
+    # Only classes that have a name may be answered.
+    named = torch.zeros(vocab.size, dtype=torch.bool, device=model.device)
+    ids = list(trained.categories.names)
+    named[[vocab.class0 + class_id - vocab.first_label for class_id in ids]] = True
+    labels = []
+    for i, (geometry, of_image) in enumerate(zip(encoded.geometries, boxes, strict=True)):
+        if len(of_image) == 0:
+            labels.append(np.zeros(0, np.int64))
+            continue
+        # The prompt is that of detection and the four coordinates of the box.
+        any_class = np.full(len(of_image), vocab.first_label + 1)
+        objects = tokenizer.encode(geometry.boxes(of_image), any_class, geometry.size)
+        coords = objects.reshape(-1, 5)[:, :4]
+        prompt = np.column_stack([np.tile(tokenizer.prompt, (len(coords), 1)), coords])  # (N, 5)
+        tokens, _ = model.generate(
+            encoded.memory[i : i + 1],
+            torch.from_numpy(prompt)[None].to(model.device),
+            max_new_tokens=1,
+            allowed=lambda _: named,
+        )
+        labels.append(tokens[:, 0].cpu().numpy() - vocab.class0 + vocab.first_label)
+    return labels
+
+
+def class_ids(labels: Labels, num: int, categories: Categories, source: str) -> np.ndarray:
+    """(num,) class ids from ids or names, or from one for all.
+
+    Args:
+        source: what knows these categories, for the message.
+
+    Raises:
+        UserError: a name or an id it does not know, or not as many labels as boxes.
+    """
+    if isinstance(labels, (int, str, np.integer)):
+        labels = [labels] * num
+    if len(labels) != num:
+        raise UserError(f"give one label for all boxes or one each: {len(labels)} for {num}")
+    check_class_names([k for k in labels if isinstance(k, str)], categories.names.values(), source)
+    ids = [categories.ids_of_names[k] if isinstance(k, str) else int(k) for k in labels]
+    unknown = [i for i in ids if i not in categories.names]
+    if unknown:
+        raise UserError(f"{source} knows no class id {unknown[0]}; try a name")
+    return np.array(ids, np.int64)
+
+
+# ---- of an evaluation ------------------------------------------------------------------------
+
+
+class BoxSource:
+    """The boxes that an evaluation of masks or keypoints asks for.
+
+    Args:
+        source: of the task's dataset, with the ground truth.
+        categories: the classes that count.
         boxes: "gt" = those of the ground truth at score 1; "detected" = what the same weights
             detect; or a COCO results file of boxes.
         options: of the detection.
-        most: only so many of an image, those that score best; of the ground truth all.
+        most: at most so many of an image, those that score best; of the ground truth all.
+
+    Raises:
+        UserError: a file that cannot be used.
     """
-    if str(boxes) == "detected":
-        detector = predictor.detector(options, categories=categories)
 
-        def detected(batch: EvalBatch, encoded: Encoded | None) -> Boxes:
-            found = detector(batch.images, encoded=encoded, image_ids=batch.image_ids)
-            return _columns([_best((f.boxes, f.labels, f.scores), most) for f in found])
+    def __init__(
+        self,
+        trained: TrainedModel,
+        source,
+        categories: Categories,
+        boxes: str | Path,
+        options: DetectionOptions = DetectionOptions(),
+        *,
+        most: int | None = None,
+    ):
+        self.trained, self.categories, self.options, self.most = trained, categories, options, most
+        self.is_truth, self.is_detected = str(boxes) == "gt", str(boxes) == "detected"
+        self._known: dict[int, Detections] = {}
+        if self.is_truth:
+            self._known = true_boxes(source, categories)
+        elif self.is_detected:
+            trained.require("detection")
+        else:
+            known = read_boxes(Path(boxes), source.image_ids.tolist(), categories)
+            self._known = {image_id: rows.best(most) for image_id, rows in known.items()}
 
-        return detected
-    if str(boxes) == "gt":
-        known = true_boxes(source, categories)
-    else:
-        known = read_boxes(Path(boxes), source.image_ids.tolist(), categories)
-        known = {i: _best(rows, most) for i, rows in known.items()}
+    def find(self, batch: EvalBatch, encoded: Encoded | None = None) -> list[Detections]:
+        """The boxes of the images of a batch.
 
-    def given(batch: EvalBatch, *_) -> Boxes:
-        return _columns([known[i] for i in batch.image_ids])
+        Args:
+            encoded: the images if they are encoded already.
+        """
+        if not self.is_detected:
+            return [self._known[image_id] for image_id in batch.image_ids]
+        found = detect(
+            self.trained,
+            batch.images,
+            self.options,
+            encoded=encoded,
+            image_ids=batch.image_ids,
+            categories=self.categories,
+        )
+        return [one.best(self.most) for one in found]
 
-    return given
 
+def true_boxes(source, categories: Categories) -> dict[int, Detections]:
+    """Image id -> the objects of the ground truth, at score 1.
 
-def true_boxes(
-    source: CocoSegmentation | CocoKeypoints, categories: Categories
-) -> dict[int, tuple]:
-    """Image id -> boxes, labels and scores (1) of what the ground truth holds."""
+    Args:
+        source: of segmentation or keypoints.
+        categories: the classes that count, with the ids of the annotation file.
+    """
     ids = source.categories.source_ids
-    class_of = {number: i for i, number in categories.source_ids.items()}
-    prompts = {}
+    truth = {}
     for index, image_id in enumerate(source.image_ids.tolist()):
         boxes, labels = source.objects(index)
-        labels = np.array([class_of.get(ids[int(k)], 0) for k in labels], np.int64)
-        known = labels > 0
-        prompts[image_id] = boxes[known], labels[known], np.ones(known.sum(), np.float32)
-    return prompts
+        category_ids = [ids[int(label)] for label in labels]
+        truth[image_id] = _named_objects(
+            boxes, category_ids, np.ones(len(boxes), np.float32), categories
+        )
+    return truth
 
 
-def read_boxes(path: Path, image_ids: list[int], categories: Categories) -> dict[int, tuple]:
-    """A COCO results file of boxes -> image id -> boxes (N, 4) xyxy, labels, scores.
+def read_boxes(path: Path, image_ids: list[int], categories: Categories) -> dict[int, Detections]:
+    """Reads a COCO results file of boxes: image id -> objects.
 
-    Classes that `categories` does not have are left out.
+    Classes that `categories` does not have and boxes without an area are left out.
 
     Raises:
         UserError: no such file, not of this format, or about other images.
     """
     rows = read_results(path)
     image = np.array([row["image_id"] for row in rows], np.int64)
-    category = np.array([row["category_id"] for row in rows], np.int64)
+    category_ids = np.array([row["category_id"] for row in rows], np.int64)
     boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(len(rows), 4)
     scores = np.array([row["score"] for row in rows], np.float32)
+    # What cannot be used is refused or left out.
     others = sorted(set(image.tolist()) - set(image_ids))
     if others:
         raise UserError(f"{path} is about other images than the data, id {others[0]} for one")
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
-    class_of = {number: i for i, number in categories.source_ids.items()}
-    labels = np.array([class_of.get(k, 0) for k in category.tolist()], np.int64)
     flat = ~(boxes[:, 2:] > boxes[:, :2]).all(1)
     if flat.any():
         log(f"notice: {path}: left out: boxes without an area, {flat.sum()}")
-    usable = (labels > 0) & ~flat
-    rows_of = {i: np.flatnonzero(usable & (image == i)) for i in image_ids}
-    return {i: (boxes[rows], labels[rows], scores[rows]) for i, rows in rows_of.items()}
-
-
-def _best(
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray], most: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The objects of an image that score best."""
-    order = np.argsort(-rows[2], kind="stable")[:most]
-    return tuple(values[order] for values in rows)
-
-
-def _columns(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Boxes:
-    return tuple(map(list, zip(*rows, strict=True)))
+    # The objects of each image, also of images without any.
+    rows_of = {i: np.flatnonzero(~flat & (image == i)) for i in image_ids}
+    return {
+        i: _named_objects(boxes[rows], category_ids[rows].tolist(), scores[rows], categories)
+        for i, rows in rows_of.items()
+    }
 
 
 def read_results(path: Path) -> list[dict]:
-    """The rows of a results file; every row has the `FIELDS`.
+    """Reads the rows of a results file; every row has the `FIELDS`.
 
     Raises:
         UserError: no such file, or not of this format.
@@ -141,3 +277,14 @@ def read_results(path: Path) -> list[dict]:
                     f"{shown(value)}; {ADVICE}"
                 )
     return rows
+
+
+def _named_objects(
+    boxes: np.ndarray, category_ids: Sequence[int], scores: np.ndarray, categories: Categories
+) -> Detections:
+    """Objects with the ids of an annotation file as `Detections`, without unknown classes."""
+    class_of = {number: class_id for class_id, number in categories.source_ids.items()}
+    labels = np.array([class_of.get(number, 0) for number in category_ids], np.int64)
+    known = np.flatnonzero(labels > 0)
+    names = [categories.names[int(label)] for label in labels[known]]
+    return Detections(boxes[known], labels[known], scores[known], names)

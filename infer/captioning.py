@@ -1,19 +1,33 @@
-"""Captioning: images -> one encoder pass -> text pieces -> sentences."""
+"""Captioning: images -> one encoder pass -> text pieces -> sentences; scored and drawn."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from dataset.preprocess import OFFICIAL_RESIZING, Resizing
 from infer.encode import Encoded, encode_images
 from infer.results import Captions
 from models import Pix2Seq
 from models.beam_search import beam_search
 from models.generate import GenerationRequest, uniforms_of_images
+=======
+from dataset.batch import EvalBatch
+from infer.batches import EvalLoop, predict_all
+from infer.results import Captions, Report
+from infer.trained_model import Encoded, TrainedModel
+from models.generate import SamplingOptions, beam_search, uniforms_of_images
+>>>>>>> room_infer
 from tokenizer.captioning import CaptionTokenizer
+from utils.caption_metrics import ptb_tokenize, score_captions
+from utils.errors import UserError
+from utils.visualize import draw_caption
 
 
 @dataclass(frozen=True)
@@ -33,11 +47,32 @@ class CaptionOptions:
     seed: int = 0  # of the draws: an image gives the same result in every batch
 
     def __post_init__(self):
+        SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
         if self.num_captions < 1 or self.num_beams < 1:
             raise ValueError(
                 "num_captions and num_beams must be at least 1, got "
                 f"{self.num_captions} and {self.num_beams}"
             )
+
+    @classmethod
+    def from_settings(cls, cfg, num_captions: int = 1) -> CaptionOptions:
+        """Decoding as the settings say.
+
+        Raises:
+            UserError: a value that cannot work.
+        """
+        try:
+            return cls(
+                num_captions=num_captions,
+                num_beams=cfg.caption_beams,
+                top_k=cfg.caption_top_k,
+                top_p=cfg.caption_top_p,
+                temperature=cfg.caption_temperature,
+                length_penalty=cfg.caption_length_penalty,
+                seed=cfg.seed,
+            )
+        except ValueError as error:
+            raise UserError(f"settings of captions: {error}") from error
 
     @property
     def beams(self) -> int:
@@ -46,17 +81,11 @@ class CaptionOptions:
         return max(self.num_beams, self.num_captions) if greedy else 1
 
 
-GREEDY = CaptionOptions()
-
-
 def caption(
-    model: Pix2Seq,
-    tokenizer: CaptionTokenizer,
+    trained: TrainedModel,
     images: Sequence[Tensor],
-    options: CaptionOptions = GREEDY,
+    options: CaptionOptions = CaptionOptions(),
     *,
-    resize_mode: str = "letterbox",
-    resizing: Resizing = OFFICIAL_RESIZING,
     encoded: Encoded | None = None,
     image_ids: Sequence[int | str] | None = None,
 ) -> list[Captions]:
@@ -70,14 +99,14 @@ def caption(
     Returns:
         B `Captions`, `options.num_captions` each, best first.
     """
-    if encoded is None:
-        encoded = encode_images(model, images, resize_mode=resize_mode, resizing=resizing)
-    prompt = torch.from_numpy(tokenizer.prompt).to(model.device)
-    prompt = prompt.expand(len(encoded.memory), -1)  # (B, 1)
-    tokens, log_probs = _decode(model, tokenizer, encoded.memory, prompt, options, image_ids)
+    tokenizer = trained.tokenizer("captioning")
+    encoded = encoded or trained.encode(images)
+    tokens, log_probs = _generate(trained, tokenizer, encoded.memory, options, image_ids)
+    # The score is the geometric mean of the tokens' probabilities
     ended = tokens == tokenizer.eos_id
     lengths = (~ended).sum(2) + ended.any(2)  # (B, n), the end counts
     scores = np.exp(log_probs / lengths)
+    # Sentences, best first
     found = []
     for rows, row_scores in zip(tokens, scores, strict=True):
         order = np.arange(len(rows))
@@ -89,29 +118,37 @@ def caption(
     return found
 
 
-def _decode(
-    model: Pix2Seq,
+def _generate(
+    trained: TrainedModel,
     tokenizer: CaptionTokenizer,
     memory: Tensor,
-    prompt: Tensor,
     options: CaptionOptions,
     image_ids: Sequence[int | str] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (B, n, T) and the sums of their log-probs (B, n)."""
-    common = {
-        "max_new_tokens": tokenizer.max_new_tokens,
-        "eos_id": tokenizer.eos_id,
-        "allowed": tokenizer.allowed,
-    }
+    """Tokens (B, n, T) and the sums of their log-probs (B, n), by beam search or sampling."""
+    model = trained.model
+    prompt = torch.from_numpy(tokenizer.prompt).to(model.device).expand(len(memory), -1)  # (B, 1)
+    # The best of a beam search
     if options.beams > 1:
         tokens, log_probs = beam_search(
             model.decoder,
             memory,
+<<<<<<< HEAD
             GenerationRequest(prompt, mode=model.decode_mode, **common),
             num_beams=options.beams,
             length_penalty=options.length_penalty,
+=======
+            prompt,
+            max_new_tokens=tokenizer.max_new_tokens,
+            eos_id=tokenizer.eos_id,
+            allowed=tokenizer.allowed,
+            num_beams=options.beams,
+            length_penalty=options.length_penalty,
+            mode=model.decode_mode,
+>>>>>>> room_infer
         )
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
+    # Or samples, of which greedy is one: every image has random numbers of its own
     uniforms = uniforms_of_images(
         prompt,
         image_ids,
@@ -122,15 +159,63 @@ def _decode(
     tokens, log_probs = model.generate(
         memory,
         prompt,
+        max_new_tokens=tokenizer.max_new_tokens,
+        eos_id=tokenizer.eos_id,
+        allowed=tokenizer.allowed,
         top_k=options.top_k,
         top_p=options.top_p,
         temperature=options.temperature,
         num_samples=options.num_captions,
         uniforms=uniforms,
-        **common,
     )
     shape = (len(memory), options.num_captions)
     return (
         tokens.unflatten(0, shape).cpu().numpy(),
         log_probs.sum(1).unflatten(0, shape).cpu().numpy(),
     )
+
+
+def evaluate(
+    trained: TrainedModel,
+    source,
+    options: CaptionOptions = CaptionOptions(),
+    loop: EvalLoop = EvalLoop(),
+) -> Report:
+    """Describes every image of the source and scores the best caption of each.
+
+    Args:
+        source: `CocoCaptions`.
+    """
+
+    def predict(batch: EvalBatch) -> list[Captions]:
+        return caption(trained, batch.images, options, image_ids=batch.image_ids)
+
+    found = predict_all(source, predict, loop)
+    results = [row for image_id, captions in found.items() for row in captions.to_coco(image_id)]
+    return score_results(source.references, results)
+
+
+def score_results(references: dict[int, list[str]], results: list[dict]) -> Report:
+    """CIDEr, BLEU and ROUGE-L of a COCO caption results file; one row per image, not per class.
+
+    Args:
+        references: image id -> captions.
+        results: rows of image_id and caption, one per image, all with references. Images without
+            a row do not count, as in the official evaluation.
+    """
+    words = [ptb_tokenize(row["caption"]) for row in results]
+    truth = [[ptb_tokenize(text) for text in references[row["image_id"]]] for row in results]
+    metrics, each = score_captions(words, truth)
+    per_image = pd.DataFrame(results)[["image_id", "caption"]].assign(**each)
+    lines = [f"{name:<8} = {value:.3f}" for name, value in metrics.items()]
+    return Report(metrics, per_image, "\n".join([f"{len(results)} images", *lines]), results)
+
+
+def draw(image: np.ndarray, found: Captions) -> np.ndarray:
+    """The image with its best caption."""
+    return draw_caption(image, found.texts[0])
+
+
+def table(found: Captions) -> str:
+    """One line per caption, best first."""
+    return "\n".join(found.texts)

@@ -19,25 +19,31 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import PRESETS
-from dataset.tasks import TASKS, build_source
-from infer.predictor import Predictor
-from infer.results import Report, compact_table
 from infer.script import predictor_of
-from infer.tasks import Request, evaluate_task
+from tokenizer.vocabulary import TASKS
 from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
 
 
 def main(argv=None):
+    # The command line and the settings
     args = _parser().parse_args(argv)
     cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
     dataset, split = args.dataset or cfg.dataset, args.split or "val"
-    tasks = None if args.task == "all" else pick_names("--task", args.task, list(TASKS))
+    tasks = None if args.task == "all" else pick_names("--task", args.task, TASKS)
+
+    # What takes long to import comes after the command line is understood.
+    from infer.results import compact_table
+    from infer.tasks import Request, evaluate_task
+
+    # The weights and the data
     predictor = predictor_of(args.weights, cfg, args.device)
     tasks = tasks or _tasks_of(predictor, dataset)
     for task in tasks:
         predictor.require(task)  # before the first of them takes its time
     sources = {task: _source(cfg, task, dataset, split) for task in tasks}
+
+    # Evaluate one task after the other
     name = f"{args.task}_{dataset}_{split}".replace(":", "-").replace(",", "+")
     out_dir = args.out_dir or Path("results") / name
     request = Request(args.boxes, args.max_objects)
@@ -45,6 +51,8 @@ def main(argv=None):
     for task, source in sources.items():
         reports[task] = evaluate_task(task, cfg, predictor, source, request)
         reports[task].save(out_dir / task if len(tasks) > 1 else out_dir)
+
+    # Print
     if len(tasks) == 1:
         _print(reports[tasks[0]])
     else:
@@ -75,18 +83,24 @@ def _parser():
     return args
 
 
-def _tasks_of(predictor: Predictor, dataset: str) -> list[str]:
-    """All that the weights know and the dataset has annotations of."""
-    tasks = [task for task in TASKS if task in predictor.tasks and dataset in TASKS[task].sources]
+def _tasks_of(predictor, dataset: str) -> list[str]:
+    """All tasks that the weights know and the dataset has annotations of."""
+    from dataset.tasks import find_task
+
+    known = [task for task in TASKS if task in predictor.tasks]
+    tasks = [task for task in known if dataset in find_task(task).sources]
     if not tasks:
         raise UserError(
-            f"{predictor.source} was trained for {', '.join(predictor.tasks)}: nothing that "
+            f"{predictor.name} was trained for {', '.join(predictor.tasks)}: nothing that "
             f"dataset={dataset} has; datasets are coco and voc (detection alone)"
         )
     return tasks
 
 
 def _source(cfg, task: str, dataset: str, split: str):
+    """The images and annotations to evaluate on."""
+    from dataset.tasks import build_source
+
     root, limit = cfg.coco_root, cfg.train_limit if split == "train" else cfg.eval_limit
     if dataset == "voc":
         root = cfg.voc_root
@@ -95,7 +109,7 @@ def _source(cfg, task: str, dataset: str, split: str):
     return build_source(task, dataset, root, split, classes=classes, limit=limit or None)
 
 
-def _print(report: Report) -> None:
+def _print(report) -> None:
     print(report.table)
     if "AP" in report.metrics:
         print(report.per_class.to_string(index=False, float_format="{:.3f}".format))

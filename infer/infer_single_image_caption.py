@@ -13,12 +13,32 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
-from infer.caption_script import caption_script
-from utils.cli import run
+from infer.script import Output, infer_parser, load_predictor, read_images
+from utils.cli import load_settings, run
+from utils.images import list_images
 
 
 def main(argv=None):
-    caption_script(__doc__, CFG, argv)
+    # The command line and the settings
+    args = infer_parser(__doc__, pictures=False)
+    args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
+    args = args.parse_args(argv)
+    cfg = load_settings(args, CFG)
+    paths = list_images(args.image)
+
+    # What takes long to import comes after the command line is understood.
+    from infer.captioning import CaptionOptions, table
+
+    # The weights
+    options = CaptionOptions.from_settings(cfg, args.num_captions)
+    predictor = load_predictor(args, cfg, cfg.coco_captioning_weights)
+
+    # Describe and print; of several images the path comes first
+    with Output(args, paths) as output:
+        for path, image in read_images(paths):
+            found = predictor.caption(image, options)
+            head = f"{path}\n" if len(paths) > 1 else ""
+            output.add(path, image, head + table(found), {"captions": found.to_json()})
 
 
 if __name__ == "__main__":

@@ -12,12 +12,47 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
-from infer.keypoint_script import keypoint_script
-from utils.cli import run
+from infer.script import (
+    Output,
+    add_box_arguments,
+    check_box_arguments,
+    check_boxes_known,
+    infer_parser,
+    load_predictor,
+    pick_threshold,
+    read_box_arguments,
+    read_images,
+)
+from utils.cli import load_settings, run
+from utils.images import list_images
 
 
 def main(argv=None):
-    keypoint_script(__doc__, CFG, argv)
+    # The command line and the settings
+    args = infer_parser(__doc__)
+    add_box_arguments(args)
+    args = args.parse_args(argv)
+    cfg = load_settings(args, CFG)
+    threshold = pick_threshold(args, cfg)
+    paths = list_images(args.image)
+    check_box_arguments(args, len(paths))
+
+    # What takes long to import comes after the command line is understood.
+    from infer.keypoint import KeypointOptions, draw, table
+
+    # The weights
+    options = KeypointOptions.from_settings(cfg)
+    predictor = load_predictor(args, cfg, cfg.coco_keypoint_weights)
+    check_boxes_known(args, predictor, "keypoint")
+
+    # Keypoints of the persons in given or detected boxes: print and draw
+    with Output(args, paths) as output:
+        for path, image in read_images(paths):
+            boxes, labels = read_box_arguments(args, image.shape[:2])
+            found = predictor.keypoints(image, boxes, labels, options, score_threshold=threshold)
+            text = table(path, image, found)
+            pictures = {"keypoint_detection": draw(image, found)}
+            output.add(path, image, text, {"objects": found.to_json()}, pictures)
 
 
 if __name__ == "__main__":

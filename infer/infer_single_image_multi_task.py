@@ -15,12 +15,58 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
-from infer.multi_task_script import multi_task_script
-from utils.cli import run
+from infer.script import Output, infer_parser, load_predictor, pick_threshold, read_images
+from utils.cli import load_settings, log, run
+from utils.images import list_images
 
 
 def main(argv=None):
-    multi_task_script(__doc__, CFG, argv)
+    # The command line and the settings
+    args = infer_parser(__doc__)
+    args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
+    args.add_argument("--num-samples", type=int, help="outlines per object; default: the setting")
+    args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    args.add_argument("--timing", action="store_true", help="print the seconds of each stage")
+    args = args.parse_args(argv)
+    cfg = load_settings(args, CFG)
+    threshold = pick_threshold(args, cfg)
+    paths = list_images(args.image)
+
+    # What takes long to import comes after the command line is understood.
+    from infer.batches import as_tensor
+    from infer.captioning import CaptionOptions
+    from infer.detection import DetectionOptions
+    from infer.keypoint import KeypointOptions
+    from infer.multi_task import (
+        AllTasksOptions,
+        Stopwatch,
+        check_can_start,
+        draw,
+        find_all,
+        table,
+    )
+    from infer.segmentation import SegmentationOptions
+
+    # The weights, and how each task is decoded
+    options = AllTasksOptions(
+        DetectionOptions.from_settings(cfg, args.max_objects),
+        SegmentationOptions.from_settings(cfg, args.num_samples),
+        KeypointOptions.from_settings(cfg),
+        CaptionOptions.from_settings(cfg, args.num_captions),
+        threshold,
+    )
+    predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
+    check_can_start(predictor)
+
+    # Ask everything, print and draw
+    stopwatch = Stopwatch(predictor.model)
+    with Output(args, paths) as output:
+        for path, image in read_images(paths):
+            (found,) = find_all(predictor, [as_tensor(image)], options, stage=stopwatch.stage)
+            text = table(path, image, found, threshold)
+            output.add(path, image, text, found.to_json(), draw(image, found))
+    if args.timing:
+        log(stopwatch.table())
 
 
 if __name__ == "__main__":

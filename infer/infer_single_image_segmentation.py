@@ -13,12 +13,48 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
-from infer.segmentation_script import segmentation_script
-from utils.cli import run
+from infer.script import (
+    Output,
+    add_box_arguments,
+    check_box_arguments,
+    check_boxes_known,
+    infer_parser,
+    load_predictor,
+    pick_threshold,
+    read_box_arguments,
+    read_images,
+)
+from utils.cli import load_settings, run
+from utils.images import list_images
 
 
 def main(argv=None):
-    segmentation_script(__doc__, CFG, argv)
+    # The command line and the settings
+    args = infer_parser(__doc__)
+    add_box_arguments(args)
+    args.add_argument("--num-samples", type=int, help="outlines per object; default: the setting")
+    args = args.parse_args(argv)
+    cfg = load_settings(args, CFG)
+    threshold = pick_threshold(args, cfg)
+    paths = list_images(args.image)
+    check_box_arguments(args, len(paths))
+
+    # What takes long to import comes after the command line is understood.
+    from infer.segmentation import SegmentationOptions, draw, table
+
+    # The weights
+    options = SegmentationOptions.from_settings(cfg, args.num_samples)
+    predictor = load_predictor(args, cfg, cfg.coco_segmentation_weights)
+    check_boxes_known(args, predictor, "segmentation")
+
+    # Segment the given or detected objects, print and draw
+    with Output(args, paths) as output:
+        for path, image in read_images(paths):
+            boxes, labels = read_box_arguments(args, image.shape[:2])
+            found = predictor.segment(image, boxes, labels, options, score_threshold=threshold)
+            text = table(path, image, found)
+            pictures = {"instance_segmentation": draw(image, found)}
+            output.add(path, image, text, {"objects": found.to_json()}, pictures)
 
 
 if __name__ == "__main__":

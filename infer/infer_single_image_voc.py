@@ -10,12 +10,38 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import VocCFG
-from infer.detection_script import detection_script
-from utils.cli import run
+from infer.script import Output, infer_parser, load_predictor, pick_threshold, read_batches
+from utils.cli import load_settings, run
+from utils.images import list_images
+
+BATCH = 16  # images that are detected together
 
 
 def main(argv=None):
-    detection_script(__doc__, VocCFG, "voc_detection_weights", argv)
+    # The command line and the settings
+    args = infer_parser(__doc__)
+    args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    args = args.parse_args(argv)
+    cfg = load_settings(args, VocCFG)
+    threshold = pick_threshold(args, cfg)
+    paths = list_images(args.image)
+
+    # What takes long to import comes after the command line is understood.
+    from infer.detection import DetectionOptions, draw, table
+
+    # The weights
+    options = DetectionOptions.from_settings(cfg, args.max_objects)
+    predictor = load_predictor(args, cfg, cfg.voc_detection_weights)
+
+    # Detect, print and draw
+    with Output(args, paths) as output:
+        for batch in read_batches(paths, BATCH):
+            found = predictor.detect([image for _, image in batch], options)
+            for (path, image), objects in zip(batch, found, strict=True):
+                objects = objects.above(threshold)
+                text = table(path, image, objects, threshold)
+                pictures = {"object_detection": draw(image, objects)}
+                output.add(path, image, text, {"objects": objects.to_json()}, pictures)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,34 @@
-"""Keypoints: images and boxes -> encoded crops -> tokens -> points in original pixels."""
+"""Keypoints: images and boxes -> encoded crops -> tokens -> points in original pixels.
+
+Keypoints are also scored and drawn here.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.geometry import Geometry, crop_to_box
-from dataset.preprocess import OFFICIAL_RESIZING, Resizing
-from infer.encode import Encoded, encode_images
+from dataset.batch import EvalBatch
+from dataset.geometry import Geometry
+from infer.batches import EvalLoop, predict_all
+from infer.boxes import BoxSource
+from infer.detection import DetectionOptions
 from infer.keypoint_resampling import generate_resampled
-from infer.results import Keypoints
-from models import Pix2Seq
-from models.generate import uniforms_of_images
+from infer.results import Detections, Keypoints, Report, columns, score_coco
+from infer.trained_model import Encoded, TrainedModel, shared_categories
+from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.keypoint import KeypointTokenizer, weighted_scores
-from utils.categories import Categories
+from utils.categories import Skeleton
+from utils.errors import UserError
+from utils.visualize import PALETTE, draw_detections, draw_keypoints
 
+NUM_COCO = 17  # keypoints that COCO's own sigmas are for
+MAX_OBJECTS = 20  # per image: COCO's keypoint AP looks at no more
 NOTEBOOK_WEIGHT = 0.1  # of the points' probability beside a detected box's score (official colab)
 
 
@@ -31,9 +43,11 @@ class KeypointOptions:
     official_resampling: bool = False  # suppress it as the official code does, afterwards
     points_score_weight: float | None = None  # None = 1, but 0.1 where boxes come with scores
     max_crops: int = 32  # that are encoded and decoded together: a limit of memory
+    sigmas: tuple[float, ...] = ()  # of an evaluation, see `check_sigmas`
     seed: int = 0  # of the draws: an object gives the same result in every batch
 
     def __post_init__(self):
+        SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
         if self.max_crops < 1:
             raise ValueError(f"max_crops must be at least 1, got {self.max_crops}")
         if self.official_resampling and (self.top_k > 1 or not self.suppress_invisible):
@@ -46,22 +60,36 @@ class KeypointOptions:
                 f"points_score_weight must be in [0, 1], got {self.points_score_weight}"
             )
 
+    @classmethod
+    def from_settings(cls, cfg) -> KeypointOptions:
+        """Decoding as the settings say.
 
-PAPER = KeypointOptions()
+        Raises:
+            UserError: a value that cannot work.
+        """
+        try:
+            return cls(
+                top_k=cfg.top_k,
+                top_p=cfg.keypoint_top_p,
+                temperature=cfg.temperature,
+                suppress_invisible=cfg.keypoint_suppress_invisible,
+                official_resampling=cfg.keypoint_official_resampling,
+                points_score_weight=cfg.keypoint_score_weight,
+                sigmas=cfg.keypoint_sigmas,
+                seed=cfg.seed,
+            )
+        except ValueError as error:
+            raise UserError(f"settings of keypoints: {error}") from error
 
 
 def find_keypoints(
-    model: Pix2Seq,
-    tokenizer: KeypointTokenizer,
-    categories: Categories,
+    trained: TrainedModel,
     images: Sequence[Tensor],
     boxes: Sequence[np.ndarray],
     labels: Sequence[np.ndarray] | None = None,
     scores: Sequence[np.ndarray] | None = None,
-    options: KeypointOptions = PAPER,
+    options: KeypointOptions = KeypointOptions(),
     *,
-    resize_mode: str = "letterbox",
-    resizing: Resizing = OFFICIAL_RESIZING,
     image_ids: Sequence[int | str] | None = None,
 ) -> list[Keypoints]:
     """Keypoints of the objects in given boxes, each seen in the surroundings of its box.
@@ -81,67 +109,53 @@ def find_keypoints(
     Returns:
         B `Keypoints`, in the order of the boxes.
     """
-    if image_ids is None:
-        image_ids = [0] * len(images)
+    tokenizer = trained.tokenizer("keypoint")
+    # What a caller may leave out
     weight = options.points_score_weight
     if weight is None:
         weight = 1.0 if scores is None else NOTEBOOK_WEIGHT
-    sizes = [tuple(image.shape[1:]) for image in images]
-    boxes = [_inside(b, size) for b, size in zip(boxes, sizes, strict=True)]
-    if labels is None:
-        labels = [np.full(len(b), tokenizer.labels[0]) for b in boxes]
-    if scores is None:
-        scores = [np.ones(len(b), np.float32) for b in boxes]
-    labels = [np.asarray(k, np.int64).reshape(-1) for k in labels]
-    scores = [np.asarray(s, np.float32).reshape(-1) for s in scores]
-    images = [image.to(model.device, non_blocking=True) for image in images]  # once for all crops
-    jobs = [(i, n) for i, of_image in enumerate(boxes) for n in range(len(of_image))]
-    found = [_nothing(tokenizer, b, k, categories) for b, k in zip(boxes, labels, strict=True)]
-    for start in range(0, len(jobs), options.max_crops):
-        chunk = jobs[start : start + options.max_crops]
-        encoded = encode_images(
-            model,
-            [images[i] for i, _ in chunk],
-            resize_mode=resize_mode,
-            resizing=resizing,
-            regions=[crop_to_box(boxes[i][n], sizes[i], tokenizer.crop) for i, n in chunk],
+    if image_ids is None:
+        image_ids = [0] * len(images)
+    boxes, labels, scores = _complete(tokenizer, images, boxes, labels, scores)
+    # Points of the R objects of all images, in one row
+    flat = [np.concatenate(rows) for rows in (boxes, labels, scores)]
+    points = np.zeros((len(flat[0]), len(tokenizer.skeleton), 3), np.float32)  # (R, K, 3)
+    point_scores = np.zeros(points.shape[:2], np.float32)
+    mixed_scores = np.zeros(len(points), np.float32)
+    crops = trained.crop_batches(images, boxes, tokenizer.crop, options.max_crops)
+    for part, owners, encoded in crops:
+        ids = [image_ids[i] for i in owners]
+        points[part], point_scores[part], mixed_scores[part] = _decode(
+            trained, encoded, *(rows[part] for rows in flat), options, weight, ids
         )
-        own = [np.array([values[i][n] for i, n in chunk]) for values in (boxes, labels, scores)]
-        points, point_scores, of_chunk = _decode(
-            model, tokenizer, encoded, *own, options, weight, [image_ids[i] for i, _ in chunk]
-        )
-        for (i, n), *row in zip(chunk, points, point_scores, of_chunk, strict=True):
-            found[i].points[n], found[i].point_scores[n], found[i].scores[n] = row
-    return found
+    # Back to a result per image
+    ends = np.cumsum([len(b) for b in boxes])[:-1]
+    split = [np.split(rows, ends) for rows in (mixed_scores, points, point_scores)]
+    names = trained.categories.names
+    return [
+        Keypoints(b, k, s, [names.get(int(i), "") for i in k], p, q, tokenizer.skeleton)
+        for b, k, s, p, q in zip(boxes, labels, *split, strict=True)
+    ]
 
 
-def with_keypoints(
-    tokenizer: KeypointTokenizer,
-    boxes: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray],
-    scores: Sequence[np.ndarray],
-) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Of detections, B of each, those of the classes the weights know keypoints of."""
-    keep = [np.isin(k, tokenizer.labels) for k in labels]
-    return tuple(
-        [values[k] for values, k in zip(rows, keep, strict=True)]
-        for rows in (boxes, labels, scores)
-    )
+def with_keypoints(trained: TrainedModel, found: Sequence[Detections]) -> list[Detections]:
+    """The detections whose classes the weights know keypoints of."""
+    labels = trained.tokenizer("keypoint").labels
+    return [one.select(np.flatnonzero(np.isin(one.labels, labels))) for one in found]
 
 
 def to_original(
     tokenizer: KeypointTokenizer, tokens: np.ndarray, box: np.ndarray, geometry: Geometry
 ) -> np.ndarray:
     """(T,) tokens and a box in original pixels -> (K, 3) original pixels, visibility 2 or 0."""
-    points, said = tokenizer.decode(tokens, geometry.boxes(box), geometry.size)
+    points, has_place = tokenizer.decode(tokens, geometry.boxes(box), geometry.size)
     h, w = geometry.orig_size
     points = np.clip(geometry.inverse_points(points), 0, np.float32([w, h]))
-    return np.column_stack([points, np.where(said, 2, 0)]).astype(np.float32)
+    return np.column_stack([points, np.where(has_place, 2, 0)]).astype(np.float32)
 
 
 def _decode(
-    model: Pix2Seq,
-    tokenizer: KeypointTokenizer,
+    trained: TrainedModel,
     encoded: Encoded,
     boxes: np.ndarray,
     labels: np.ndarray,
@@ -151,28 +165,40 @@ def _decode(
     image_ids: Sequence[int | str],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of R crops: points (R, K, 3) original pixels, point_scores (R, K), scores (R,)."""
-    vocab, geometries = tokenizer.vocab, encoded.geometries
+    model, tokenizer = trained.model, trained.tokenizer("keypoint")
+    vocab, geometries = trained.vocab, encoded.geometries
+    # The prompt of a crop: its box, as the crop shows it, and the class
     seen = np.stack([g.boxes(box) for g, box in zip(geometries, boxes, strict=True)])
     prompts = torch.from_numpy(tokenizer.prompts(seen, labels, geometries[0].size))
     uniforms = uniforms_of_images(  # the second half is for what is drawn anew
         prompts, image_ids, seed=options.seed, num_steps=2 * tokenizer.max_new_tokens
-    )
-    how = {
-        "max_new_tokens": tokenizer.max_new_tokens,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "uniforms": uniforms.to(model.device),
-    }
-    memory, prompts = encoded.memory, prompts.to(model.device)
-    if options.official_resampling:
-        how["official"] = True
-    else:
-        how["allowed"] = tokenizer.allowed
+    ).to(model.device)
+    prompts = prompts.to(model.device)
+    # Tokens and log-probs: (R, T)
+    allowed = None if options.official_resampling else tokenizer.allowed
     if options.suppress_invisible:
-        tokens, log_probs = generate_resampled(model, memory, prompts, vocab.invisible, **how)
+        tokens, log_probs = generate_resampled(
+            model,
+            encoded.memory,
+            prompts,
+            vocab.invisible,
+            uniforms,
+            SamplingOptions(options.temperature, options.top_k, options.top_p),
+            allowed=allowed,
+            official=options.official_resampling,
+        )
     else:
-        tokens, log_probs = model.generate(memory, prompts, **how)
+        tokens, log_probs = model.generate(
+            encoded.memory,
+            prompts,
+            max_new_tokens=tokenizer.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            allowed=allowed,
+            uniforms=uniforms,
+        )
+    # Points in original pixels, and their scores
     tokens, log_probs = tokens.cpu().numpy(), log_probs.cpu().numpy()
     rows = zip(tokens, boxes, geometries, strict=True)
     points = np.stack([to_original(tokenizer, *row) for row in rows])
@@ -181,23 +207,125 @@ def _decode(
     return points, np.exp(log_probs).reshape(len(tokens), -1, 2).mean(2), scores
 
 
-def _inside(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Boxes clipped to the image, (N, 4) float32."""
-    boxes = np.nan_to_num(np.asarray(boxes, np.float32).reshape(-1, 4))
-    return np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
+def _complete(
+    tokenizer: KeypointTokenizer,
+    images: Sequence[Tensor],
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray] | None,
+    scores: Sequence[np.ndarray] | None,
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Boxes cut to their images, labels and scores, as arrays per image."""
+    inside = []
+    for image, of_image in zip(images, boxes, strict=True):
+        h, w = image.shape[1:]
+        of_image = np.nan_to_num(np.asarray(of_image, np.float32).reshape(-1, 4))
+        inside.append(np.clip(of_image, 0, np.float32([w, h, w, h])))
+    if labels is None:
+        labels = [np.full(len(b), tokenizer.labels[0]) for b in inside]
+    if scores is None:
+        scores = [np.ones(len(b)) for b in inside]
+    labels = [np.asarray(k, np.int64).reshape(-1) for k in labels]
+    return inside, labels, [np.asarray(s, np.float32).reshape(-1) for s in scores]
 
 
-def _nothing(
-    tokenizer: KeypointTokenizer, boxes: np.ndarray, labels: np.ndarray, categories: Categories
-) -> Keypoints:
-    """A result of N objects to fill in."""
-    num_points = len(tokenizer.skeleton)
-    return Keypoints(
-        boxes,
-        labels,
-        np.zeros(len(boxes), np.float32),
-        [categories.names.get(int(label), "") for label in labels],
-        np.zeros((len(boxes), num_points, 3), np.float32),
-        np.zeros((len(boxes), num_points), np.float32),
-        tokenizer.skeleton,
-    )
+def evaluate(
+    trained: TrainedModel,
+    source,
+    options: KeypointOptions = KeypointOptions(),
+    loop: EvalLoop = EvalLoop(),
+    *,
+    boxes: str | Path = "gt",
+    detection: DetectionOptions = DetectionOptions(),
+) -> Report:
+    """Keypoints for every image of the source (those without objects too), scored.
+
+    Args:
+        source: `CocoKeypoints` of whole images.
+        boxes: where points are asked for: "gt" = the boxes of the ground truth, those without a
+            labelled point and crowds left out; "detected" = what the same weights detect; or a
+            COCO results file of boxes. Of the latter two the best `MAX_OBJECTS` of an image.
+        detection: how "detected" boxes are found.
+    """
+    # What the weights and the data must agree on
+    sigmas = check_sigmas(options.sigmas, source.skeleton)
+    check_skeletons(trained.tokenizer("keypoint").skeleton, source.skeleton, trained.name)
+    categories = shared_categories(trained.categories, source.categories)
+    # Predict and score
+    box_source = BoxSource(trained, source, categories, boxes, detection, most=MAX_OBJECTS)
+
+    def predict(batch: EvalBatch) -> list[Keypoints]:
+        of_boxes, labels, scores = columns(box_source.find(batch))
+        if box_source.is_truth:
+            scores = None  # the points alone are judged
+        return find_keypoints(
+            trained, batch.images, of_boxes, labels, scores, options, image_ids=batch.image_ids
+        )
+
+    found = predict_all(source, predict, loop)
+    return score_coco(source, found, categories, "keypoints", sigmas)
+
+
+def check_sigmas(sigmas: Sequence[float] | None, skeleton: Skeleton) -> list[float] | None:
+    """Sigmas of the object keypoint similarity, one per point; None = COCO's own.
+
+    Args:
+        sigmas: one per point, or one for all; None or empty = COCO's own for its 17 points.
+
+    Raises:
+        UserError: they do not fit the points.
+    """
+    if not sigmas and len(skeleton) == NUM_COCO:
+        return None
+    sigmas = [float(sigma) for sigma in sigmas or ()]
+    if len(sigmas) not in (1, len(skeleton)) or min(sigmas) <= 0:
+        raise UserError(
+            f"the data has {len(skeleton)} keypoints and {len(sigmas)} OKS sigmas; give one above "
+            "0 for each, or one for all, with --set keypoint_sigmas=0.07 (about COCO's mean)"
+        )
+    return sigmas * len(skeleton) if len(sigmas) == 1 else sigmas
+
+
+def check_skeletons(model: Skeleton, data: Skeleton, name: str) -> None:
+    """Checks that the weights know the points that the data has.
+
+    Raises:
+        UserError: they know others.
+    """
+    if model.names != data.names:
+        raise UserError(
+            f"{name} knows the {len(model)} keypoints {_few(model)}, the data has the {len(data)} "
+            f"keypoints {_few(data)}; evaluate on the data it was trained for"
+        )
+
+
+def _few(skeleton: Skeleton) -> str:
+    return ", ".join(skeleton.names[:3]) + (", …" if len(skeleton) > 3 else "")
+
+
+def draw(image: np.ndarray, found: Keypoints) -> np.ndarray:
+    """A copy of the image with skeletons and the boxes that they were asked for.
+
+    Points that the model passed on are left out.
+    """
+    colors = [PALETTE[n % len(PALETTE)] for n in range(len(found))]
+    boxes = draw_detections(image, found.boxes, found.names, found.scores, colors=colors)
+    return draw_keypoints(boxes, found.points, found.skeleton.edges, colors=colors)
+
+
+def table(path: Path, image: np.ndarray, found: Keypoints) -> str:
+    """A block of lines per object, pixels of the original image."""
+    head = f"{path} ({image.shape[1]} x {image.shape[0]})"
+    if not len(found):
+        return f"{head}\nno object found"
+    lines, width = [head], max(map(len, found.skeleton.names))
+    objects = zip(found.names, found.scores, found.boxes, strict=True)
+    for n, (name, score, box) in enumerate(objects):
+        corners = " ".join(f"{value:.1f}" for value in box)
+        lines.append(f"{name} {n + 1}: score {score:.2f}, box {corners}")
+        joints = zip(found.skeleton.names, found.points[n], found.point_scores[n], strict=True)
+        for joint, (x, y, visibility), probability in joints:
+            place = "       -       -"
+            if visibility > 0:
+                place = f"{x:8.1f}{y:8.1f}  {probability:5.2f}"
+            lines.append(f"  {joint:<{width}}{place}")
+    return "\n".join(lines)

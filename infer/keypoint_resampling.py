@@ -25,12 +25,9 @@ def generate_resampled(
     memory: Tensor,
     prompt: Tensor,
     invisible: int,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
     uniforms: Tensor,
+    options: SamplingOptions,
+    *,
     allowed: Callable[[Tensor], Tensor] | None = None,
     official: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -39,34 +36,42 @@ def generate_resampled(
     Args:
         memory: (R, S, D) encoded images, one for each prompt.
         prompt: (R, P)
-        temperature, top_k, top_p, allowed: see `Pix2Seq.generate`. The grammar must be the same at
-            every step.
-        uniforms: (R, 2 * max_new_tokens) numbers in [0, 1): the first half chooses the tokens, the
-            second half those that are drawn anew.
+        uniforms: (R, 2 * T) numbers in [0, 1): the first half chooses the T tokens of an answer,
+            the second half those that are drawn anew.
+        allowed: the grammar, see `Pix2Seq.generate`; it must be the same at every step.
         official: truncate with `official_truncation`; top_k at most 1.
 
     Returns:
-        tokens, log_probs: (R, max_new_tokens), log-probs without the invisible token.
+        tokens, log_probs: (R, T), log-probs without the invisible token.
     """
+    # What the model wants, `invisible` included
     uniforms, again = uniforms.tensor_split(2, dim=1)  # each (R, T)
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "uniforms": uniforms}
     tokens, _ = model.generate(
-        memory, prompt, max_new_tokens=max_new_tokens, allowed=allowed, **how
+        memory,
+        prompt,
+        max_new_tokens=uniforms.shape[1],
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        allowed=allowed,
+        uniforms=uniforms,
     )
+    # The logits of every step, after all that was said before it
     with torch.no_grad():
         hidden = model.decoder(torch.cat([prompt, tokens[:, :-1]], 1), memory)
         logits = model.decoder.logits(hidden[:, prompt.shape[1] - 1 :]).float()  # (R, T, V)
     logits[..., invisible] -= SUPPRESSION
+    # Other tokens in the places of `invisible`.
     places = tokens == invisible  # (R, T)
     if official:
-        kept = official_truncation(logits / temperature, top_k, top_p).softmax(-1)
+        cut = official_truncation(logits / options.temperature, options.top_k, options.top_p)
+        kept = cut.softmax(-1)
         drawn = draw(kept.flatten(0, 1), again.flatten()).view(tokens.shape)
         tokens = torch.where(places, drawn, tokens)
     elif places.any():
         choices = logits[places]  # (M, V)
         if allowed is not None:
             choices = choices.masked_fill(~allowed(tokens[:, :0]), -torch.inf)
-        options = SamplingOptions(temperature, top_k, top_p)
         tokens[places] = sample(choices, options, again[places])
     return tokens, logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
 

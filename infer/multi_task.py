@@ -1,138 +1,161 @@
-"""Everything a model of several tasks has to say about images, from one encoder pass."""
+"""All tasks that the weights know, for the same images, from one encoder pass."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from infer.captioning import GREEDY, CaptionOptions
-from infer.detection import PAPER as PAPER_DETECTION
-from infer.detection import DecodingOptions
-from infer.encode import Encoded
-from infer.keypoint import PAPER as PAPER_KEYPOINTS
-from infer.keypoint import KeypointOptions, with_keypoints
-from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints
-from infer.segmentation import PAPER as PAPER_SEGMENTATION
-from infer.segmentation import SegmentationOptions
+from infer import detection, keypoint, segmentation
+from infer.captioning import CaptionOptions, caption
+from infer.detection import DetectionOptions, detect
+from infer.keypoint import KeypointOptions, find_keypoints, with_keypoints
+from infer.results import AllTasks, columns
+from infer.segmentation import SegmentationOptions, segment
+from infer.trained_model import TrainedModel
+from models import Pix2Seq
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from infer.predictor import Predictor
 
 
 @dataclass(frozen=True)
 class AllTasksOptions:
     """How each task is decoded. The defaults are those of the tasks."""
 
-    detection: DecodingOptions = PAPER_DETECTION
-    segmentation: SegmentationOptions = PAPER_SEGMENTATION
-    keypoints: KeypointOptions = PAPER_KEYPOINTS
-    captions: CaptionOptions = GREEDY
-    max_objects: int | None = None  # to ask for; None = as many as the weights were trained for
-    score_threshold: float = 0.3  # of detections: what scores less is no object
+    detection: DetectionOptions = DetectionOptions()
+    segmentation: SegmentationOptions = SegmentationOptions()
+    keypoints: KeypointOptions = KeypointOptions()
+    captions: CaptionOptions = CaptionOptions()
+    score_threshold: float = 0.3  # detections that score lower are left out
 
 
-DEFAULTS = AllTasksOptions()
-
-
-class AllTasksRun:
-    """Decodes batches of images one after another.
-
-    Every task says what it says when it is asked alone, with the same boxes.
-
-    Args:
-        seconds: where the time of each stage is added up, for those who want to know.
-        encoded: where each stage lists how many images it sent through the encoder at a time: the
-            first one the whole images, the others crops to boxes if they need such.
+def check_can_start(trained: TrainedModel) -> None:
+    """Checks that the weights know captions, or detection, which the other tasks need.
 
     Raises:
-        UserError: the weights know neither captions nor detection, which the others need.
+        UserError: they do not.
+    """
+    if not {"captioning", "detection"} & set(trained.tasks):
+        raise UserError(
+            f"{trained.name} was trained for {', '.join(trained.tasks)} alone, which needs boxes; "
+            "use the script of that task, or name weights of several tasks with --weights"
+        )
+
+
+def find_all(
+    trained: TrainedModel,
+    images: Sequence[Tensor],
+    options: AllTasksOptions = AllTasksOptions(),
+    *,
+    stage: Callable[[str], AbstractContextManager] = nullcontext,
+) -> list[AllTasks]:
+    """Captions, objects, masks and persons' keypoints of a batch of images.
+
+    The images are encoded once. Every task gives the same result as alone, with the same boxes.
+
+    Args:
+        images: B uint8 (3, h, w) originals of any sizes.
+        stage: called with the name of each stage, gives a context for it: see `Stopwatch`.
+
+    Returns:
+        B `AllTasks`.
+    """
+    # One encoder pass, and the tasks that look at whole images
+    known = trained.tasks
+    captions = objects = masks = keypoints = [None] * len(images)
+    with stage("encoder"):
+        images = [image.to(trained.model.device, non_blocking=True) for image in images]
+        encoded = trained.encode(images)
+    if "captioning" in known:
+        with stage("captioning"):
+            captions = caption(trained, images, options.captions, encoded=encoded)
+    if "detection" in known:
+        with stage("detection"):
+            found = detect(trained, images, options.detection, encoded=encoded)
+        objects = [one.above(options.score_threshold) for one in found]
+        # Masks and keypoints are asked for in the detected boxes.
+        if "segmentation" in known:
+            with stage("segmentation"):
+                boxes = columns(objects)
+                masks = segment(trained, images, *boxes, options.segmentation, encoded=encoded)
+        if "keypoint" in known:
+            persons = columns(with_keypoints(trained, objects))
+            with stage("keypoint"):
+                keypoints = find_keypoints(trained, images, *persons, options.keypoints)
+    return [AllTasks(*row) for row in zip(captions, objects, masks, keypoints, strict=True)]
+
+
+def draw(image: np.ndarray, found: AllTasks) -> dict[str, np.ndarray]:
+    """A picture for each kind of result that the weights know; without an object the bare image."""
+    pictures = {}
+    if found.objects is not None:
+        pictures["object_detection"] = detection.draw(image, found.objects)
+    if found.masks is not None:
+        pictures["instance_segmentation"] = segmentation.draw(image, found.masks)
+    if found.keypoints is not None:
+        pictures["keypoint_detection"] = keypoint.draw(image, found.keypoints)
+    return pictures
+
+
+def table(path: Path, image: np.ndarray, found: AllTasks, threshold: float) -> str:
+    """Captions, a line per object, a block per person; pixels of the original image."""
+    blocks = [f"{path} ({image.shape[1]} x {image.shape[0]})"]
+    if found.captions is not None:
+        blocks.append("\n".join(found.captions.texts))
+    if found.masks is not None and len(found.objects):
+        blocks.append(_body(segmentation.table(path, image, found.masks)))
+    elif found.objects is not None:
+        blocks.append(_body(detection.table(path, image, found.objects, threshold)))
+    if found.keypoints is not None and len(found.keypoints):
+        blocks.append(_body(keypoint.table(path, image, found.keypoints)))
+    return "\n".join(blocks)
+
+
+def _body(text: str) -> str:
+    """A table without its first line, which names the image."""
+    return text.partition("\n")[2]
+
+
+class Stopwatch:
+    """Adds up the seconds of each stage of `find_all`, and what went through the encoder.
+
+    `find_all(trained, images, stage=stopwatch.stage)`
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        options: AllTasksOptions = DEFAULTS,
-        *,
-        seconds: dict[str, float] | None = None,
-        encoded: dict[str, list[int]] | None = None,
-    ):
-        known = predictor.tasks
-        if not {"captioning", "detection"} & set(known):
-            raise UserError(
-                f"{predictor.source} was trained for {', '.join(known)} alone, which needs boxes; "
-                "use the script of that task, or name weights of several tasks with --weights"
-            )
-        self.predictor, self.options = predictor, options
-        self.seconds = {} if seconds is None else seconds
-        self.encoded = {} if encoded is None else encoded
-
-    def __call__(self, images: Sequence[Tensor]) -> list[AllTasks]:
-        """B uint8 (3, h, w) originals -> B results; the images are encoded once."""
-        known = self.predictor.tasks
-        with self._stage("encoder"):
-            device = self.predictor.model.device
-            images = [image.to(device, non_blocking=True) for image in images]  # for all stages
-            encoded = self.predictor.encode(images)
-        captions = objects = masks = keypoints = [None] * len(images)
-        if "captioning" in known:
-            captions = self._caption(images, encoded)
-        if "detection" in known:
-            objects = self._detect(images, encoded)
-            if "segmentation" in known:
-                masks = self._segment(images, encoded, objects)
-            if "keypoint" in known:
-                keypoints = self._keypoints(images, objects)
-        rows = zip(captions, objects, masks, keypoints, strict=True)
-        return [AllTasks(*row) for row in rows]
-
-    def _caption(self, images: Sequence[Tensor], encoded: Encoded) -> list[Captions]:
-        with self._stage("captioning"):
-            captioner = self.predictor.captioner(self.options.captions)
-            return captioner(images, encoded=encoded)
-
-    def _detect(self, images: Sequence[Tensor], encoded: Encoded) -> list[Detections]:
-        options, most = self.options.detection, self.options.max_objects
-        with self._stage("detection"):
-            detector = self.predictor.detector(options, max_objects=most)
-            found = detector(images, encoded=encoded)
-        return [objects.above(self.options.score_threshold) for objects in found]
-
-    def _segment(
-        self, images: Sequence[Tensor], encoded: Encoded, objects: list[Detections]
-    ) -> list[InstanceMasks]:
-        with self._stage("segmentation"):
-            segmenter = self.predictor.segmenter(self.options.segmentation)
-            return segmenter(images, *_asked(objects), encoded=encoded)
-
-    def _keypoints(self, images: Sequence[Tensor], objects: list[Detections]) -> list[Keypoints]:
-        persons = with_keypoints(self.predictor.keypoint_tokenizer(), *_asked(objects))
-        with self._stage("keypoint"):
-            finder = self.predictor.keypoint_finder(self.options.keypoints)
-            return finder(images, *persons)
+    def __init__(self, model: Pix2Seq):
+        self.model = model
+        self.seconds: dict[str, float] = {}  # stage -> seconds
+        self.passes: dict[str, list[int]] = {}  # stage -> images of each encoder pass
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        model, passes = self.predictor.model, self.encoded.setdefault(name, [])
-        counter = model.encoder.register_forward_hook(
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures what happens in this context."""
+        passes = self.passes.setdefault(name, [])
+        counter = self.model.encoder.register_forward_hook(
             lambda _, args, __: passes.append(len(args[0]))
         )
         start = time.perf_counter()
         try:
             yield
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)
         finally:
             counter.remove()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-
-def _asked(objects: list[Detections]) -> tuple[list, list, list]:
-    """Boxes, labels and scores per image."""
-    return tuple([getattr(one, k) for one in objects] for k in ("boxes", "labels", "scores"))
+    def table(self) -> str:
+        """A line per stage: its seconds, and its passes of the encoder."""
+        lines = [f"{'stage':<14}seconds  share  passes of the encoder"]
+        total = sum(self.seconds.values())
+        for stage, seconds in self.seconds.items():
+            sizes = self.passes[stage]
+            unit = "image" if stage == "encoder" else "crop"
+            passes = f"{len(sizes)}, of {sum(sizes)} {unit}{'s' if sum(sizes) != 1 else ''}"
+            share = f"{seconds / total:5.0%}"
+            lines.append(f"{stage:<14}{seconds:7.3f}  {share}  {passes if sizes else '-'}")
+        return "\n".join([*lines, f"{'total':<14}{total:7.3f}"])

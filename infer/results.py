@@ -1,27 +1,25 @@
-"""What a model found, in the pixels of the original image, and what an evaluation found."""
+"""Results of the tasks, in pixels of the original image, and the report of an evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from utils.categories import Categories, Skeleton
-from utils.coco_metrics import detections_to_coco
+from utils.coco_metrics import detections_to_coco, evaluate_coco
 from utils.files import atomic_path, write_json_atomic
 from utils.masks import rle_to_mask
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LEADING = ("AP", "AP50", "AP75", "mAP50", "mAP50_11point", "CIDEr", "BLEU-4", "ROUGE-L")
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects of one image, best first."""
+    """Objects of one image; what is detected comes best first."""
 
     boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels
     labels: np.ndarray  # (N,) int64 class ids
@@ -31,11 +29,18 @@ class Detections:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, rows: np.ndarray) -> Detections:
+        """The objects with these numbers, in this order."""
+        names = [self.names[i] for i in rows]
+        return Detections(self.boxes[rows], self.labels[rows], self.scores[rows], names)
+
     def above(self, threshold: float) -> Detections:
-        """Those that score at least `threshold`."""
-        keep = np.flatnonzero(self.scores >= threshold)
-        names = [self.names[i] for i in keep]
-        return Detections(self.boxes[keep], self.labels[keep], self.scores[keep], names)
+        """The objects that score at least `threshold`."""
+        return self.select(np.flatnonzero(self.scores >= threshold))
+
+    def best(self, most: int | None = None) -> Detections:
+        """The `most` objects that score best, or all of them, best first."""
+        return self.select(np.argsort(-self.scores, kind="stable")[:most])
 
     def to_coco(self, image_id: int, categories: Categories) -> list[dict]:
         """Rows of a COCO results file (`bbox` is xywh), with the annotation file's ids."""
@@ -44,21 +49,14 @@ class Detections:
 
     def to_json(self) -> list[dict]:
         """Plain rows: label, score, box as [xmin, ymin, xmax, ymax]."""
-        return [
-            {
-                "label": name,
-                "score": round(float(score), 4),
-                "box": [round(float(x), 2) for x in box],
-            }
-            for name, score, box in zip(self.names, self.scores, self.boxes, strict=True)
-        ]
+        return _object_rows(self)
 
 
 @dataclass(frozen=True)
 class InstanceMasks:
     """Masks of given objects of one image, in the order of their boxes."""
 
-    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the boxes that were asked about
+    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the given boxes
     labels: np.ndarray  # (N,) int64 class ids
     scores: np.ndarray  # (N,) float32 in [0, 1], those of the boxes
     names: list[str]  # (N,) class names
@@ -88,17 +86,8 @@ class InstanceMasks:
 
     def to_json(self) -> list[dict]:
         """Plain rows: label, score, box as [xmin, ymin, xmax, ymax], mask as COCO run lengths."""
-        return [
-            {
-                "label": name,
-                "score": round(float(score), 4),
-                "box": [round(float(x), 2) for x in box],
-                "segmentation": rle,
-            }
-            for name, score, box, rle in zip(
-                self.names, self.scores, self.boxes, self.rles, strict=True
-            )
-        ]
+        rows = zip(_object_rows(self), self.rles, strict=True)
+        return [row | {"segmentation": rle} for row, rle in rows]
 
 
 @dataclass(frozen=True)
@@ -127,12 +116,12 @@ class Captions:
 class Keypoints:
     """Keypoints of given objects of one image, in the order of their boxes."""
 
-    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the boxes that were asked about
+    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the given boxes
     labels: np.ndarray  # (N,) int64 class ids
     scores: np.ndarray  # (N,) float32 in [0, 1]
     names: list[str]  # (N,) class names
-    # (N, K, 3) float32 x, y in original pixels, visibility: 2, or 0 for a point the model passed
-    # on, which stands at the centre of the box because scoring wants a place for all
+    # (N, K, 3) float32: x, y in original pixels, visibility 2. A point that the model calls
+    # invisible has visibility 0 and stands at the centre of the box: scoring needs a place for all.
     points: np.ndarray
     point_scores: np.ndarray  # (N, K) float32, mean probability of the point's tokens
     skeleton: Skeleton
@@ -155,37 +144,40 @@ class Keypoints:
     def to_json(self) -> list[dict]:
         """Plain rows: label, score, box as [xmin, ymin, xmax, ymax], keypoints by their names.
 
-        A keypoint is {x, y, score}, or None where the model passed on it.
+        A keypoint is {x, y, score}, or None where the model said that it is not visible.
         """
-        rows = []
-        for n, (name, score, box) in enumerate(
-            zip(self.names, self.scores, self.boxes, strict=True)
-        ):
-            points = {
+        rows = _object_rows(self)
+        for row, points, probabilities in zip(rows, self.points, self.point_scores, strict=True):
+            joints = zip(self.skeleton.names, points.tolist(), probabilities.tolist(), strict=True)
+            row["keypoints"] = {
                 joint: {"x": round(x, 2), "y": round(y, 2), "score": round(probability, 4)}
                 if visibility > 0
                 else None
-                for joint, (x, y, visibility), probability in zip(
-                    self.skeleton.names,
-                    self.points[n].tolist(),
-                    self.point_scores[n].tolist(),
-                    strict=True,
-                )
+                for joint, (x, y, visibility), probability in joints
             }
-            rows.append(
-                {
-                    "label": name,
-                    "score": round(float(score), 4),
-                    "box": [round(float(x), 2) for x in box],
-                    "keypoints": points,
-                }
-            )
         return rows
+
+
+def _object_rows(found: Detections | InstanceMasks | Keypoints) -> list[dict]:
+    """Label, score and box of every object as JSON values."""
+    return [
+        {
+            "label": name,
+            "score": round(float(score), 4),
+            "box": [round(float(x), 2) for x in box],
+        }
+        for name, score, box in zip(found.names, found.scores, found.boxes, strict=True)
+    ]
+
+
+def columns(found: Sequence[Detections]) -> tuple[list, list, list]:
+    """Boxes, labels and scores of B images, each as a list: arguments of `segment`."""
+    return tuple([getattr(one, name) for one in found] for name in ("boxes", "labels", "scores"))
 
 
 @dataclass(frozen=True)
 class AllTasks:
-    """What the tasks found in one image; None for a task the weights do not know."""
+    """Results of all tasks for one image; None for a task that the weights do not know."""
 
     captions: Captions | None
     objects: Detections | None
@@ -201,7 +193,7 @@ class AllTasks:
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     metrics: dict[str, float]  # the first one is the one to compare models by
     per_class: pd.DataFrame
@@ -231,3 +223,25 @@ def compact_table(reports: dict[str, Report], num_images: dict[str, int]) -> str
         numbers = "  ".join(f"{name} {value:.3f}" for name, value in leading.items())
         lines.append(f"{task:<14}{num_images[task]:>6}  {numbers}")
     return "\n".join(lines)
+
+
+def score_coco(
+    source,
+    found: dict[int | str, Detections | InstanceMasks | Keypoints],
+    categories: Categories,
+    kind: str,
+    sigmas: Sequence[float] | None = None,
+) -> Report:
+    """COCO's numbers for boxes, masks or keypoints.
+
+    Args:
+        source: with the ground truth as `.coco`.
+        found: image id -> result, also of the images without objects.
+        categories: with the ids of the annotation file.
+        kind: "bbox", "segm" or "keypoints".
+        sigmas: of the object keypoint similarity, one per point; None = COCO's own.
+    """
+    rows = [row for image_id, one in found.items() for row in one.to_coco(image_id, categories)]
+    metrics = evaluate_coco(source.coco, rows, kind, image_ids=list(found), sigmas=sigmas)
+    per_class, table = metrics.pop("per_class"), metrics.pop("table")
+    return Report(metrics, per_class, table, rows)

@@ -1,30 +1,29 @@
-"""What the single-image scripts share: options, weights to use, where results go."""
+"""Functions that the scripts of infer/ share: options, weights to use, boxes, where results go.
+
+Nothing here imports torch before the command line is understood.
+"""
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from infer.predictor import Predictor
-from models.decode_step.modes import check_decode_mode
-from models.decode_step.native import obstacle
 from utils.cli import log, parser
-from utils.devices import pick_device
 from utils.errors import UserError
 from utils.files import write_json_atomic
-from utils.images import list_images, load_image
-from utils.visualize import save_image
+from utils.images import load_image
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "bfloat16")
+
+
+# ---- options ---------------------------------------------------------------------------------
 
 
 def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
-    """Options of every inference script.
+    """A parser with the options of every inference script.
 
     Args:
         pictures: the script draws scored objects; otherwise it prints text alone.
@@ -48,8 +47,103 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
     return args
 
 
-def load_predictor(args: argparse.Namespace, cfg, weights: Path) -> Predictor:
-    """The predictor for `--weights`, else for the setting, else for the demo weights.
+def pick_threshold(args: argparse.Namespace, cfg) -> float:
+    """`--score-threshold`, else the setting."""
+    return cfg.score_threshold if args.score_threshold is None else args.score_threshold
+
+
+# ---- boxes -----------------------------------------------------------------------------------
+
+
+def add_box_arguments(args: argparse.ArgumentParser) -> None:
+    """Adds `--box x y w h` and `--label NAME`, both repeatable."""
+    args.add_argument(
+        "--box",
+        nargs="+",
+        action="append",
+        metavar="X",
+        help="x y w h (or x,y,w,h) in pixels of the image; repeat it for more; "
+        "default: what the same weights detect",
+    )
+    args.add_argument(
+        "--label",
+        action="append",
+        help="class in the box, by name: one for all boxes or one for each",
+    )
+
+
+def check_box_arguments(args: argparse.Namespace, num_images: int) -> None:
+    """Checks that boxes are given for one image.
+
+    Raises:
+        UserError: for several.
+    """
+    if args.box and num_images > 1:
+        raise UserError(f"--box is about one image, --image names {num_images}")
+
+
+def check_boxes_known(args: argparse.Namespace, predictor, task: str) -> None:
+    """Checks that the weights know the task, and that boxes are given or can be detected.
+
+    Raises:
+        UserError: one of it is missing.
+    """
+    predictor.require(task)
+    if not (args.box or args.label) and "detection" not in predictor.tasks:
+        raise UserError(
+            f"{predictor.name} cannot detect, so it needs to be told where to look: "
+            "add --box x y w h, or name weights of several tasks with --weights"
+        )
+
+
+def read_box_arguments(
+    args: argparse.Namespace, size: tuple[int, int]
+) -> tuple[np.ndarray | None, str | list[str] | None]:
+    """Reads the boxes and labels of `add_box_arguments`.
+
+    Args:
+        size: (H, W) of the image.
+
+    Returns:
+        boxes (N, 4) float32 xyxy cut to the image, and labels, None if not given.
+
+    Raises:
+        UserError: not four numbers, a box outside the image, or labels that fit no box.
+    """
+    if args.box is None:
+        if args.label:
+            raise UserError("--label names what is in a --box; give --box x y w h too")
+        return None, None
+    # Boxes: four numbers, some part of them in the image
+    boxes = []
+    for words in args.box:
+        text = " ".join(words)
+        try:
+            x, y, w, h = map(float, text.replace(",", " ").split())
+        except ValueError:
+            raise UserError(f"--box must be four numbers x y w h, got {text!r}") from None
+        box = np.clip([x, y, x + w, y + h], 0, [size[1], size[0]] * 2)
+        if not (w > 0 and h > 0 and box[2] > box[0] and box[3] > box[1]):
+            raise UserError(
+                f"--box {text} holds no pixel of the image ({size[1]} x {size[0]}); "
+                "it is x y w h in pixels"
+            )
+        boxes.append(box)
+    # Labels: one for all, or one for each
+    labels = args.label
+    if labels and len(labels) not in (1, len(boxes)):
+        raise UserError(f"give one --label or one per --box: {len(labels)} for {len(boxes)}")
+    return np.float32(boxes), labels[0] if labels and len(labels) == 1 else labels
+
+
+# ---- weights ---------------------------------------------------------------------------------
+
+
+def load_predictor(args: argparse.Namespace, cfg, weights: Path):
+    """Loads `--weights`, else the weights of the setting, else the demo weights.
+
+    Args:
+        weights: the setting.
 
     Raises:
         UserError: none of these files is there.
@@ -69,16 +163,27 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path) -> Predictor:
     return predictor_of(cfg.demo_weights, cfg, args.device)
 
 
-def predictor_of(weights: Path, cfg, device: str | None = None) -> Predictor:
-    """A predictor that computes as the settings say, on `device` or the device of the settings.
+def predictor_of(weights: Path, cfg, device: str | None = None):
+    """Loads a `Predictor` that computes as the settings say.
+
+    Args:
+        device: None = that of the settings.
 
     Raises:
         UserError: no such weight file, or a setting that cannot be.
     """
     if cfg.infer_dtype not in DTYPES:
         raise UserError(f"infer_dtype must be one of {', '.join(DTYPES)}, got {cfg.infer_dtype!r}")
+    # Only now: torch takes seconds to import.
+    import torch
+
+    from infer.predictor import Predictor
+    from models.decode_step.modes import check_decode_mode
+    from models.decode_step.native import obstacle
+    from utils.devices import pick_device
+
     check_decode_mode(cfg.decode_mode)
-    device, dtype = pick_device(device or cfg.device), DTYPES[cfg.infer_dtype]
+    device, dtype = pick_device(device or cfg.device), getattr(torch, cfg.infer_dtype)
     predictor = Predictor(weights, device, dtype=dtype, mode=cfg.decode_mode)
     could_be_native = cfg.decode_mode == "auto" and device.type == "cpu"
     if could_be_native and (reason := obstacle(dtype)):
@@ -86,58 +191,25 @@ def predictor_of(weights: Path, cfg, device: str | None = None) -> Predictor:
     return predictor
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a script says about an image."""
-
-    text: str  # for people
-    row: dict  # of the JSON, beside path and size of the image
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> RGB uint8
+# ---- images and results ----------------------------------------------------------------------
 
 
-Item = tuple[Path, np.ndarray]  # path and RGB pixels
+def read_images(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Reads images one after the other, see `read_batches`."""
+    for batch in read_batches(paths, 1):
+        yield from batch
 
 
-def answer_images(
-    args: argparse.Namespace, answer: Callable[[list[Item]], list[Answer]], *, batch_size: int = 1
-) -> None:
-    """Answers about the images of `--image`: pictures to `--out-dir`, the rest to stdout.
+def read_batches(paths: Sequence[Path], size: int) -> Iterator[list[tuple[Path, np.ndarray]]]:
+    """Reads images in batches; of several images, unreadable ones are reported and left out.
 
-    Args:
-        answer: of up to `batch_size` images.
-    """
-    paths, rows, texts, batch = list_images(args.image), [], [], []
-
-    def flush() -> None:
-        items = batch.copy()
-        batch.clear()  # also if it fails: nothing is tried twice
-        for (path, image), one in zip(items, answer(items) if items else [], strict=True):
-            for name, picture in one.pictures.items():
-                target = args.out_dir / picture_name(path, paths, name)
-                save_image(target, picture)
-                log(f"drew {target}")
-            size = [image.shape[1], image.shape[0]]
-            rows.append({"image": str(path), "size": size, **one.row})
-            texts.append(one.text)
-
-    try:
-        for item in read_images(args.image):
-            batch.append(item)
-            if len(batch) == batch_size:
-                flush()
-    finally:  # what there is, also if an image could not be read
-        flush()
-        if rows:
-            print_results(args, rows, texts)
-
-
-def read_images(pattern: str) -> Iterator[tuple[Path, np.ndarray]]:
-    """Path and RGB pixels of every image; of several, unreadable ones are reported and left out.
+    Yields:
+        up to `size` pairs of path and (H, W, 3) uint8 RGB pixels.
 
     Raises:
-        UserError: no image there, or none that can be read.
+        UserError: at the end, if images were left out; at once if there is one image alone.
     """
-    paths, unread = list_images(pattern), []
+    batch, unread = [], []
     for path in paths:
         try:
             image = load_image(path)
@@ -147,14 +219,62 @@ def read_images(pattern: str) -> Iterator[tuple[Path, np.ndarray]]:
             log(f"left out: {error}")
             unread.append(path)
             continue
-        yield path, image
+        batch.append((path, image))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
     if unread:
         raise UserError(
             f"{len(unread)} of {len(paths)} images could not be read, {unread[0]} first"
         )
 
 
-def picture_name(path: Path, paths: list[Path], name: str) -> str:
+class Output:
+    """Writes the results of a script: pictures to `--out-dir`, the rest to stdout and `--json`.
+
+    It is a context. At its end the results are printed, also if an error ended it.
+    """
+
+    def __init__(self, args: argparse.Namespace, paths: Sequence[Path]):
+        self.args, self.paths = args, paths
+        self.rows: list[dict] = []
+        self.texts: list[str] = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.rows:
+            print_results(self.args, self.rows, self.texts)
+
+    def add(
+        self,
+        path: Path,
+        image: np.ndarray,
+        text: str,
+        row: dict,
+        pictures: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        """Adds the result of an image; pictures are written at once.
+
+        Args:
+            text: for people.
+            row: of the JSON, beside path and size of the image.
+            pictures: name -> RGB uint8.
+        """
+        from utils.visualize import save_image
+
+        for name, picture in (pictures or {}).items():
+            target = self.args.out_dir / picture_name(path, self.paths, name)
+            save_image(target, picture)
+            log(f"drew {target}")
+        self.rows.append({"image": str(path), "size": [image.shape[1], image.shape[0]], **row})
+        self.texts.append(text)
+
+
+def picture_name(path: Path, paths: Sequence[Path], name: str) -> str:
     """`name`.png for one image; for several `<stem>_name.png`, or with suffix if stems repeat."""
     if len(paths) == 1:
         return f"{name}.png"
@@ -163,7 +283,7 @@ def picture_name(path: Path, paths: list[Path], name: str) -> str:
 
 
 def print_results(args: argparse.Namespace, rows: list[dict], texts: list[str]) -> None:
-    """Results to stdout: the texts, or the rows as JSON; `--json FILE` writes the rows too."""
+    """Prints the texts, or the rows as JSON; `--json FILE` writes the rows too."""
     if args.json == "-":
         json.dump(rows, sys.stdout, indent=2)
         print()

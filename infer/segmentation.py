@@ -1,21 +1,30 @@
-"""Segmentation: images and boxes -> one encoder pass -> sampled outlines -> averaged masks."""
+"""Segmentation: images and boxes -> one encoder pass -> sampled outlines -> averaged masks.
+
+Masks are also scored and drawn here.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.geometry import Geometry, crop_to_box
-from dataset.preprocess import OFFICIAL_RESIZING, Resizing
-from infer.encode import Encoded, encode_images
-from infer.results import InstanceMasks
-from models import Pix2Seq
-from models.generate import uniforms_of_images
+from dataset.batch import EvalBatch
+from dataset.geometry import Geometry
+from infer.batches import EvalLoop, predict_all
+from infer.boxes import BoxSource
+from infer.detection import DetectionOptions
+from infer.results import InstanceMasks, Report, columns, score_coco
+from infer.trained_model import Encoded, TrainedModel, shared_categories
+from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.segmentation import SegmentationTokenizer
-from utils.categories import Categories
+from utils.errors import UserError
 from utils.masks import majority_mask
+from utils.visualize import draw_detections, draw_masks
 
 CROPS = 16  # that are encoded together
 
@@ -34,6 +43,7 @@ class SegmentationOptions:
     seed: int = 0  # of the draws: an object gives the same result in every batch
 
     def __post_init__(self):
+        SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
         if self.num_samples < 1 or self.max_rows < 1:
             raise ValueError(
                 f"num_samples and max_rows must be at least 1, got {self.num_samples} and "
@@ -42,22 +52,38 @@ class SegmentationOptions:
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
 
+    @classmethod
+    def from_settings(cls, cfg, num_samples: int | None = None) -> SegmentationOptions:
+        """Decoding as the settings say.
 
-PAPER = SegmentationOptions()
+        Args:
+            num_samples: None = as the settings say.
+
+        Raises:
+            UserError: a value that cannot work.
+        """
+        try:
+            return cls(
+                top_k=cfg.top_k,
+                top_p=cfg.seg_top_p,
+                temperature=cfg.temperature,
+                num_samples=cfg.seg_samples if num_samples is None else num_samples,
+                threshold=cfg.seg_threshold,
+                grammar=cfg.seg_grammar,
+                seed=cfg.seed,
+            )
+        except ValueError as error:
+            raise UserError(f"settings of segmentation: {error}") from error
 
 
 def segment(
-    model: Pix2Seq,
-    tokenizer: SegmentationTokenizer,
-    categories: Categories,
+    trained: TrainedModel,
     images: Sequence[Tensor],
     boxes: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
     scores: Sequence[np.ndarray] | None = None,
-    options: SegmentationOptions = PAPER,
+    options: SegmentationOptions = SegmentationOptions(),
     *,
-    resize_mode: str = "letterbox",
-    resizing: Resizing = OFFICIAL_RESIZING,
     encoded: Encoded | None = None,
     image_ids: Sequence[int | str] | None = None,
 ) -> list[InstanceMasks]:
@@ -77,19 +103,21 @@ def segment(
     Returns:
         B `InstanceMasks`, in the order of the boxes.
     """
+    # What a caller may leave out
     if image_ids is None:
         image_ids = [0] * len(images)
     boxes = [np.asarray(b, np.float32).reshape(-1, 4) for b in boxes]
     labels = [np.asarray(k, np.int64).reshape(-1) for k in labels]
     if scores is None:
         scores = [np.ones(len(k), np.float32) for k in labels]
-    how = {"resize_mode": resize_mode, "resizing": resizing}
+    # Masks, from whole images or from crops
+    tokenizer = trained.tokenizer("segmentation")
     if tokenizer.crop is None:
-        encoded = encoded or encode_images(model, images, **how)
-        rles = _decode(model, tokenizer, encoded, boxes, labels, options, image_ids)
+        encoded = encoded or trained.encode(images)
+        rles = _decode(trained, encoded, boxes, labels, options, image_ids)
     else:
-        rles = _segment_crops(model, tokenizer, images, boxes, labels, options, image_ids, how)
-    names = categories.names
+        rles = _segment_crops(trained, images, boxes, labels, options, image_ids)
+    names = trained.categories.names
     return [
         InstanceMasks(b, k, np.asarray(s, np.float32), [names[int(i)] for i in k], r)
         for b, k, s, r in zip(boxes, labels, scores, rles, strict=True)
@@ -118,30 +146,33 @@ def combine_samples(
 
 
 def _segment_crops(
-    model, tokenizer, images, boxes, labels, options, image_ids, how
+    trained: TrainedModel,
+    images: Sequence[Tensor],
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    options: SegmentationOptions,
+    image_ids: Sequence[int | str],
 ) -> list[list[dict]]:
-    """As `_decode`, every object seen in the surroundings of its box."""
-    jobs = [(i, n) for i, of_image in enumerate(boxes) for n in range(len(of_image))]
-    images = [image.to(model.device, non_blocking=True) for image in images]  # once for all crops
+    """As `_decode`, but every object is seen in the surroundings of its box."""
+    pad = trained.tokenizer("segmentation").crop
+    flat_boxes, flat_labels = np.concatenate(boxes), np.concatenate(labels)  # (R, 4), (R,)
     rles: list[list[dict]] = [[] for _ in images]
-    for start in range(0, len(jobs), CROPS):
-        chunk = jobs[start : start + CROPS]
-        regions = [
-            crop_to_box(boxes[i][n], tuple(images[i].shape[1:]), tokenizer.crop) for i, n in chunk
-        ]
-        encoded = encode_images(model, [images[i] for i, _ in chunk], regions=regions, **how)
-        of_chunk = [boxes[i][n : n + 1] for i, n in chunk]
-        labels_of_chunk = [labels[i][n : n + 1] for i, n in chunk]
-        ids = [image_ids[i] for i, _ in chunk]
-        found = _decode(model, tokenizer, encoded, of_chunk, labels_of_chunk, options, ids)
-        for (i, _), (rle,) in zip(chunk, found, strict=True):
+    for part, owners, encoded in trained.crop_batches(images, boxes, pad, CROPS):
+        found = _decode(
+            trained,
+            encoded,
+            flat_boxes[part, None],  # every crop is an image with one box
+            flat_labels[part, None],
+            options,
+            [image_ids[i] for i in owners],
+        )
+        for i, (rle,) in zip(owners, found, strict=True):
             rles[i].append(rle)
     return rles
 
 
 def _decode(
-    model: Pix2Seq,
-    tokenizer: SegmentationTokenizer,
+    trained: TrainedModel,
     encoded: Encoded,
     boxes: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
@@ -149,15 +180,13 @@ def _decode(
     image_ids: Sequence[int | str],
 ) -> list[list[dict]]:
     """Run lengths of the mask of every object, per image."""
-    prompts = [
-        tokenizer.prompts(np.clip(geometry.boxes(b), 0, _limit(geometry)), k, geometry.size)
-        for geometry, b, k in zip(encoded.geometries, boxes, labels, strict=True)
-    ]
+    model, tokenizer = trained.model, trained.tokenizer("segmentation")
+    prompts = _prompts(tokenizer, encoded, boxes, labels)  # per image (N, 6)
     num_samples = 1 if options.top_k == 1 else options.num_samples  # greedy samples are all alike
     rles: list[list[dict]] = [[{}] * len(p) for p in prompts]
-    for pieces in _pack([len(p) for p in prompts], max(options.max_rows // num_samples, 1)):
+    for pieces in pack_objects([len(p) for p in prompts], max(options.max_rows // num_samples, 1)):
         most = pieces[0][2] - pieces[0][1]
-        # images with fewer objects repeat theirs: the sequences of an image stand together
+        # Images with fewer objects repeat theirs, so that the sequences of an image stand together.
         rows = np.stack([np.resize(prompts[i][a:b], (most, 6)) for i, a, b in pieces])
         rows = torch.from_numpy(rows).to(model.device)  # (images, most, 6)
         uniforms = uniforms_of_images(
@@ -167,6 +196,7 @@ def _decode(
             num_samples=num_samples,
             num_steps=tokenizer.max_new_tokens,
         )
+        # All samples of these objects, on the encoder pass of their images.
         tokens, _ = model.generate(
             encoded.memory[torch.tensor([i for i, _, _ in pieces], device=model.device)],
             rows,
@@ -180,6 +210,7 @@ def _decode(
             unscored_range=tokenizer.answer_range if options.grammar else None,
             uniforms=uniforms,
         )
+        # The samples of an object become its mask.
         tokens = tokens.cpu().numpy().reshape(len(pieces), most, num_samples, -1)
         for (i, first, end), of_image in zip(pieces, tokens, strict=True):
             for n, samples in zip(range(first, end), of_image, strict=False):
@@ -188,13 +219,22 @@ def _decode(
     return rles
 
 
-def _limit(geometry: Geometry) -> np.ndarray:
-    """(4,) corners of the picture's far edge in the model input."""
-    (y, x), (h, w) = geometry.pad, geometry.unpadded
-    return np.float32([x + w, y + h] * 2)
+def _prompts(
+    tokenizer: SegmentationTokenizer,
+    encoded: Encoded,
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """(N, 6) tokens per image: the box of each object, cut to the image, and its class."""
+    prompts = []
+    for geometry, of_image, classes in zip(encoded.geometries, boxes, labels, strict=True):
+        (y, x), (h, w) = geometry.pad, geometry.unpadded
+        inside = np.clip(geometry.boxes(of_image), 0, np.float32([x + w, y + h] * 2))
+        prompts.append(tokenizer.prompts(inside, classes, geometry.size))
+    return prompts
 
 
-def _pack(counts: Sequence[int], limit: int) -> Iterator[list[tuple[int, int, int]]]:
+def pack_objects(counts: Sequence[int], limit: int) -> Iterator[list[tuple[int, int, int]]]:
     """Groups of (image, first, end) objects, largest first, that fill up to `limit` rows.
 
     A group takes as many rows as it has images times the objects of its first one.
@@ -209,3 +249,59 @@ def _pack(counts: Sequence[int], limit: int) -> Iterator[list[tuple[int, int, in
         room = limit // (pieces[0][2] - pieces[0][1])
         yield pieces[:room]
         del pieces[:room]
+
+
+def evaluate(
+    trained: TrainedModel,
+    source,
+    options: SegmentationOptions = SegmentationOptions(),
+    loop: EvalLoop = EvalLoop(),
+    *,
+    boxes: str | Path = "gt",
+    detection: DetectionOptions = DetectionOptions(),
+) -> Report:
+    """Masks for every image of the source (those without objects too), scored.
+
+    Args:
+        source: `CocoSegmentation`.
+        boxes: what the masks are asked for: "gt" = the boxes and classes of the ground truth at
+            score 1, crowds left out; "detected" = what the same weights detect; or a COCO results
+            file of boxes.
+        detection: how "detected" boxes are found.
+    """
+    categories = shared_categories(trained.categories, source.categories)
+    box_source = BoxSource(trained, source, categories, boxes, detection)
+    # One encoder pass serves detection and masks; of crops the masks need passes of their own.
+    whole = trained.tokenizer("segmentation").crop is None or box_source.is_detected
+
+    def predict(batch: EvalBatch) -> list[InstanceMasks]:
+        encoded = trained.encode(batch.images) if whole else None
+        found = columns(box_source.find(batch, encoded))
+        return segment(
+            trained, batch.images, *found, options, encoded=encoded, image_ids=batch.image_ids
+        )
+
+    found = predict_all(source, predict, loop)
+    return score_coco(source, found, categories, "segm")
+
+
+def draw(image: np.ndarray, found: InstanceMasks) -> np.ndarray:
+    """A copy of the image with masks and the boxes that they were asked for."""
+    if not len(found):
+        return image.copy()
+    tinted = draw_masks(image, found.masks, found.names)
+    return draw_detections(tinted, found.boxes, found.names, found.scores)
+
+
+def table(path: Path, image: np.ndarray, found: InstanceMasks) -> str:
+    """One line per object, pixels of the original image."""
+    head = f"{path} ({image.shape[1]} x {image.shape[0]})"
+    if not len(found):
+        return f"{head}\nno object found"
+    width = max(len("label"), *map(len, found.names))
+    lines = [head, f"{'label':<{width}}  score    xmin    ymin    xmax    ymax    pixels"]
+    areas = found.masks.sum(axis=(1, 2))
+    for name, score, box, area in zip(found.names, found.scores, found.boxes, areas, strict=True):
+        numbers = "".join(f"{value:8.1f}" for value in box)
+        lines.append(f"{name:<{width}}  {score:5.2f}{numbers}{area:10d}")
+    return "\n".join(lines)

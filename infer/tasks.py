@@ -10,46 +10,39 @@ from pathlib import Path
 
 import numpy as np
 
+from infer import captioning, detection, keypoint, segmentation
+from infer.batches import EvalLoop, as_tensor
 from infer.boxes import true_boxes
-from infer.caption_script import caption_options
-from infer.detection_script import detection_options
-from infer.detection_script import draw as draw_objects
-from infer.evaluate_captioning import evaluate_captioning
-from infer.evaluate_detection import evaluate_detection, shared_categories
-from infer.evaluate_keypoints import evaluate_keypoints
-from infer.evaluate_segmentation import evaluate_segmentation
-from infer.keypoint_script import draw as draw_keypoints
-from infer.keypoint_script import keypoint_options
-from infer.predictor import Predictor
-from infer.results import Report
-from infer.segmentation_script import draw as draw_masks
-from infer.segmentation_script import segmentation_options
+from infer.captioning import CaptionOptions
+from infer.detection import DetectionOptions
+from infer.keypoint import KeypointOptions
+from infer.results import Report, columns
+from infer.segmentation import SegmentationOptions
+from infer.trained_model import TrainedModel, shared_categories
 from utils.devices import ALONE, World
 from utils.errors import UserError
-from utils.visualize import draw_caption
 
 
 @dataclass(frozen=True)
 class Request:
     """What an evaluation may be asked beside the settings; tasks take what concerns them."""
 
-    boxes: str | Path = "gt"  # of masks and keypoints, see `box_source`
+    boxes: str | Path = "gt"  # of masks and keypoints, see `BoxSource`
     max_objects: int | None = None  # to detect; None = as many as the weights were trained for
 
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """How results of a task are scored and shown."""
+    """How a task is scored and drawn, as the settings `cfg` say."""
 
-    evaluate: Callable[..., Report]  # (predictor, source, **arguments, **loop of `predict_all`)
-    arguments: Callable[..., dict]  # (settings, request) -> those of `evaluate`
-    pictures: Callable[..., list[np.ndarray]]  # (settings, predictor, source, most) -> RGB uint8
+    evaluate: Callable[..., Report]  # (cfg, trained, source, request, loop)
+    draw: Callable[..., list[np.ndarray]]  # (cfg, trained, source, most) -> RGB uint8 pictures
 
 
 def evaluate_task(
     task: str,
     cfg,
-    predictor: Predictor,
+    trained: TrainedModel,
     source,
     request: Request = Request(),
     *,
@@ -64,15 +57,17 @@ def evaluate_task(
         UserError: the weights do not know the task, or cannot be judged on this source.
     """
     entry = find_evaluation(task)
-    predictor.require(task)
-    loop = {"batch_size": cfg.eval_batch_size, "num_workers": cfg.num_workers, "progress": True}
-    arguments = entry.arguments(cfg, request)
-    return entry.evaluate(predictor, source, **arguments, **loop, world=world)
+    trained.require(task)
+    return entry.evaluate(cfg, trained, source, request, EvalLoop.from_settings(cfg, world))
 
 
-def draw_task(task: str, cfg, predictor: Predictor, source, most: int) -> list[np.ndarray]:
-    """Pictures (H, W, 3) uint8 RGB of what the weights say to the first images of a source."""
-    return find_evaluation(task).pictures(cfg, predictor, source, most)
+def draw_task(task: str, cfg, trained: TrainedModel, source, most: int) -> list[np.ndarray]:
+    """Draws the results of the first images of a source.
+
+    Returns:
+        at most `most` pictures (H, W, 3) uint8 RGB.
+    """
+    return find_evaluation(task).draw(cfg, trained, source, most)
 
 
 def find_evaluation(task: str) -> TaskEvaluation:
@@ -86,70 +81,90 @@ def find_evaluation(task: str) -> TaskEvaluation:
     return EVALUATIONS[task]
 
 
-def _detection_arguments(cfg, request: Request) -> dict:
-    return {"options": detection_options(cfg), "max_objects": request.max_objects}
+# ---- evaluate --------------------------------------------------------------------------------
 
 
-def _segmentation_arguments(cfg, request: Request) -> dict:
-    options, detection = segmentation_options(cfg), detection_options(cfg)
-    return {"options": options, "boxes": request.boxes, "detection_options": detection}
+def _evaluate_detection(cfg, trained, source, request: Request, loop: EvalLoop) -> Report:
+    options = DetectionOptions.from_settings(cfg, request.max_objects)
+    return detection.evaluate(trained, source, options, loop)
 
 
-def _keypoint_arguments(cfg, request: Request) -> dict:
-    options, detection = keypoint_options(cfg), detection_options(cfg)
-    asked = {"boxes": request.boxes, "detection_options": detection}
-    return {"options": options, **asked, "sigmas": cfg.keypoint_sigmas}
+def _evaluate_segmentation(cfg, trained, source, request: Request, loop: EvalLoop) -> Report:
+    options, boxes = SegmentationOptions.from_settings(cfg), DetectionOptions.from_settings(cfg)
+    return segmentation.evaluate(
+        trained, source, options, loop, boxes=request.boxes, detection=boxes
+    )
 
 
-def _captioning_arguments(cfg, request: Request) -> dict:
-    return {"options": caption_options(cfg)}
+def _evaluate_keypoints(cfg, trained, source, request: Request, loop: EvalLoop) -> Report:
+    options, boxes = KeypointOptions.from_settings(cfg), DetectionOptions.from_settings(cfg)
+    return keypoint.evaluate(trained, source, options, loop, boxes=request.boxes, detection=boxes)
 
 
-def _objects(cfg, predictor: Predictor, source, most: int) -> list[np.ndarray]:
-    images = _first_images(source, most)
-    found = predictor.detect(images, detection_options(cfg))
-    return list(map(draw_objects, images, [one.above(cfg.score_threshold) for one in found]))
+def _evaluate_captioning(cfg, trained, source, request: Request, loop: EvalLoop) -> Report:
+    return captioning.evaluate(trained, source, CaptionOptions.from_settings(cfg), loop)
 
 
-def _masks(cfg, predictor: Predictor, source, most: int) -> list[np.ndarray]:
+# ---- draw ------------------------------------------------------------------------------------
+
+
+def _draw_objects(cfg, trained, source, most: int) -> list[np.ndarray]:
+    images = first_images(source, most)
+    tensors = [as_tensor(image) for image in images]
+    found = detection.detect(trained, tensors, DetectionOptions.from_settings(cfg))
+    return list(map(detection.draw, images, [one.above(cfg.score_threshold) for one in found]))
+
+
+def _draw_masks(cfg, trained, source, most: int) -> list[np.ndarray]:
     """In the boxes of the ground truth, so that nothing but the masks is judged."""
-    images, boxes, labels = _first_objects(predictor, source, most)
-    found = predictor.segment(images, boxes, labels, segmentation_options(cfg))
-    return list(map(draw_masks, images, found))
+    images, boxes, labels = _first_objects(trained, source, most)
+    tensors, options = (
+        [as_tensor(image) for image in images],
+        SegmentationOptions.from_settings(cfg),
+    )
+    found = segmentation.segment(trained, tensors, boxes, labels, options=options)
+    return list(map(segmentation.draw, images, found))
 
 
-def _points(cfg, predictor: Predictor, source, most: int) -> list[np.ndarray]:
+def _draw_keypoints(cfg, trained, source, most: int) -> list[np.ndarray]:
     """In the boxes of the ground truth, so that nothing but the points is judged."""
-    images, boxes, labels = _first_objects(predictor, source, most, prefer_busy=True)
-    found = predictor.keypoints(images, boxes, labels, keypoint_options(cfg))
-    return list(map(draw_keypoints, images, found))
+    images, boxes, labels = _first_objects(trained, source, most, prefer_busy=True)
+    tensors, options = [as_tensor(image) for image in images], KeypointOptions.from_settings(cfg)
+    found = keypoint.find_keypoints(trained, tensors, boxes, labels, options=options)
+    return list(map(keypoint.draw, images, found))
 
 
-def _captions(cfg, predictor: Predictor, source, most: int) -> list[np.ndarray]:
-    images = _first_images(source, most)
-    found = predictor.caption(images, caption_options(cfg))
-    return [draw_caption(image, one.texts[0]) for image, one in zip(images, found, strict=True)]
+def _draw_captions(cfg, trained, source, most: int) -> list[np.ndarray]:
+    images = first_images(source, most)
+    tensors = [as_tensor(image) for image in images]
+    found = captioning.caption(trained, tensors, CaptionOptions.from_settings(cfg))
+    return list(map(captioning.draw, images, found))
 
 
-def _first_images(source, most: int) -> list[np.ndarray]:
+def first_images(source, most: int) -> list[np.ndarray]:
+    """The first images of a source, (H, W, 3) uint8 RGB."""
     return [source[i].image for i in range(len(source))[:most]]
 
 
 def _first_objects(
-    predictor: Predictor, source, most: int, *, prefer_busy: bool = False
+    trained: TrainedModel, source, most: int, *, prefer_busy: bool = False
 ) -> tuple[list, list, list]:
-    """Images with the boxes and labels of their ground truth; of those with some, if asked."""
-    known = true_boxes(source, shared_categories(predictor.categories, source.categories))
+    """The first images with boxes and labels of their ground truth.
+
+    Args:
+        prefer_busy: leave out images without objects, unless all are.
+    """
+    truth = true_boxes(source, shared_categories(trained.categories, source.categories))
     numbers = list(range(len(source)))
-    busy = [i for i in numbers if len(known[source.image_ids[i]][0])] if prefer_busy else []
+    busy = [i for i in numbers if len(truth[source.image_ids[i]])] if prefer_busy else []
     samples = [source[i] for i in (busy or numbers)[:most]]
-    boxes, labels, _ = zip(*(known[sample.image_id] for sample in samples), strict=True)
-    return [sample.image for sample in samples], list(boxes), list(labels)
+    boxes, labels, _ = columns([truth[sample.image_id] for sample in samples])
+    return [sample.image for sample in samples], boxes, labels
 
 
 EVALUATIONS: dict[str, TaskEvaluation] = {
-    "detection": TaskEvaluation(evaluate_detection, _detection_arguments, _objects),
-    "segmentation": TaskEvaluation(evaluate_segmentation, _segmentation_arguments, _masks),
-    "keypoint": TaskEvaluation(evaluate_keypoints, _keypoint_arguments, _points),
-    "captioning": TaskEvaluation(evaluate_captioning, _captioning_arguments, _captions),
+    "detection": TaskEvaluation(_evaluate_detection, _draw_objects),
+    "segmentation": TaskEvaluation(_evaluate_segmentation, _draw_masks),
+    "keypoint": TaskEvaluation(_evaluate_keypoints, _draw_keypoints),
+    "captioning": TaskEvaluation(_evaluate_captioning, _draw_captions),
 }

@@ -14,10 +14,8 @@ import torch
 
 from config import CFG
 from dataset.tasks import build_source
-from infer.evaluate_captioning import evaluate_captioning
-from infer.evaluate_detection import evaluate_detection
-from infer.evaluate_keypoints import evaluate_keypoints
-from infer.evaluate_segmentation import evaluate_segmentation
+from infer import captioning, detection, keypoint, segmentation
+from infer.batches import EvalLoop
 from infer.predictor import Predictor
 from train import engine
 from train.distributed import session
@@ -26,10 +24,10 @@ from utils.cli import run, snapshot
 from utils.errors import UserError
 
 EVALUATORS = {
-    "detection": evaluate_detection,
-    "segmentation": evaluate_segmentation,
-    "keypoint": evaluate_keypoints,
-    "captioning": evaluate_captioning,
+    "detection": detection.evaluate,
+    "segmentation": segmentation.evaluate,
+    "keypoint": keypoint.evaluate,
+    "captioning": captioning.evaluate,
 }
 
 
@@ -89,7 +87,7 @@ def evaluate_case(weights: str, root: str, task: str, world) -> dict:
     named = [predictor.vocab.class0 + label for label in predictor.categories.names]
     with torch.no_grad():  # hardly trained: let the arg max fall on classes that have a name
         predictor.model.decoder.output_bias[named] += 10
-    report = EVALUATORS[task](predictor, source, batch_size=3, world=world)
+    report = EVALUATORS[task](predictor, source, loop=EvalLoop(batch_size=3, world=world))
     return {"results": report.results, "metrics": report.metrics}
 
 

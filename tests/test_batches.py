@@ -4,32 +4,39 @@ import numpy as np
 import pytest
 
 from dataset.tasks import TASKS
-from infer import evaluate
-from infer.batches import decode_images
-from infer.script import Answer, answer_images, infer_parser
+from infer import evaluate, infer_single_image_object_detection
+from infer.batches import batches_of
+from infer.predictor import Predictor
+from infer.script import Output, infer_parser, read_batches
 from infer.tasks import EVALUATIONS
+from tokenizer import vocabulary
+from tokenizer.tasks import TOKENIZERS
 from utils.errors import UserError
+from utils.images import list_images
 from utils.visualize import save_image
-
-
-def sizes(tensors, boxes, label, nothing):
-    assert nothing is None
-    return [(tuple(t.shape), box, name) for t, box, name in zip(tensors, boxes, label, strict=True)]
 
 
 def test_images_come_alone_or_in_lists_with_what_belongs_to_them():
     images = [np.zeros((4 + n, 5, 3), np.uint8) for n in range(5)]
     boxes = [f"box {n}" for n in range(5)]
     expected = [((3, 4 + n, 5), f"box {n}", "dog") for n in range(5)]
+
+    def read(images, boxes, batch_size):
+        rows = []
+        batches = batches_of(images, boxes, "dog", None, batch_size=batch_size)
+        for tensors, (of_images, labels, nothing) in batches:
+            assert len(tensors) <= batch_size and nothing is None
+            rows += zip([tuple(t.shape) for t in tensors], of_images, labels, strict=True)
+        return rows
+
     for batch_size in (1, 2, 5, 16):
-        size = {"batch_size": batch_size}
-        assert decode_images(images, sizes, boxes, "dog", None, **size) == expected
-        assert decode_images(images[2], sizes, boxes[2], "dog", None, **size) == expected[2]
-    assert decode_images([], sizes, [], "dog", None, batch_size=4) == []
+        assert read(images, boxes, batch_size) == expected
+        assert read(images[2], boxes[2], batch_size) == expected[2:3]
+    assert read([], [], 4) == []
 
 
-def test_every_task_has_an_entry_in_both_registries():
-    assert list(EVALUATIONS) == list(TASKS)
+def test_every_task_has_an_entry_in_all_registries():
+    assert list(EVALUATIONS) == list(TASKS) == list(TOKENIZERS) == list(vocabulary.TASKS)
 
 
 def test_what_was_found_before_an_unreadable_image_is_kept(tmp_path, capsys):
@@ -39,30 +46,38 @@ def test_what_was_found_before_an_unreadable_image_is_kept(tmp_path, capsys):
     args = infer_parser("").parse_args(
         ["--image", str(tmp_path), "--out-dir", str(tmp_path / "out")]
     )
-    seen = []
-
-    def answer(items):
-        seen.append(len(items))
-        return [Answer(path.name, {}, {"view": image}) for path, image in items]
-
-    with pytest.raises(UserError, match="1 of 4 images could not be read"):
-        answer_images(args, answer, batch_size=2)
+    seen, paths = [], list_images(args.image)
+    with (
+        pytest.raises(UserError, match="1 of 4 images could not be read"),
+        Output(args, paths) as output,
+    ):
+        for batch in read_batches(paths, 2):
+            seen.append(len(batch))
+            for path, image in batch:
+                output.add(path, image, path.name, {}, {"view": image})
     assert seen == [2, 1]
     assert capsys.readouterr().out == "0.png\n\n1.png\n\n2.png\n"
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{n}_view.png" for n in range(3)}
 
 
-def test_a_batch_that_fails_is_not_tried_twice(tmp_path):
-    save_image(tmp_path / "a.png", np.zeros((6, 8, 3), np.uint8))
-    args, calls = infer_parser("").parse_args(["--image", str(tmp_path / "a.png")]), []
+def test_a_batch_that_fails_is_not_tried_twice(tiny_weights, tmp_path, monkeypatch, capsys):
+    """What was found before it is printed all the same."""
+    for n in range(18):
+        save_image(tmp_path / f"{n:02}.png", np.zeros((6, 8, 3), np.uint8))
+    calls, detect = [], Predictor.detect
 
-    def fail(items):
-        calls.append(len(items))
-        raise RuntimeError("no memory")
+    def fail(self, images, options):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        return detect(self, images, options)
 
+    monkeypatch.setattr(Predictor, "detect", fail)
+    argv = ["--image", str(tmp_path), "--weights", str(tiny_weights), "--device", "cpu"]
     with pytest.raises(RuntimeError, match="no memory"):
-        answer_images(args, fail)
-    assert calls == [1]
+        infer_single_image_object_detection.main([*argv, "--out-dir", str(tmp_path / "out")])
+    assert calls == [16, 2]
+    assert "15.png" in (out := capsys.readouterr().out) and "16.png" not in out
 
 
 def test_several_tasks_are_evaluated_with_one_command(

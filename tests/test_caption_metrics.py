@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from infer.evaluate_captioning import score_caption_results
+from infer.captioning import score_results
 from utils.caption_metrics import bleu, cider, common_length, ptb_tokenize, rouge_l, score_captions
 
 CANDIDATES = [
@@ -146,7 +146,7 @@ def test_real_results_score_as_pycocoevalcap_scores_them(real_data):
     references = {}
     for row in rows:
         references.setdefault(row["image_id"], []).append(row["caption"])
-    report = score_caption_results(references, results)
+    report = score_results(references, results)
     assert len(report.per_class) == 4795 and report.results == results
     expected = {
         "CIDEr": 0.0002794396309314132,
@@ -159,7 +159,7 @@ def test_real_results_score_as_pycocoevalcap_scores_them(real_data):
     assert report.metrics == pytest.approx(expected, abs=1e-6)
     human = {i: references[i] for i in sorted(references)[:1000]}  # the first against the others
     rows = [{"image_id": i, "caption": captions[0]} for i, captions in human.items()]
-    metrics = score_caption_results({i: texts[1:] for i, texts in human.items()}, rows).metrics
+    metrics = score_results({i: texts[1:] for i, texts in human.items()}, rows).metrics
     expected = {
         "CIDEr": 0.9077267107929562,
         "BLEU-1": 0.6381420449069444,

@@ -13,9 +13,9 @@ from dataset.batch import trim
 from dataset.coco_captioning import CocoCaptions
 from dataset.loader import build_train_loader
 from dataset.tasks import build_source, build_train_set
-from infer import evaluate, infer_single_image_caption
+from infer import captioning, evaluate, infer_single_image_caption
+from infer.batches import EvalLoop
 from infer.captioning import CaptionOptions
-from infer.evaluate_captioning import evaluate_captioning
 from infer.predictor import Predictor
 from models import load_model
 from tests.conftest import TINY
@@ -200,7 +200,7 @@ def test_weights_alone_are_enough(weights, demo_set, tmp_path):
     copy = tmp_path / "w.safetensors"
     shutil.copy(weights, copy)
     predictor = Predictor(copy)
-    assert predictor.vocab.num_text == predictor.caption_tokenizer().text.size
+    assert predictor.vocab.num_text == predictor.tokenizer("captioning").text.size
     assert predictor.model.config.vocab_size == predictor.vocab.size < 3600
     found = predictor.caption(CocoCaptions(demo_set, "val")[0].image)
     assert len(found) == 1 and found.texts[0] and 0 < found.scores[0] <= 1
@@ -231,7 +231,7 @@ def images(demo_set):
 
 
 def test_greedy_is_what_generate_says(predictor, images):
-    tok, model = predictor.caption_tokenizer(), predictor.model
+    tok, model = predictor.tokenizer("captioning"), predictor.model
     found = predictor.caption(images)
     for image, captions in zip(images, found, strict=True):
         memory = predictor.encode([torch.from_numpy(image).permute(2, 0, 1)]).memory
@@ -284,7 +284,7 @@ def test_an_image_alone_and_in_a_batch_says_the_same(predictor, images):
 def test_evaluation_scores_every_image_without_randomness(predictor, demo_set):
     """Earlier code cut random regions out of the images it evaluated."""
     source = CocoCaptions(demo_set, "val")
-    reports = [evaluate_captioning(predictor, source, batch_size=n) for n in (4, 1)]
+    reports = [captioning.evaluate(predictor, source, loop=EvalLoop(batch_size=n)) for n in (4, 1)]
     assert reports[0].results == reports[1].results
     assert [row["image_id"] for row in reports[0].results] == source.image_ids.tolist()
     assert list(reports[0].metrics) == [

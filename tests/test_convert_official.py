@@ -541,18 +541,18 @@ def test_multi_task_weights_record_every_task(tmp_path, capsys):
     convert(checkpoint, out, *options)
     predictor = Predictor(out)
     assert set(predictor.tasks) == set(TASKS)
-    assert predictor.caption_tokenizer().max_tokens == 128
+    assert predictor.tokenizer("captioning").max_tokens == 128
     image = np.full((30, 50, 3), 80, np.uint8)
     predictor.caption(image)
     predictor.segment(image, np.array([[3.0, 4, 30, 20]]), "person")
     # fewer pieces than text ids: the last ids are never said
-    assert predictor.caption_tokenizer().allowed(torch.zeros(1, 1)).sum() == text.size - 1
+    assert predictor.tokenizer("captioning").allowed(torch.zeros(1, 1)).sum() == text.size - 1
     more = {"text_vocab_shift": 290}
     (tmp_path / "config.json").write_text(json.dumps({"model": settings | more}))
     convert(checkpoint, out, *options)
     predictor = Predictor(out)
     assert predictor.vocab.num_text == text.size + 10
-    assert predictor.caption_tokenizer().allowed(torch.zeros(1, 1)).sum() == text.size - 1
+    assert predictor.tokenizer("captioning").allowed(torch.zeros(1, 1)).sum() == text.size - 1
     predictor.caption(image)
     more = {"text_vocab_shift": 301}
     (tmp_path / "config.json").write_text(json.dumps({"model": settings | more}))

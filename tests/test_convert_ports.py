@@ -213,9 +213,9 @@ def test_padding_is_black_in_the_middle_of_the_image_of_jjjymmm(tmp_path):
 def test_weights_of_one_task_start_at_bos(tmp_path):
     one = convert(Port(JJJYMMM.size), JJJYMMM, tmp_path, "--task", "detection")
     predictor = Predictor(one)
-    assert predictor.detection_tokenizer().prompt.tolist() == [BINS + CLASSES]
+    assert predictor.tokenizer("detection").prompt.tolist() == [BINS + CLASSES]
     many = Predictor(convert(Port(JJJYMMM.size), JJJYMMM, tmp_path))
-    assert many.detection_tokenizer().prompt.tolist() == [BINS + CLASSES + 3]
+    assert many.tokenizer("detection").prompt.tolist() == [BINS + CLASSES + 3]
 
 
 def test_a_timm_name_of_then_is_one_of_today():

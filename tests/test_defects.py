@@ -12,8 +12,8 @@ import infer.batches
 from config import CFG, PRESETS
 from dataset.loader import build_eval_loader
 from dataset.tasks import TASKS
-from infer.detection import DecodingOptions
-from infer.encode import as_tensor
+from infer.batches import as_tensor
+from infer.detection import DetectionOptions
 from infer.keypoint import KeypointOptions
 from infer.predictor import Predictor
 from infer.segmentation import CROPS, SegmentationOptions
@@ -57,8 +57,8 @@ def picture(demo_set) -> np.ndarray:
 def test_a_score_is_the_probability_of_the_class_at_its_own_step(tiny_weights, picture):
     """Teacher-forced: the logits that follow the four coordinates of a box, and no others."""
     predictor = Predictor(tiny_weights)
-    found = predictor.detect(picture, DecodingOptions(top_k=1))
-    tokenizer, model = predictor.detection_tokenizer(), predictor.model
+    found = predictor.detect(picture, DetectionOptions(top_k=1))
+    tokenizer, model = predictor.tokenizer("detection"), predictor.model
     encoded = predictor.encode([as_tensor(picture)])
     prompt = torch.from_numpy(tokenizer.prompt)[None]
     tokens, _ = model.generate(encoded.memory, prompt, max_new_tokens=tokenizer.max_new_tokens)

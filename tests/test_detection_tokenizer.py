@@ -6,7 +6,7 @@ import torch
 from torchvision.ops import box_iou
 
 from dataset.geometry import Geometry
-from infer.detection import _to_original
+from infer.detection import to_original
 from tokenizer.detection import (
     CORRUPTIONS,
     ClassDraws,
@@ -267,7 +267,7 @@ def test_boxes_in_original_pixels_are_the_official_ones_but_for_the_clip(referen
         boxes = data["task_pred_bboxes"][row][:, [1, 0, 3, 2]] * np.float32([*size[::-1]] * 2)
         np.testing.assert_allclose(geometry.inverse_boxes(boxes), official, atol=1e-4)
         labels, scores = data["task_pred_classes"][row], data["task_scores"][row]
-        found = _to_original((boxes, labels, scores), geometry, names)
+        found = to_original((boxes, labels, scores), geometry, names)
         known = np.flatnonzero(np.isin(labels, list(names.names)))
         order = known[np.argsort(-scores[known], kind="stable")]
         clipped = np.clip(official[order], 0, np.float32([*orig[::-1]] * 2))

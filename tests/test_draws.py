@@ -8,7 +8,7 @@ import torch
 
 from dataset.tasks import build_source
 from infer.captioning import CaptionOptions
-from infer.detection import DecodingOptions
+from infer.detection import DetectionOptions
 from infer.keypoint import KeypointOptions
 from infer.predictor import Predictor
 from infer.segmentation import SegmentationOptions
@@ -37,7 +37,7 @@ def sampled(detector, predictor, images, boxes):
     """What each task says by sampling; a function of a list of pictures and their boxes."""
     labels = [np.full(len(of_image), 1) for of_image in boxes]
     return {
-        "detection": detector.detect(images, DecodingOptions(top_p=0.95)),
+        "detection": detector.detect(images, DetectionOptions(top_p=0.95)),
         "segmentation": predictor.segment(
             images, boxes, labels, SegmentationOptions(num_samples=3, top_p=0.95)
         ),
@@ -69,7 +69,7 @@ def test_a_picture_says_the_same_in_every_batch(tiny_weights, multi_weights, pic
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_the_size_of_device_batches_does_not_matter(tiny_weights, pictures, batch_size):
-    predictor, options = Predictor(tiny_weights), DecodingOptions(top_p=0.95)
+    predictor, options = Predictor(tiny_weights), DetectionOptions(top_p=0.95)
     expected = predictor.detect(pictures, options)
     for one, other in zip(
         predictor.detect(pictures, options, batch_size=batch_size), expected, strict=True
@@ -92,7 +92,7 @@ def test_an_object_says_the_same_beside_any_others(multi_weights, pictures):
 
 
 def test_fewer_objects_are_the_first_of_more(tiny_weights, pictures):
-    predictor, options = Predictor(tiny_weights), DecodingOptions(top_p=0.95)
+    predictor, options = Predictor(tiny_weights), DetectionOptions(top_p=0.95)
     few, many = (predictor.detect(pictures[0], options, max_objects=n) for n in (2, 8))
     boxes = many.boxes.tolist()
     assert len(few) and all(box in boxes for box in few.boxes.tolist())
@@ -190,7 +190,7 @@ def test_given_boxes_must_have_an_area_in_the_picture(multi_weights, pictures, b
 
 def test_what_is_detected_has_an_area(tiny_weights, pictures):
     """Boxes of very random tokens: half of them are the wrong way round."""
-    options = DecodingOptions(top_p=1.0, temperature=20.0)
+    options = DetectionOptions(top_p=1.0, temperature=20.0)
     found = Predictor(tiny_weights).detect(pictures, options)
     boxes = np.concatenate([one.boxes for one in found])
     assert 0 < len(boxes) < 8 * len(pictures)

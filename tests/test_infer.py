@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from PIL import Image
 from dataset.coco_detection import CocoDetection
 from dataset.geometry import Geometry
 from dataset.voc_detection import VocDetection
-from infer import evaluate, infer_single_image_object_detection
-from infer.detection import detect
-from infer.evaluate_detection import evaluate_detection, score_coco, shared_categories
+from infer import detection, evaluate, infer_single_image_object_detection
+from infer.detection import DetectionOptions, detect
 from infer.predictor import Predictor
-from infer.results import Detections
+from infer.results import Detections, score_coco
+from infer.trained_model import TrainedModel, shared_categories
 from models import load_model, save_model
 from tokenizer.detection import DetectionTokenizer
 from tokenizer.vocabulary import Vocabulary
@@ -34,9 +35,17 @@ class OracleModel:
 
     device = torch.device("cpu")
 
-    def __init__(self, source, tokenizer, size, mode="letterbox"):
-        self.source, self.tokenizer, self.mode, self.next = source, tokenizer, mode, 0
-        self.config = type("Config", (), {"image_size": size})
+    def __init__(self, source, size, *, num_bins=1000, mode="letterbox", categories=None):
+        vocab = Vocabulary(num_bins=num_bins)
+        self.source, self.mode, self.next = source, mode, 0
+        self.tokenizer = DetectionTokenizer(vocab, 100)
+        self.config = SimpleNamespace(image_size=size, vocab_size=vocab.size, max_len=500)
+        self.meta = {
+            "vocabulary": vocab.to_json(),
+            "categories": (categories or source.categories).to_json(),
+            "tasks": {"detection": self.tokenizer.settings()},
+            "resize_mode": mode,
+        }
 
     def encode(self, images):
         return torch.zeros(len(images), 1, 1)
@@ -57,15 +66,13 @@ class OracleModel:
 
 
 def oracle_metrics(source, num_bins=1000, mode="letterbox", size=(640, 640)):
-    tokenizer = DetectionTokenizer(Vocabulary(num_bins=num_bins), 100)
-    model = OracleModel(source, tokenizer, size, mode)
-    found = {}
+    trained, found = TrainedModel(OracleModel(source, size, num_bins=num_bins, mode=mode)), {}
     for start in range(0, len(source), 16):
         samples = [source[i] for i in range(start, min(start + 16, len(source)))]
         images = [torch.from_numpy(s.image).permute(2, 0, 1) for s in samples]
-        results = detect(model, tokenizer, source.categories, images, resize_mode=mode)
+        results = detect(trained, images)
         found |= dict(zip((s.image_id for s in samples), results, strict=True))
-    return score_coco(source, found, source.categories).metrics
+    return score_coco(source, found, source.categories, "bbox").metrics
 
 
 @pytest.mark.data
@@ -86,15 +93,14 @@ def test_ground_truth_of_the_drawn_set_scores_one(demo_set):
 def test_a_prediction_is_in_the_pixels_of_its_image(demo_set):
     """The same picture at another size gives the same boxes, scaled."""
     source = CocoDetection(demo_set, "val")
-    tokenizer = DetectionTokenizer(Vocabulary(), 100)
     sample = source[0]
     h, w = sample.orig_size
     boxes = []
     for factor in (1, 3):
         image = torch.from_numpy(sample.image).permute(2, 0, 1).float()[None]
         image = torch.nn.functional.interpolate(image, (h * factor, w * factor))[0].byte()
-        model = OracleModel(source, tokenizer, (256, 256))
-        boxes.append(detect(model, tokenizer, source.categories, [image])[0].boxes)
+        trained = TrainedModel(OracleModel(source, (256, 256)))
+        boxes.append(detect(trained, [image])[0].boxes)
     np.testing.assert_allclose(boxes[1], 3 * boxes[0], rtol=1e-4)
 
 
@@ -113,9 +119,7 @@ def test_kinds_of_images_agree_and_lists_give_lists(tiny_weights, demo_set):
 
 
 def test_results_do_not_depend_on_batch_mates(tiny_weights, demo_set):
-    from infer.detection import DecodingOptions
-
-    predictor, greedy = Predictor(tiny_weights), DecodingOptions(top_k=1)
+    predictor, greedy = Predictor(tiny_weights), DetectionOptions(top_k=1)
     paths = sorted((demo_set / "val2017").glob("*.jpg"))
     together = predictor.detect(paths, greedy)
     for path, found in zip(paths, together, strict=True):
@@ -126,11 +130,10 @@ def test_results_do_not_depend_on_batch_mates(tiny_weights, demo_set):
 
 def test_classes_without_a_name_are_dropped(demo_set):
     source = CocoDetection(demo_set, "val")
-    tokenizer = DetectionTokenizer(Vocabulary(), 100)
-    model = OracleModel(source, tokenizer, (256, 256))
     only = Categories({1: "person"}, {1: 1})
+    trained = TrainedModel(OracleModel(source, (256, 256), categories=only))
     image = torch.from_numpy(source[0].image).permute(2, 0, 1)
-    found = detect(model, tokenizer, only, [image])[0]
+    found = detect(trained, [image])[0]
     assert set(found.names) <= {"person"} and len(found) == (source[0].labels == 1).sum()
 
 
@@ -149,6 +152,15 @@ def test_asking_for_more_objects_than_trained_is_refused(tiny_weights):
 def run_script(*arguments, cwd):
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_line_is_understood_before_anything_heavy_is_imported():
+    scripts = ["infer.evaluate", *(f"infer.{p.stem}" for p in SCRIPT.parent.glob("infer_*.py"))]
+    assert len(scripts) == 7
+    heavy = ["torch", "timm", "pandas", "matplotlib", "albumentations", "pycocotools"]
+    code = f"import sys, {', '.join(scripts)}; print(sys.modules.keys() & {set(heavy)})"
+    done = run_script("-c", code, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
 def test_stdout_holds_just_the_results(tiny_weights, tmp_path):
@@ -211,7 +223,10 @@ def test_a_folder_gives_one_picture_each_and_reports_the_unreadable(
         (["--image", "ok.png", "--weights", "text.jpg"], "is no safetensors file"),
         (["--image", "ok.png", "--device", "cuda:77"], "is not here"),
         (["--image", "ok.png", "--set", "colour=1"], "no setting 'colour'"),
+        (["--image", "ok.png", "--config", "none.json"], "with --config"),
         (["--image", "ok.png", "--set", "demo_weights=none"], "no weights at"),
+        (["--image", "ok.png", "--set", "top_k=-1"], "settings of detection: top_k must be >= 0"),
+        (["--image", "ok.png", "--set", "infer_dtype=half"], "infer_dtype must be one of float32"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(
@@ -248,7 +263,7 @@ def test_results_file_scores_the_same_when_read_back(tiny_weights, demo_set):
     from utils.coco_metrics import evaluate_coco
 
     source = CocoDetection(demo_set, "val")
-    report = evaluate_detection(Predictor(tiny_weights), source)
+    report = detection.evaluate(Predictor(tiny_weights), source)
     again = evaluate_coco(source.coco, json.loads(json.dumps(report.results)), "bbox")
     assert again["AP"] == report.metrics["AP"]
     boxes = {(row["image_id"], *row["bbox"]) for row in report.results}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,16 +14,21 @@ from dataset.coco_keypoint import CocoKeypoints
 from dataset.geometry import Geometry, crop_to_box
 from dataset.sample import Sample
 from dataset.tasks import TASKS, build_source, build_train_set
+<<<<<<< HEAD
 from dataset.transforms import train_transforms
 from infer import evaluate, infer_single_image_keypoint, keypoint
+=======
+from infer import evaluate, infer_single_image_keypoint, keypoint, trained_model
+from infer.batches import as_tensor
+>>>>>>> room_infer
 from infer.boxes import true_boxes
-from infer.encode import as_tensor
-from infer.evaluate_keypoints import check_sigmas, evaluate_keypoints, score_keypoints
-from infer.keypoint import KeypointOptions, find_keypoints
+from infer.keypoint import KeypointOptions, check_sigmas, draw, find_keypoints
 from infer.keypoint_resampling import SUPPRESSION, generate_resampled, official_truncation
-from infer.keypoint_script import draw
 from infer.predictor import Predictor
+from infer.results import Detections, score_coco
+from infer.trained_model import TrainedModel
 from models import save_model
+from models.generate import SamplingOptions
 from tests.conftest import TINY
 from tokenizer.coordinates import tokens_to_points
 from tokenizer.keypoint import KeypointTokenizer
@@ -253,9 +259,16 @@ class Oracle:
 
     device = torch.device("cpu")
 
-    def __init__(self, tokenizer, size, objects):
+    def __init__(self, tokenizer, size, objects, categories):
         self.tokenizer, self.objects = tokenizer, iter(objects)  # (box, keypoints, (H, W)) each
-        self.config = type("Config", (), {"image_size": size})
+        vocab = tokenizer.vocab
+        self.config = SimpleNamespace(image_size=size, vocab_size=vocab.size, max_len=500)
+        self.meta = {
+            "vocabulary": vocab.to_json(),
+            "categories": categories.to_json(),
+            "tasks": {"keypoint": tokenizer.settings()},
+            "resize_mode": "letterbox",
+        }
 
     def encode(self, images):
         assert images.shape[2:] == self.config.image_size
@@ -282,18 +295,15 @@ def oracle_metrics(source, num_bins=1000, size=(384, 384)):
     for index, image_id in enumerate(source.image_ids.tolist()):
         sample = source[index]
         rows = zip(*source.objects(index)[:1], source.keypoints(index), strict=True)
-        model = Oracle(tokenizer, size, [(*row, sample.orig_size) for row in rows])
-        boxes, labels, _ = prompts[image_id]
+        objects = [(*row, sample.orig_size) for row in rows]
         found[image_id] = find_keypoints(
-            model,
-            tokenizer,
-            source.categories,
+            TrainedModel(Oracle(tokenizer, size, objects, source.categories)),
             [as_tensor(sample.image)],
-            [boxes],
-            [labels],
+            [prompts[image_id].boxes],
+            [prompts[image_id].labels],
             options=KeypointOptions(suppress_invisible=False),  # this one cannot be asked again
         )[0]
-    return score_keypoints(source, found, source.categories).metrics
+    return score_coco(source, found, source.categories, "keypoints").metrics
 
 
 @pytest.mark.data
@@ -325,12 +335,11 @@ def test_crops_are_twice_the_box_of_their_own_image(weights, monkeypatch):
     """Boxes stay xyxy from one stage to the next; a port read them as xywh the second time."""
     regions = []
 
-    def record(model, images, **options):
-        regions.extend(options["regions"] or [])
-        return encode(model, images, **options)
+    def record(box, size, pad):
+        regions.append(crop_to_box(box, size, pad))
+        return regions[-1]
 
-    encode = keypoint.encode_images
-    monkeypatch.setattr(keypoint, "encode_images", record)
+    monkeypatch.setattr(trained_model, "crop_to_box", record)
     images = [np.zeros((300, 400, 3), np.uint8), np.zeros((500, 600, 3), np.uint8)]
     boxes = [np.float32([[100, 100, 200, 180]]), np.float32([[300, 200, 350, 300]])]
     predictor = Predictor(weights)
@@ -340,8 +349,8 @@ def test_crops_are_twice_the_box_of_their_own_image(weights, monkeypatch):
     ]
     centres_sides = [(y + h / 2, x + w / 2, h, w) for y, x, h, w in regions]
     np.testing.assert_allclose(centres_sides, [(140, 150, 160, 200), (250, 325, 200, 100)], atol=5)
-    found = [boxes, [np.array([1]), np.array([1])], [np.ones(1), np.ones(1)]]
-    monkeypatch.setattr(predictor, "_detected", lambda *_: found)
+    found = [Detections(b, np.array([1]), np.ones(1), ["person"]) for b in boxes]
+    monkeypatch.setattr("infer.predictor.detect", lambda *_: found)
     predictor.keypoints(images)
     assert regions[2:] == regions[:2]
 
@@ -376,16 +385,16 @@ def test_resampling_replaces_invisible_tokens_and_no_others(weights):
     with torch.no_grad():  # a model that often says invisible
         model.decoder.output_bias[invisible] = 4.0
     size, box = model.config.image_size, np.float32([[3, 4, 30, 40]])
-    prompt = predictor.keypoint_tokenizer().prompts(box, np.array([1]), size)
+    prompt = predictor.tokenizer("keypoint").prompts(box, np.array([1]), size)
     prompt = torch.from_numpy(prompt).repeat(3, 1)
     with torch.no_grad():
         memory = model.encode(torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0)))
-    how = {"max_new_tokens": 34, "top_k": 0, "top_p": 0.9, "temperature": 1.0}
     uniforms = torch.rand(3, 2 * 34, generator=torch.Generator().manual_seed(1))
-    said, _ = model.generate(memory, prompt, **how, uniforms=uniforms[:, :34])
-    tokens, log_probs = generate_resampled(
-        model, memory, prompt, invisible, **how, uniforms=uniforms
+    said, _ = model.generate(
+        memory, prompt, max_new_tokens=34, top_k=0, top_p=0.9, uniforms=uniforms[:, :34]
     )
+    options = SamplingOptions(top_k=0, top_p=0.9)
+    tokens, log_probs = generate_resampled(model, memory, prompt, invisible, uniforms, options)
     passed = said == invisible
     assert passed.any() and not passed.all() and not (tokens == invisible).any()
     assert torch.equal(tokens[~passed], said[~passed])
@@ -445,7 +454,9 @@ def test_scores_mix_points_and_boxes(weights):
 
 def test_strange_boxes_give_a_result(weights):
     boxes = [[0, 0, 0, 0], [70, 50, 90, 70], [-20, -20, 5, 5], [200, 200, 300, 300], [9, 9, 3, 3]]
-    found = Predictor(weights).keypoints(np.zeros((60, 80, 3), np.uint8), np.float32(boxes))
+    """Such as those of a results file; what a person gives is checked before."""
+    image = torch.zeros((3, 60, 80), dtype=torch.uint8)
+    (found,) = find_keypoints(Predictor(weights), [image], [np.float32(boxes)])
     assert len(found) == 5 and np.isfinite(found.points).all()
     assert (found.points[..., :2] >= 0).all() and (found.points[..., :2] <= [80, 60]).all()
 
@@ -456,7 +467,7 @@ def test_strange_boxes_give_a_result(weights):
 def test_evaluation_with_boxes_of_each_kind(weights, demo_set, tmp_path):
     predictor, source = Predictor(weights), CocoKeypoints(demo_set, "train")
     labelled = sum(len(source.objects(i)[0]) for i in range(len(source)))
-    truth = evaluate_keypoints(predictor, source)
+    truth = keypoint.evaluate(predictor, source)
     assert len(truth.results) == labelled and 0 <= truth.metrics["AP"] <= 1
     assert list(truth.metrics)[:3] == ["AP", "AP50", "AP75"] and len(truth.metrics) == 10
     rows = [
@@ -466,8 +477,8 @@ def test_evaluation_with_boxes_of_each_kind(weights, demo_set, tmp_path):
     ]
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(rows))
-    assert len(evaluate_keypoints(predictor, source, boxes=path).results) == 20 * 2
-    detected = evaluate_keypoints(predictor, source, boxes="detected")
+    assert len(keypoint.evaluate(predictor, source, boxes=path).results) == 20 * 2
+    detected = keypoint.evaluate(predictor, source, boxes="detected")
     assert len(detected.results) <= 8 * len(source)
     assert {row["image_id"] for row in detected.results} <= set(source.image_ids.tolist())
 
@@ -491,12 +502,12 @@ def test_five_points_train_and_are_scored(robots, tmp_path):
     run = train_coco_keypoints.main(["--set", *settings])
     metrics = json.loads((run / "best" / "metrics.json").read_text())
     assert 0 <= metrics["AP"] <= 1
-    tokenizer = Predictor(run / "last.safetensors").keypoint_tokenizer()
+    tokenizer = Predictor(run / "last.safetensors").tokenizer("keypoint")
     assert tokenizer.skeleton.names == tuple(NAMES) and tokenizer.labels == (7,)
     with pytest.raises(UserError, match="knows the 5 keypoints nose, left_eye, right_eye, …"):
         source = CocoKeypoints(robots, "val")
         source.skeleton = COCO_PERSON
-        evaluate_keypoints(Predictor(run / "last.safetensors"), source)
+        keypoint.evaluate(Predictor(run / "last.safetensors"), source)
 
 
 def test_evaluate_script_writes_the_report(weights, demo_set, tmp_path, capsys):

@@ -259,7 +259,7 @@ def test_a_weight_file_of_all_tasks_names_every_class(multi_weights, demo_set):
     rows = json.loads((demo_set / "annotations" / "instances_train2017.json").read_text())
     assert list(predictor.tasks) == ALL
     assert predictor.categories == Categories.from_coco(rows["categories"])
-    assert predictor.keypoint_tokenizer().labels == (predictor.categories.ids_of_names["person"],)
+    assert predictor.tokenizer("keypoint").labels == (predictor.categories.ids_of_names["person"],)
 
 
 # ---- inference -------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def persons(predictor, count):
 
 def test_an_image_is_encoded_once_and_persons_in_batches(predictor, encoded, pictures, monkeypatch):
     monkeypatch.setattr(
-        "infer.predictor.detect", lambda *a, **k: [persons(predictor, 5) for _ in a[3]]
+        "infer.multi_task.detect", lambda *a, **k: [persons(predictor, 5) for _ in a[1]]
     )
     found = predictor.all_tasks(
         pictures[0], AllTasksOptions(keypoints=KeypointOptions(max_crops=3))
@@ -369,7 +369,7 @@ def test_the_script_prints_and_draws_everything(
 ):
     predictor = Predictor(multi_weights)
     monkeypatch.setattr(
-        "infer.predictor.detect", lambda *a, **k: [persons(predictor, 2) for _ in a[3]]
+        "infer.multi_task.detect", lambda *a, **k: [persons(predictor, 2) for _ in a[1]]
     )
     image = sorted((demo_set / "val2017").iterdir())[0]
     argv = ["--image", str(image), "--weights", str(multi_weights), "--out-dir", str(tmp_path)]

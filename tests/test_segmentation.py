@@ -16,12 +16,12 @@ from dataset.loader import build_train_loader
 from dataset.sample import Sample
 from dataset.tasks import build_source, build_tokenizer, build_train_set
 from dataset.transforms import FilterObjects, ScaleJitterCropFlip
-from infer import evaluate, infer_single_image_segmentation
+from infer import evaluate, infer_single_image_segmentation, segmentation
 from infer.boxes import read_boxes, true_boxes
-from infer.evaluate_segmentation import evaluate_segmentation, score_segmentation
 from infer.predictor import Predictor
-from infer.results import InstanceMasks
-from infer.segmentation import SegmentationOptions, _pack, combine_samples, segment
+from infer.results import InstanceMasks, score_coco
+from infer.segmentation import SegmentationOptions, combine_samples, pack_objects, segment
+from infer.trained_model import TrainedModel
 from models import save_model
 from tests.conftest import TINY
 from tokenizer.segmentation import SegmentationTokenizer
@@ -429,8 +429,10 @@ class Scripted:
 
     device = torch.device("cpu")
 
-    def __init__(self, model, answer):
-        self.config, self.answer, self.prompts, self.passes = model.config, answer, [], 0
+    def __init__(self, model, crop, answer):
+        settings = model.meta["tasks"]["segmentation"] | {"crop": crop}
+        self.config, self.meta = model.config, model.meta | {"tasks": {"segmentation": settings}}
+        self.answer, self.prompts, self.passes = answer, [], 0
 
     def encode(self, images):
         self.passes += 1
@@ -456,7 +458,6 @@ def outline_of_prompt(prompt):
 def test_every_mask_belongs_to_its_box(weights, crop, max_rows):
     """A model that answers with the box of its prompt: boxes come back, in order, in place."""
     predictor, rng = Predictor(weights), np.random.default_rng(0)
-    tok = SegmentationTokenizer(predictor.vocab, 12, crop=crop)
     images = [torch.zeros(3, h, w, dtype=torch.uint8) for h, w in ((90, 60), (40, 120), (64, 64))]
     boxes, labels = [], []
     for image, num in zip(images, (3, 0, 5), strict=True):
@@ -464,9 +465,9 @@ def test_every_mask_belongs_to_its_box(weights, crop, max_rows):
         low = rng.uniform(0, 0.5, (num, 2)) * size
         boxes.append(np.hstack([low, low + rng.uniform(0.2, 0.5, (num, 2)) * size]))
         labels.append(rng.choice(list(predictor.categories.names), num))
-    model = Scripted(predictor.model, outline_of_prompt)
+    model = Scripted(predictor.model, crop, outline_of_prompt)
     options = SegmentationOptions(num_samples=2, max_rows=max_rows)
-    found = segment(model, tok, predictor.categories, images, boxes, labels, None, options)
+    found = segment(TrainedModel(model), images, boxes, labels, options=options)
     assert model.passes == 1, "one encoder pass, of images or of all crops"
     for image, b, k, masks in zip(images, boxes, labels, found, strict=True):
         assert len(masks) == len(b) and (masks.scores == 1).all()
@@ -484,7 +485,7 @@ def test_objects_are_packed_without_loss():
     for _ in range(200):
         counts = rng.integers(0, 30, rng.integers(0, 12)).tolist()
         limit = int(rng.integers(1, 40))
-        groups = list(_pack(counts, limit))
+        groups = list(pack_objects(counts, limit))
         covered = sorted((i, n) for group in groups for i, a, b in group for n in range(a, b))
         assert covered == [(i, n) for i, count in enumerate(counts) for n in range(count)]
         assert all(len(group) * (group[0][2] - group[0][1]) <= limit for group in groups)
@@ -495,9 +496,10 @@ def test_greedy_masks_do_not_depend_on_batch_mates(weights, demo_set):
     predictor, source = Predictor(weights), CocoSegmentation(demo_set, "val")
     prompts = list(true_boxes(source, predictor.categories).values())[:4]
     images, options = [source[i].image for i in range(4)], SegmentationOptions(top_k=1)
-    together = predictor.segment(images, [p[0] for p in prompts], [p[1] for p in prompts], options)
-    for image, (boxes, labels, _), masks in zip(images, prompts, together, strict=True):
-        alone = predictor.segment(image, boxes, labels, options)
+    boxes, labels = [p.boxes for p in prompts], [p.labels for p in prompts]
+    together = predictor.segment(images, boxes, labels, options)
+    for image, one, masks in zip(images, prompts, together, strict=True):
+        alone = predictor.segment(image, one.boxes, one.labels, options)
         assert alone.rles == masks.rles
 
 
@@ -555,9 +557,8 @@ def oracle(source, max_points, size=(640, 640)):
         for parts in source.polygons(index):
             tokens = tok.encode([geometry.points(part) for part in parts], geometry.size)
             rles.append(combine_samples(tok, tokens[None], geometry, 0.5))
-        names = [source.categories.names[int(k)] for k in prompt[1]]
-        found[image_id] = InstanceMasks(*prompt, names, rles)
-    return score_segmentation(source, found, source.categories)
+        found[image_id] = InstanceMasks(**vars(prompt), rles=rles)
+    return score_coco(source, found, source.categories, "segm")
 
 
 @pytest.mark.data
@@ -581,7 +582,7 @@ def test_evaluation_with_every_kind_of_boxes(both_weights, demo_set, tmp_path, b
     truth = [row for row in source.coco.anns.values() if not row["iscrowd"]]
     rows = [{k: row[k] for k in ("image_id", "category_id", "bbox")} for row in truth]
     path.write_text(json.dumps([{**row, "score": 0.25} for row in rows[2:]]))
-    report = evaluate_segmentation(
+    report = segmentation.evaluate(
         Predictor(both_weights), source, FAST, boxes=path if boxes == "file" else boxes
     )
     assert set(report.metrics) >= {"AP", "AP50", "AR100"}
@@ -614,8 +615,8 @@ def test_boxes_of_a_file_are_checked(demo_set, tmp_path):
     rows = [row | {"image_id": ids[0]}, row | {"image_id": ids[0], "bbox": [1, 2, 0, 4]},
             row | {"image_id": ids[0], "category_id": 98765}]  # fmt: skip
     path.write_text(json.dumps(rows))
-    boxes, labels, scores = read_boxes(path, ids, source.categories)[ids[0]]
-    assert boxes.tolist() == [[1, 2, 4, 6]] and len(labels) == len(scores) == 1
+    found = read_boxes(path, ids, source.categories)[ids[0]]
+    assert found.boxes.tolist() == [[1, 2, 4, 6]] and len(found) == len(found.scores) == 1
     path.write_text("[]")
     assert len(read_boxes(path, ids, source.categories)) == len(ids)
 
@@ -639,7 +640,7 @@ def test_training_on_crops_is_recorded_in_the_weights(demo_set, tmp_path, pictur
     overrides = [*SMALL, f"coco_root={demo_set}", f"runs_dir={tmp_path}", "max_steps=1"]
     run_dir = train_coco_segmentation.main(["--set", *overrides, "seg_crop=true"])
     predictor = Predictor(run_dir / "last.safetensors")
-    assert predictor.segmentation_tokenizer().crop == 0.5
+    assert predictor.tokenizer("segmentation").crop == 0.5
     assert len(predictor.segment(picture, [[10, 10, 60, 60]], "person", FAST)) == 1
 
 
@@ -738,5 +739,5 @@ def test_evaluation_script(both_weights, demo_set, tmp_path, capsys):
 def test_weights_survive_saving_with_their_settings(weights, tmp_path):
     predictor = Predictor(weights)
     save_model(predictor.model, tmp_path / "again.safetensors")
-    again = Predictor(tmp_path / "again.safetensors").segmentation_tokenizer()
-    assert again.settings() == predictor.segmentation_tokenizer().settings()
+    again = Predictor(tmp_path / "again.safetensors").tokenizer("segmentation")
+    assert again.settings() == predictor.tokenizer("segmentation").settings()

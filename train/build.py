@@ -12,8 +12,8 @@ import torch
 from dataset.loader import build_train_loader
 from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
 from dataset.transforms import load_pixel_transforms
-from infer.evaluate_keypoints import check_sigmas
-from infer.weight_meta import read_meta
+from infer.keypoint import check_sigmas
+from infer.trained_model import read_meta
 from models import ModelConfig, Pix2Seq, build_model, load_model
 from models.decode_step.modes import check_decode_mode
 from models.encoder import image_statistics
