@@ -126,19 +126,14 @@ class Saver:
     """When and where a run is saved.
 
     Args:
+        run_dir: the run folder.
         keep: checkpoints to keep.
         steps: save when the step is a multiple of this; 0 = go by time alone.
         minutes: save after this time, also within an epoch; 0 = at the end of every epoch.
     """
 
-    def __init__(self, *, keep: int, steps: int, minutes: float):
-        if keep < 1 or steps < 0 or minutes < 0:
-            raise UserError(
-                "keep_checkpoints must be at least 1, save_steps and save_minutes at least 0, got "
-                f"{keep}, {steps} and {minutes}"
-            )
-        self.keep, self.steps, self.minutes = keep, steps, minutes
-        self.run_dir: Path | None = None  # set when it is known
+    def __init__(self, run_dir: Path, *, keep: int, steps: int, minutes: float):
+        self.run_dir, self.keep, self.steps, self.minutes = run_dir, keep, steps, minutes
         self._since = time.monotonic()
         self._saved: tuple[int, int] | None = None  # what the newest checkpoint holds
 

@@ -168,18 +168,16 @@ def _copies(model: nn.Module, *, unused: bool) -> DistributedDataParallel:
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
 
 
-def rewrap(state) -> None:
-    """Call when other parameters than before ask for gradients: DDP looks at that only once.
+def wrap_again(model: Pix2Seq, *, unused: bool) -> DistributedDataParallel:
+    """Copies of a model whose parameters ask for other gradients than before.
+
+    DDP looks at that only once. The wrapper from before must not be held by anyone any more.
 
     Args:
-        state: a `TrainState`; its `wrapped` is replaced.
+        unused: `find_unused_parameters` of the wrapper from before.
     """
-    if not isinstance(state.wrapped, DistributedDataParallel):
-        return
-    model, unused = state.wrapped.module, state.wrapped.find_unused_parameters
-    state.wrapped = None
-    gc.collect()  # the hooks of the old one leave with it
-    state.wrapped = _copies(model, unused=unused)
+    gc.collect()  # the hooks of the old wrapper leave with it
+    return _copies(model, unused=unused)
 
 
 def _unused_parameters(model: Pix2Seq) -> list[str]:
