@@ -21,6 +21,7 @@ from train.loss import amp_dtype
 from train.settings import batch_sizes
 from train.validate import leading_metric
 from utils.cli import settings_types
+from utils.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN_SECONDS = 30.0  # between two lines of progress where there is no bar
@@ -38,15 +39,18 @@ def start_text(run: Run, run_dir: Path) -> str:
         run_dir: the run folder.
     """
     curves = f"curves: tensorboard --logdir {_short(run.cfg.runs_dir)}"
-    rows = [("run folder", f"{_short(run_dir)} ({curves})")]
-    rows += [("model", _model(run)), ("weights", run.weights_from)]
-    rows += [(f"data of {task}", _data(run, task)) for task in run.tasks]
-    rows += [("classes", _classes(run))] if len(run.categories.names) else []
-    rows += [("schedule", _schedule(run)), ("device", _device(run))]
     base, changed = changed_settings(run.cfg)
-    rows += [(f"differs from {base.__name__}", " ".join(changed) or "nothing")]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
+    rows = [
+        ("run folder", f"{_short(run_dir)} ({curves})"),
+        ("model", _model(run)),
+        ("weights", run.weights_from),
+        *(("data", _data(run, task)) for task in run.tasks),
+        ("classes", _classes(run)),
+        ("schedule", _schedule(run)),
+        ("device", _device(run)),
+        ("settings", f"{base.__name__} with {' '.join(changed) or 'no change'}"),
+    ]
+    return "\n".join(f"{name:10}  {text}" for name, text in rows)
 
 
 def changed_settings(cfg) -> tuple[type, list[str]]:
@@ -73,13 +77,13 @@ def _model(run: Run) -> str:
 def _data(run: Run, task: str) -> str:
     parts = {"to train on": run.sources[task], "to validate on": run.eval_sources[task]}
     sizes = ", ".join(f"{len(source)} samples {use}" for use, source in parts.items())
-    return f"{run.cfg.dataset}: {sizes}"
+    return f"{task} on {run.cfg.dataset}: {sizes}"
 
 
 def _classes(run: Run) -> str:
     names = list(run.categories.names.values())
     more = ", …" if len(names) > NUM_NAMES else ""
-    return f"{len(names)}: {', '.join(names[:NUM_NAMES])}{more}"
+    return f"{len(names)}: {', '.join(names[:NUM_NAMES])}{more}" if names else "none"
 
 
 def _schedule(run: Run) -> str:
@@ -126,7 +130,7 @@ class Progress:
             dynamic_ncols=True,
             disable=not self.has_bar,
         )
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def step(self) -> None:
         """Call after every optimiser step."""
@@ -142,7 +146,7 @@ class Progress:
         if self.has_bar:
             self.bar.set_description(f"epoch {self._epoch()}", refresh=False)
             self.bar.set_postfix(numbers, refresh=False)
-        elif time.monotonic() - self._said > PLAIN_SECONDS:
+        elif time.monotonic() - self._last_line > PLAIN_SECONDS:
             self.say(f"{self._place()}  {_joined(numbers)}")
 
     def epoch(self, loss: float, seconds: float, reports: dict[str, Report]) -> None:
@@ -166,7 +170,7 @@ class Progress:
         if self.is_main:
             tqdm.write(text, sys.stderr)
             sys.stderr.flush()
-            self._said = time.monotonic()
+            self._last_line = time.monotonic()
 
     def warn(self, text: str) -> None:
         """A line about this process alone, whichever it is."""
@@ -204,15 +208,23 @@ def end_text(run: Run, run_dir: Path) -> str:
     """The best figure and where its weights are, and what to do with them."""
     state, best = run.state, run_dir / "best.safetensors"
     minutes, seconds = divmod(round(state.seconds), 60)
-    lines = [f"trained {state.step} steps in {minutes} min {seconds} s; run folder: {run_dir}"]
+    lines = [f"run folder: {_short(run_dir)}"]
+    lines += [f"trained: {state.step} steps in {minutes} min {seconds} s"]
     if best.is_file() and math.isfinite(state.best):
-        what = "validation" if len(run.tasks) == 1 else f"mean of {len(run.tasks)} tasks"
         step = f" at step {state.best_step}" if state.best_step else ""
-        lines.append(f"best {what}: {state.best:.3f}{step}, in {_short(best)}")
-        lines += ["evaluate it:", f"  {evaluate_command(run, run_dir)}"]
+        lines += [f"best: {_leading_name(run, run_dir)} {state.best:.3f}{step}, {_short(best)}"]
+        lines += [f"evaluate it: {evaluate_command(run, run_dir)}"]
         if command := infer_command(run, run_dir):
-            lines += ["use it:", f"  {command}"]
+            lines += [f"use it: {command}"]
     return "\n".join(lines)
+
+
+def _leading_name(run: Run, run_dir: Path) -> str:
+    """What the best weights were chosen by, as the files of their evaluation say."""
+    if len(run.tasks) > 1:
+        return f"mean of the {len(run.tasks)} tasks"
+    values = read_json(run_dir / "best" / "metrics.json", "evaluate the weights again")
+    return f"{run.tasks[0]} {next(iter(values))}"
 
 
 def evaluate_command(run: Run, run_dir: Path) -> str:
@@ -227,7 +239,7 @@ def evaluate_command(run: Run, run_dir: Path) -> str:
 def infer_command(run: Run, run_dir: Path) -> str:
     """Shows what the best weights see in a validation image; "" where there is no script.
 
-    Masks and keypoints need to be told where to look if the weights cannot detect.
+    Weights that cannot detect need a box of the object to look at.
     """
     task = run.tasks[0]
     name = INFERENCE.get(task, task)

@@ -88,7 +88,7 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
 
 
 def _open_folder(run: Run, run_dir: Path | None) -> Saver:
-    """A new run folder, or the given one, whose newest checkpoint is loaded into `run`."""
+    """A new run folder, or an existing one, whose newest checkpoint is loaded into `run`."""
     cfg, world, state = run.cfg, run.world, run.state
     resumed = run_dir is not None
     if not resumed:  # only now: settings or data that are wrong leave no folder behind

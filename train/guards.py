@@ -146,14 +146,14 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        said = str(error)
-        if "DataLoader worker" in said:  # killed, or out of shared memory
+        message = str(error)
+        if "DataLoader worker" in message:  # killed, or out of shared memory
             raise UserError(
                 f"a worker that loads images was ended ({one_line(error)[:150]}): most often too "
                 "little memory or shared memory (docker run --shm-size=8g); lower num_workers, "
                 "prefetch_batches or batch_size"
             ) from error
-        on_cpu = "DefaultCPUAllocator" in said or "not enough memory" in said
+        on_cpu = "DefaultCPUAllocator" in message or "not enough memory" in message
         if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu):
             raise
         raise UserError(
