@@ -76,6 +76,7 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
         )
     damaged = []
     for path in paths:
+        # Read the file; a damaged one is reported and the one before it tried.
         try:
             values = _read(path)
         except _DAMAGE as error:
@@ -83,6 +84,8 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
             log(f"{path} is damaged ({reason})")
             damaged.append(path)
             continue
+
+        # Put its values into the state, which may be of another model.
         try:
             state.load_state_dict(values)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -90,7 +93,9 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
             raise UserError(
                 f"cannot continue from {path}: {reason}; resume with the settings it was made with"
             ) from error
-        state.world.broadcast(None)  # all have read
+
+        # Set the damaged ones aside, once all processes have read.
+        state.world.broadcast(None)
         for bad in damaged if state.world.is_main else ():
             bad.replace(bad.with_name(bad.name + ".damaged"))
         return path

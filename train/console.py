@@ -4,6 +4,7 @@ All of it goes to stderr. On a terminal there is a bar; elsewhere (a file, a pip
 lines. Of several processes the first one speaks.
 """
 
+import json
 import math
 import os
 import shlex
@@ -21,11 +22,11 @@ from train.loss import amp_dtype
 from train.settings import batch_sizes
 from train.validate import leading_metric
 from utils.cli import settings_types
-from utils.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN_SECONDS = 30.0  # between two lines of progress where there is no bar
 NUM_NAMES = 6  # of classes that are listed
+MAX_LOOKS = 50  # images in which an object is looked for
 INFERENCE = {"detection": "object_detection", "captioning": "caption"}  # task -> end of the script
 
 
@@ -223,8 +224,11 @@ def _leading_name(run: Run, run_dir: Path) -> str:
     """What the best weights were chosen by, as the files of their evaluation say."""
     if len(run.tasks) > 1:
         return f"mean of the {len(run.tasks)} tasks"
-    values = read_json(run_dir / "best" / "metrics.json", "evaluate the weights again")
-    return f"{run.tasks[0]} {next(iter(values))}"
+    try:
+        name = next(iter(json.loads((run_dir / "best" / "metrics.json").read_text())))
+    except (OSError, ValueError, StopIteration):
+        name = "validation"
+    return f"{run.tasks[0]} {name}"
 
 
 def evaluate_command(run: Run, run_dir: Path) -> str:
@@ -250,24 +254,26 @@ def infer_command(run: Run, run_dir: Path) -> str:
     script = f"infer_single_image_{name}"
     if not (ROOT / "infer" / f"{script}.py").is_file():
         return ""
-    source, words = run.eval_sources[task], []
-    index = 0
-    if task in ("segmentation", "keypoint"):
-        index, words = _first_object(source)
-    words = ["--image", _short(source.image_path(index)), *words]
+    source = run.eval_sources[task]
+    if task not in ("segmentation", "keypoint"):
+        words = ["--image", _short(source.image_path(0))] if len(source) else []
+    else:
+        words = _first_object(source) or _first_object(run.sources[task])
+    if not words:
+        return ""
     return _command(script, [*words, "--weights", _short(run_dir / "best.safetensors")])
 
 
-def _first_object(source) -> tuple[int, list[str]]:
-    """Number of the first image with an object, and the options that name the object."""
-    for index in range(len(source)):
+def _first_object(source) -> list[str]:
+    """Options that name an image and an object in it; empty if the first images have none."""
+    for index in range(min(len(source), MAX_LOOKS)):
         sample = source[index]
         if len(sample.boxes):
             x0, y0, x1, y1 = sample.boxes[0].tolist()
             box = [f"{number:.4g}" for number in (x0, y0, x1 - x0, y1 - y0)]
             label = source.categories.names[int(sample.labels[0])]
-            return index, ["--box", *box, "--label", label]
-    return 0, []
+            return ["--image", _short(source.image_path(index)), "--box", *box, "--label", label]
+    return []
 
 
 def _command(script: str, words: list[str]) -> str:

@@ -61,9 +61,12 @@ def lr_factor(
             of the cosine; "exp@R" decays to R, and further after the end; "constant".
         tail_steps: steps at the end for which the rate stays as it is.
     """
+    # Warm-up.
     shape, parameter = parse_schedule(schedule)
     if step < warmup_steps:
         return step / warmup_steps
+
+    # Decay: how far the run has come since, from 0 to 1.
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps - tail_steps)
     if shape == "exp":
         return parameter**progress

@@ -199,6 +199,7 @@ class TrainState:
             raise ValueError(
                 f"it trains {'+'.join(values['streams'])}, not {'+'.join(self.streams)}"
             )
+        # Model and optimiser; what the settings say about rates and decay stays.
         groups = self.optimizer.param_groups
         wanted = [{k: g[k] for k in ("initial_lr", "weight_decay", "betas")} for g in groups]
         load_whole_model(self.model, values["model"])
@@ -208,6 +209,8 @@ class TrainState:
         for group, options in zip(self.optimizer.param_groups, wanted, strict=True):
             group |= options
         self._set_rates([options["initial_lr"] for options in wanted])
+
+        # Average, places in the data, numbers, random generators.
         if self.ema is not None:  # where there was none, it starts from the weights
             self.ema.module.load_state_dict(values["ema"] or values["model"])
         for task, stream in self.streams.items():
