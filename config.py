@@ -1,7 +1,8 @@
 """Settings. Edit this class, or override single values with `--set name=value` on any script.
 
-Precedence: CFG < the preset (a subclass below) < the run that is resumed < `--config FILE` <
-`--set`. Scripts work on a read-only snapshot; nothing in the library reads this file.
+Precedence: CFG < the preset (a subclass below) < the run or weight file that one starts from <
+`--config FILE` < `--set`. Scripts work on a read-only snapshot; nothing in the library reads this
+file.
 """
 
 from pathlib import Path
@@ -30,10 +31,10 @@ class CFG:
     train_limit: int = 0  # only the first N training images (by id); 0 = all
     eval_limit: int = 0  # only the first N evaluation images; 0 = all
     eval_split: str = "val"  # COCO split that validation during training uses: "val" | "train"
-    # what cannot be used for training: "refuse" = stop and name it | "skip" = leave out and count
+    # samples that cannot be used: "refuse" = stop and name them | "skip" = leave out and count
     bad_samples: str = "refuse"
     num_workers: int = 4  # loader processes per GPU; 0 = load in the main process
-    prefetch_batches: int = 2  # that every one of them keeps ready
+    prefetch_batches: int = 2  # batches that each loader process keeps ready
 
     # ---- augmentation (training) ---------------------------------------------------------------
     augment: bool = True  # False = letterbox only
@@ -58,7 +59,7 @@ class CFG:
     encoder_mlp_dim: int = 3072
     encoder_patch: int = 16  # official_vit: side of a patch, pixels
     encoder_positions: str = "sin_cos"  # | "learned"
-    encoder_cls_token: bool = False  # a token of no place in front of the image tokens
+    encoder_cls_token: bool = False  # a class token in front of the image tokens
     resnet_depth: int = 50  # official_resnet*: 50 | 101 | 152 | 200
     resnet_width: float = 1.0  # multiplies the channels of the ResNet
     projection: str = "mlp"  # encoder -> decoder: "linear" | "linear_p" (+ positions) | "mlp"
@@ -77,13 +78,19 @@ class CFG:
     drop_units: float = 0.1  # dropout inside MLPs
     drop_attention: float = 0.0
 
-    # ---- tokens ------------------------------------------------------------------------------
-    num_bins: int = 1000  # coordinate bins per axis
+    num_bins: int = 1000  # coordinate bins per axis: a coordinate is one of so many tokens
+
+    # ---- detection ---------------------------------------------------------------------------
     max_objects: int = 100  # objects per image, 5 tokens each
     noise_objects: bool = True  # fill the object budget with noise objects in training
     class_corruption: str = "rand_n_fake_cls"  # what the decoder is shown instead of a class
     noise_weight: float = 1.0  # loss weight of a noise object's class
     eos_weight: float = 0.1  # loss weight of padding
+    detection_weight: float = 1.0  # factor of its loss, if several tasks are trained
+    detection_batch_size: int = 0  # its images in a step; 0 = batch_size
+    top_k: int = 0  # decoding: 1 = greedy, 0 = no limit
+    top_p: float = 0.4  # nucleus; the papers' value
+    temperature: float = 1.0
 
     # ---- segmentation ------------------------------------------------------------------------
     max_points: int = 128  # of one object's outline, 2 tokens each; longer ones are simplified
@@ -92,11 +99,13 @@ class CFG:
     seg_random_start: bool = True  # outlines start at a random point (official: off)
     seg_eos_weight: float = 1.0  # loss weight of padding after an outline
     seg_first_end_only: bool = False  # weigh the first padding token alone (official: off)
-    seg_weigh_absent: bool = False  # also those of absent objects, as officially
+    seg_weigh_absent: bool = False  # weigh the padding of absent objects too (official: on)
     seg_min_scale: float = 0.3  # as min_scale and max_scale, for this task
     seg_max_scale: float = 1.0
     seg_crop: bool = False  # show the model the box's surroundings, not the whole image
     seg_crop_pad: float = 0.5  # what a crop adds on each side, in sides of the box
+    segmentation_weight: float = 1.0  # factor of its loss, if several tasks are trained
+    segmentation_batch_size: int = 0  # its images in a step; 0 = batch_size
     seg_samples: int = 8  # outlines per object, averaged
     seg_top_p: float = 0.8
     seg_threshold: float = 0.5  # share of the samples that makes a pixel part of the mask
@@ -106,11 +115,13 @@ class CFG:
     keypoint_crop: float = 0.5  # what a crop adds on each side, in sides of the box
     keypoint_min_scale: float = 0.3  # as min_scale and max_scale, for this task
     keypoint_max_scale: float = 1.0
-    keypoint_mask_inputs: bool = True  # hide a random share of the points before
+    keypoint_mask_inputs: bool = True  # hide a random share of the earlier points
     keypoint_invisible_weight: float = 0.1  # loss weight of points that are not labelled
+    keypoint_weight: float = 1.0  # factor of its loss, if several tasks are trained
+    keypoint_batch_size: int = 0  # its images in a step; 0 = batch_size
     keypoint_top_p: float = 0.1
     keypoint_suppress_invisible: bool = True  # every point gets a place
-    keypoint_official_resampling: bool = False  # give it one afterwards, by the official rule
+    keypoint_official_resampling: bool = False  # place them afterwards, by the official rule
     # share of the points' probability in the score, the rest is the box's; none = 1, but 0.1 for
     # detected boxes (the authors' notebook)
     keypoint_score_weight: float | None = None
@@ -127,6 +138,8 @@ class CFG:
     caption_pad_weight: float = 1.0  # of the padding after it (official); 0 = </s> alone ends
     caption_min_scale: float = 0.3  # as min_scale and max_scale, for this task; never a mirror
     caption_max_scale: float = 2.0
+    captioning_weight: float = 1.0  # factor of its loss, if several tasks are trained
+    captioning_batch_size: int = 0  # its images in a step; 0 = batch_size
     caption_beams: int = 1  # more than 1 = beam search; 1 = greedy, or sampling by the next three
     caption_top_k: int = 1  # 1 = greedy, 0 = no limit
     caption_top_p: float = 1.0
@@ -140,7 +153,7 @@ class CFG:
     max_steps: int = 0  # stop after this many optimiser steps; 0 = epochs decide
     max_minutes: float = 0.0  # stop (and save) after this time, for a quick look; 0 = no limit
     batch_size: int = 32  # images of a task on one process (GPU) at a time
-    accumulate_steps: int = 1  # batches of an optimiser step: as one batch of this many times
+    accumulate_steps: int = 1  # batches whose gradients one optimiser step adds up
     whole_epochs: bool = True  # False = official: epochs * images // batch_size + 1 steps in all
     loss: str = "xent"  # "xent" | "xent@SMOOTHING" | "focal@GAMMA" | "logistic@SMOOTHING"
     lr: float = 3e-5
@@ -159,42 +172,29 @@ class CFG:
     encoder_lr_factor: float = 1.0  # learning rate of the encoder / lr (official: 1)
     layer_decay: float = 1.0  # rate of an encoder layer / that of the next; 1 = off (official)
     freeze_encoder_steps: int = 0  # first steps in which the encoder stays as it is
-    freeze_batch_norm: bool = False  # the encoder's keep their statistics: for trained encoders
+    freeze_batch_norm: bool = False  # the encoder's statistics stay; for trained encoders
     clip_grad: float = 0.0  # largest gradient norm; 0 or less = off (official: -1)
     amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
     recompute_activations: bool = False  # of transformer blocks: less memory, more time
     fsdp: bool = False  # several processes share one copy of weights and optimiser state
-    max_nonfinite: int = 10  # steps in a row without a finite loss that stop the run
+    max_nonfinite: int = 10  # the run stops after so many steps in a row without a finite loss
     compile: bool = False  # torch.compile of the training step: minutes once, then faster steps
     num_lengths: int = 8  # on CUDA and with compile, sequences are cut to one of so many lengths
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
-    save_minutes: float = 5.0  # time between checkpoints, within epochs too; 0 = at their ends
+    save_minutes: float = 5.0  # between checkpoints, within epochs too; 0 = at their ends
     save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone
     keep_checkpoints: int = 2  # newest ones that are kept: last.ckpt, last-1.ckpt, ...
     early_stop_patience: int = 0  # end after so many evaluations without a better one; 0 = never
     ema_decay: float = 0.0  # moving average of the weights, evaluated and kept; 0 = off, or 0.9999
     log_every: int = 20  # steps between points of the curves
 
-    # ---- several tasks in one model ------------------------------------------------------------
-    detection_weight: float = 1.0  # of the task's loss in the sum; one task alone has weight 1
-    segmentation_weight: float = 1.0
-    keypoint_weight: float = 1.0
-    captioning_weight: float = 1.0
-    detection_batch_size: int = 0  # images of the task in a step; 0 = batch_size
-    segmentation_batch_size: int = 0
-    keypoint_batch_size: int = 0
-    captioning_batch_size: int = 0
-
-    # ---- decoding ----------------------------------------------------------------------------
-    eval_batch_size: int = 16
+    # ---- evaluation and inference --------------------------------------------------------------
+    eval_batch_size: int = 16  # images at a time
     infer_dtype: str = "float32"  # what the scripts in infer/ compute in | "bfloat16"
     # "auto" = native on a CPU with a C++ compiler, else plain | "plain" | "native" = C++, compiled
     # once | "static" = fixed shapes, on a GPU one CUDA graph per token | "compiled" = that and
     # torch.compile, also of the encoder (not for validation during training)
     decode_mode: str = "auto"
-    top_k: int = 0  # 1 = greedy, 0 = no limit
-    top_p: float = 0.4  # nucleus; the papers' value for detection
-    temperature: float = 1.0
     score_threshold: float = 0.3  # of results shown to people; evaluation keeps all
 
 

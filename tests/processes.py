@@ -17,6 +17,7 @@ from dataset.tasks import build_source
 from infer import captioning, detection, keypoint, segmentation
 from infer.batches import EvalLoop
 from infer.predictor import Predictor
+from tests.training import StopAt, resume
 from train import engine
 from train.distributed import session
 from train.run_folder import RunRecords
@@ -29,21 +30,6 @@ EVALUATORS = {
     "keypoint": keypoint.evaluate,
     "captioning": captioning.evaluate,
 }
-
-
-class StopAt:
-    """Stands in for `StopSignal`: stops after a number of steps."""
-
-    signal = 0
-
-    def __init__(self, steps: int):
-        self.left = steps
-
-    def reason(self) -> str:
-        self.left -= 1
-        return "" if self.left else "asked"
-
-    def restore(self) -> None: ...
 
 
 def train_case(overrides: list[str], tasks: list[str], stop: int = 0) -> dict:
@@ -62,9 +48,9 @@ def train_case(overrides: list[str], tasks: list[str], stop: int = 0) -> dict:
     sharded = []
     train_epoch = engine.train_epoch
 
-    def look(cfg, state, *more):
-        sharded.append(state.sharded)
-        train_epoch(cfg, state, *more)
+    def look(run, *more):
+        sharded.append(run.state.sharded)
+        return train_epoch(run, *more)
 
     signal = engine.StopSignal
     RunRecords.scalars, engine.train_epoch = keep, look
@@ -74,7 +60,7 @@ def train_case(overrides: list[str], tasks: list[str], stop: int = 0) -> dict:
         run_dir = engine.train(snapshot(CFG, overrides), tasks)
         engine.StopSignal = signal
         if stop:
-            run_dir = engine.resume(CFG, [], tasks, str(run_dir))
+            run_dir = resume([], tasks, run_dir)
     finally:
         RunRecords.scalars, engine.train_epoch, engine.StopSignal = scalars, train_epoch, signal
     return {"losses": losses, "run_dir": str(run_dir), "sharded": all(sharded)}

@@ -11,8 +11,7 @@ import torch
 from benchmarks.kill_test import compare, kill_test
 from config import CFG
 from tests.conftest import TINY
-from tests.test_multi_task import state_of
-from tests.test_train import StopAt, losses
+from tests.training import StopAt, losses, resume, state_of
 from train import train_coco_object_detection
 from train.checkpoint import (
     Saver,
@@ -21,7 +20,7 @@ from train.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from train.engine import resume, train
+from train.engine import train
 from utils.cli import snapshot
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -65,7 +64,7 @@ def test_everything_continues_bit_for_bit(settings, monkeypatch, stop):
         part = train(snapshot(CFG, overrides), DETECTION)
     assert len(losses(part)) == stop
     torch.rand(7)  # whatever happens in between
-    assert resume(CFG, ["num_workers=2"], DETECTION, str(part)) == part
+    assert resume(["num_workers=2"], DETECTION, part) == part
     assert compare(whole, part) == []
 
 
@@ -77,7 +76,7 @@ def test_the_scale_of_fp16_continues_too(settings, monkeypatch):
         part = train(snapshot(CFG, overrides), DETECTION)
     saved = torch.load(part / "last.ckpt", weights_only=True)
     assert saved["scaler"]["scale"] > 1 and saved["scaler"]["_growth_tracker"] == 2
-    resume(CFG, [], DETECTION, str(part))
+    resume([], DETECTION, part)
     assert compare(whole, part) == []
 
 
@@ -121,7 +120,7 @@ def test_a_finished_run_is_left_as_it_is(settings, tmp_path):
 
 
 def test_auto_without_a_run_starts_one_and_says_so(settings, capsys):
-    run_dir = resume(CFG, [*settings, "max_steps=1"], DETECTION, "auto")
+    run_dir = resume([*settings, "max_steps=1"], DETECTION, "auto")
     assert "no run to resume" in capsys.readouterr().err and (run_dir / "last.ckpt").is_file()
 
 
@@ -200,8 +199,7 @@ def test_weights_are_there_before_the_checkpoint_says_so(state, tmp_path, monkey
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    saver = Saver(keep=1, steps=0, minutes=0)
-    saver.run_dir = tmp_path
+    saver = Saver(tmp_path, keep=1, steps=0, minutes=0)
     monkeypatch.setattr("train.checkpoint.save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         saver.save(state)
@@ -214,13 +212,13 @@ def test_an_epoch_is_saved_before_it_is_evaluated(settings, monkeypatch):
 
     overrides = [*settings, "save_minutes=60", "keep_checkpoints=3", "max_steps=1"]
     with monkeypatch.context() as patch:
-        patch.setattr("train.engine._evaluate", killed)
+        patch.setattr("train.engine.evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             train(snapshot(CFG, overrides), DETECTION)
     (run_dir,) = (Path(settings_of(settings)["runs_dir"]) / "detection").iterdir()
     (saved,) = checkpoints(run_dir)
     assert torch.load(saved, weights_only=True)["step"] == 1
-    resume(CFG, [], DETECTION, str(run_dir))
+    resume([], DETECTION, run_dir)
     assert checkpoints(run_dir) == [saved], "that of the same step was replaced"
     assert torch.load(saved, weights_only=True)["evaluated"] == 1
 
@@ -264,14 +262,12 @@ def test_an_unwritable_folder_is_one_line(state, tmp_path):
         save_checkpoint(tmp_path / "file", state)
 
 
-def test_when_to_save():
-    by_steps = Saver(keep=1, steps=4, minutes=60)
+def test_when_to_save(tmp_path):
+    by_steps = Saver(tmp_path, keep=1, steps=4, minutes=60)
     assert [step for step in range(1, 10) if by_steps.due(step)] == [4, 8]
-    every_epoch = Saver(keep=1, steps=0, minutes=0)
+    every_epoch = Saver(tmp_path, keep=1, steps=0, minutes=0)
     assert every_epoch.due(3, epoch_end=True) and not every_epoch.due(3)
-    assert Saver(keep=1, steps=0, minutes=1e-9).due(1)
-    with pytest.raises(UserError, match="keep_checkpoints must be at least 1"):
-        Saver(keep=0, steps=0, minutes=5)
+    assert Saver(tmp_path, keep=1, steps=0, minutes=1e-9).due(1)
 
 
 # ---- killed ------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def test_training_says_at_the_end_of_an_epoch_what_it_skipped(root, tmp_path, ca
         assert re.search(line, said)
     assert all(name in said for name in names)
     with pytest.raises(UserError, match="bad_samples must be refuse or skip"):
-        build_source_of(snapshot(CFG, [*TINY, "bad_samples=maybe"]), "detection", train=True)
+        train(snapshot(CFG, [*TINY, "bad_samples=maybe"]), ["detection"])
 
 
 def test_too_many_unreadable_images_in_a_row_stop():

@@ -1,7 +1,6 @@
 """Losses that are no numbers, and too little memory."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +9,11 @@ from torch import nn
 
 from dataset.batch import Batch
 from tests.conftest import TINY
-from tests.test_multi_task import state_of
+from tests.training import state_of
 from train.distributed import recompute_activations
 from train.engine import train_step
-from train.guards import MAX_OVERFLOWS, NonFiniteWatch, Statistics, memory_errors, update
+from train.guards import MAX_OVERFLOWS, NonFiniteWatch, Statistics, memory_errors
+from train.optim import guarded_step
 from utils.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
@@ -96,11 +96,10 @@ def test_the_optimiser_steps_on_finite_gradients_alone(fused, norm):
     layer = nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = SimpleNamespace(optimizer=optimizer, scaler=scaler, sharded=False)
     before = layer.weight.detach().clone()
     layer(torch.ones(1, 3)).sum().backward()
     layer.weight.grad.mul_(norm)
-    update(state, torch.tensor(norm))
+    guarded_step(optimizer, scaler, torch.tensor(norm))
     assert torch.equal(layer.weight, before) == (norm != 1.0)
 
 

@@ -90,7 +90,7 @@ def weights(tmp_path_factory, demo_set):
     tasks, vocab = ["detection", "keypoint"], build_vocabulary(cfg)
     sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
     tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
-    model = build_model_of_run(cfg, vocab, tokenizers, sources["detection"].categories, "cpu")
+    model, _ = build_model_of_run(cfg, vocab, tokenizers, sources["detection"].categories, "cpu")
     path = tmp_path_factory.mktemp("weights") / "both.safetensors"
     save_model(model, path)
     return path

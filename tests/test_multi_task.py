@@ -15,20 +15,14 @@ from infer.multi_task import AllTasksOptions
 from infer.predictor import Predictor
 from infer.results import Detections
 from models import load_model, save_model
+from tests.training import StopAt, metrics, resume, state_of
 from train import train_multi_task
-from train.build import (
-    build_model_of_run,
-    build_source_of,
-    build_state,
-    build_streams,
-    build_tokenizers,
-    build_vocabulary,
-    join_categories,
-    task_weights,
-)
-from train.engine import resume, train, train_step
+from train.build import join_categories
+from train.engine import train, train_step
+from train.settings import check_settings, task_weights
 from utils.categories import Categories
 from utils.cli import pick_names, snapshot
+from utils.devices import ALONE
 from utils.errors import UserError
 from utils.images import load_image
 
@@ -43,7 +37,7 @@ def settings(multi_settings, tmp_path):
 
 @pytest.fixture
 def no_validation(monkeypatch):
-    monkeypatch.setattr("train.engine._evaluate", lambda *_: None)
+    monkeypatch.setattr("train.engine.evaluate", lambda *_: {})
 
 
 @pytest.fixture
@@ -67,25 +61,10 @@ def supervised(batch):
     return [*map(tuple, where.tolist())], targets[rows, columns], weights[rows, columns]
 
 
-def state_of(overrides, tasks):
-    """As the engine builds it."""
-    cfg = snapshot(CFG, overrides)
-    torch.manual_seed(0)
-    sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
-    vocab = build_vocabulary(cfg, tasks)
-    tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
-    streams = build_streams(cfg, sources, tokenizers)
-    model = build_model_of_run(
-        cfg, vocab, tokenizers, join_categories(sources), torch.device("cpu")
-    )
-    return build_state(cfg, model, streams, total_steps=10)
-
-
 def curves(run_dir):
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [
         {k: v for k, v in line.items() if k.startswith("train/loss") or k == "step"}
-        for line in lines
+        for line in metrics(run_dir)
         if "train/loss" in line
     ]
 
@@ -155,21 +134,7 @@ def test_weights_count_among_several_tasks_alone():
     assert task_weights(cfg, ["detection"]) == {"detection": 1.0}
     assert task_weights(cfg, PAIR) == {"detection": 0.1, "captioning": 1.0}
     with pytest.raises(UserError, match="keypoint_weight must be above 0, got 0.0; leave"):
-        task_weights(cfg, ["detection", "keypoint"])
-
-
-class StopAt:
-    """Stands in for `StopSignal`: stops after a number of steps."""
-
-    def __init__(self, step):
-        self.steps, self.signal, self.step = 0, 0, step
-
-    def reason(self):
-        self.steps += 1
-        return "stop" if self.steps == self.step else ""
-
-    def restore(self):
-        pass
+        check_settings(cfg, ["detection", "keypoint"], ALONE)
 
 
 @pytest.mark.parametrize("stop", [1, 4])  # inside both epochs; captioning in its second round
@@ -180,7 +145,7 @@ def test_resume_continues_every_task_bit_for_bit(settings, no_validation, monkey
         patch.setattr("train.engine.StopSignal", lambda _: StopAt(stop))
         part = train(snapshot(CFG, overrides), PAIR)
     assert len(curves(part)) == stop
-    assert resume(CFG, overrides, PAIR, str(part)) == part
+    assert resume(overrides, PAIR, part) == part
     assert curves(part) == curves(whole) and len(curves(whole)) == 6
     states = [load_model(run / "last.safetensors").state_dict() for run in (whole, part)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -194,8 +159,7 @@ def test_the_script_logs_validates_and_resumes_the_tasks_that_are_named(settings
     (line,) = curves(run_dir)
     parts = [line[f"train/loss/{task}"] for task in PAIR]
     assert line["train/loss"] == pytest.approx(parts[0] + 0.5 * parts[1], abs=1e-5)
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    logged = {key for line in lines for key in line}
+    logged = {key for line in metrics(run_dir) for key in line}
     assert {"val/detection/AP50", "val/captioning/CIDEr"} <= logged
     best = run_dir / "best"
     assert "AP50" in json.loads((best / "detection" / "metrics.json").read_text())
@@ -204,7 +168,7 @@ def test_the_script_logs_validates_and_resumes_the_tasks_that_are_named(settings
     assert train_multi_task.main(["--resume", str(run_dir), *more]) == run_dir
     assert len(curves(run_dir)) == 2
     with pytest.raises(UserError, match=r"it trains detection\+captioning, not detection"):
-        resume(CFG, settings, ["detection"], str(run_dir))
+        resume(settings, ["detection"], run_dir)
 
 
 @pytest.mark.parametrize("names", ["detection,pose", "", "detect", "detection,"])

@@ -22,11 +22,11 @@ from models import ModelConfig, build_model
 from models.official_encoders import BatchNorm
 from tests.conftest import TINY
 from tokenizer.vocabulary import Vocabulary
-from train.build import build_model_config, build_tokenizers, build_vocabulary
 from train.engine import train
 from train.init_weights import start_from
 from train.loss import LossType, batch_loss, token_losses, weighted_mean
 from train.optim import NO_KERNELS, base_lr, build_optimizer, count_steps, lr_factor
+from train.settings import build_model_config, build_tokenizers, build_vocabulary
 from utils.categories import Categories
 from utils.cli import snapshot
 from utils.errors import UserError

@@ -9,9 +9,10 @@ from config import CFG
 from models import load_model, save_model
 from tests.conftest import TINY
 from tokenizer.vocabulary import Vocabulary
-from train.build import build_model_of_run, build_tokenizers, build_vocabulary
+from train.build import build_model_of_run
 from train.engine import train
 from train.init_weights import start_from
+from train.settings import build_tokenizers, build_vocabulary
 from utils.categories import Categories
 from utils.cli import snapshot
 from utils.errors import UserError
@@ -26,7 +27,7 @@ def make(*overrides, names=COLOURS, tasks=("detection",), seed=0):
     vocab = build_vocabulary(cfg, tasks)
     tokenizers = build_tokenizers(cfg, list(tasks), vocab)
     categories = Categories(names, {i: i for i in names})
-    return build_model_of_run(cfg, vocab, tokenizers, categories, torch.device("cpu"))
+    return build_model_of_run(cfg, vocab, tokenizers, categories, torch.device("cpu"))[0]
 
 
 def table(model):

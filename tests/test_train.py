@@ -19,13 +19,18 @@ from infer.predictor import Predictor
 from models import load_model
 from models.decode_step.native import obstacle
 from tests.conftest import TINY
+<<<<<<< HEAD
 from tests.tiny_models import tiny
+=======
+from tests.test_step import tiny
+from tests.training import StopAt, losses, resume
+>>>>>>> room_train
 from train import build as train_build
 from train import train_coco_object_detection, train_voc_object_detection
 from train import validate as validation
 from train.checkpoint import load_checkpoint
-from train.engine import resume, train
-from train.loss import weighted_cross_entropy
+from train.engine import train
+from train.loss import token_losses, weighted_mean
 from train.optim import build_optimizer, lr_factor
 from utils.cli import snapshot
 from utils.errors import UserError
@@ -35,11 +40,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def settings(demo_set, tmp_path, *more):
     return [*TINY, f"coco_root={demo_set}", f"runs_dir={tmp_path / 'runs'}", *more]
-
-
-def losses(run_dir):
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
 def test_training_learns(demo_set, tmp_path):
@@ -86,20 +86,6 @@ def test_the_same_seed_gives_the_same_run_whatever_the_workers(demo_set, tmp_pat
     assert losses(other) != losses(runs[0])
 
 
-class StopAt:
-    """Stands in for `StopSignal`: stops after a number of steps."""
-
-    def __init__(self, step):
-        self.steps, self.signal, self.step = 0, 0, step
-
-    def reason(self):
-        self.steps += 1
-        return "stop" if self.steps == self.step else ""
-
-    def restore(self):
-        pass
-
-
 def test_signals_are_given_back_after_a_run(demo_set, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     train(snapshot(CFG, settings(demo_set, tmp_path, "max_steps=1")), ["detection"])
@@ -114,7 +100,7 @@ def test_resume_continues_bit_for_bit(demo_set, tmp_path, monkeypatch, stop):
         patch.setattr("train.engine.StopSignal", lambda _: StopAt(stop))
         part = train(snapshot(CFG, overrides), ["detection"])
     assert len(losses(part)) == stop
-    assert resume(CFG, overrides, ["detection"], str(part)) == part
+    assert resume(overrides, ["detection"], part) == part
     assert losses(part) == losses(whole)
     states = [load_model(run / "last.safetensors").state_dict() for run in (whole, part)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -123,7 +109,7 @@ def test_resume_continues_bit_for_bit(demo_set, tmp_path, monkeypatch, stop):
 def test_resume_takes_the_settings_of_the_run_and_newer_overrides(demo_set, tmp_path):
     run_dir = train(snapshot(CFG, settings(demo_set, tmp_path, "epochs=1")), ["detection"])
     runs = f"runs_dir={tmp_path / 'runs'}"
-    assert resume(CFG, [runs, "epochs=2"], ["detection"], "auto") == run_dir
+    assert resume([runs, "epochs=2"], ["detection"], "auto") == run_dir
     assert len(losses(run_dir)) == 6
     saved = json.loads((run_dir / "settings.json").read_text())
     assert saved["img_size"] == 64 and saved["epochs"] == 2
@@ -195,7 +181,7 @@ def test_what_cannot_work_is_one_line(demo_set, tmp_path, override, message):
     with pytest.raises(UserError, match=message) as error:
         train(snapshot(CFG, settings(demo_set, tmp_path, *override.split())), ["detection"])
     assert "\n" not in str(error.value)
-    if not override.startswith(("lr=", "amp=")):
+    if not override.startswith("lr="):
         assert not (tmp_path / "runs").exists(), "a run that cannot start leaves no folder"
 
 
@@ -209,7 +195,7 @@ def test_other_weights_to_start_from_are_refused(demo_set, tmp_path, tiny_weight
 
 def test_resume_without_a_run_says_so(tmp_path):
     with pytest.raises(UserError, match="no run in"):
-        resume(CFG, [], ["detection"], str(tmp_path))
+        resume([], ["detection"], tmp_path)
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path):
@@ -230,7 +216,7 @@ def test_the_loss_is_the_weighted_mean():
     weights = torch.tensor([0.0, 0.1, 1, 1, 2, 0])
     rows = nn.functional.cross_entropy(logits, targets, reduction="none")
     expected = (rows * weights).sum() / weights.sum()
-    torch.testing.assert_close(weighted_cross_entropy(logits, targets, weights), expected)
+    torch.testing.assert_close(weighted_mean(token_losses(logits, targets), weights), expected)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +240,44 @@ def test_what_decays_is_a_setting():
     assert decayed == {0.5: 2, 0.0: 3}
 
 
-def test_a_decode_mode_that_is_none_is_refused_before_the_first_step(demo_set, tmp_path):
-    with pytest.raises(UserError, match="decode_mode must be one of auto, plain.*'natve'"):
-        train(snapshot(CFG, settings(demo_set, tmp_path, "decode_mode=natve")), ["detection"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss=mse", "loss must be xent"),
+        ("lr_schedule=step", "lr_schedule must be"),
+        ("lr_scaling=cubic", "lr_scaling must be"),
+        ("amp=fp8", "amp must be one of"),
+        ("device=tpu7", "device must be"),
+        ("decay_exclude=(", "decay_exclude must be regular expressions"),
+        ("decode_mode=natve", "decode_mode must be one of auto, plain.*'natve'"),
+        ("bad_samples=maybe", "bad_samples must be refuse or skip, got 'maybe'"),
+        ("resize_mode=crop", "resize_mode must be letterbox or stretch, got 'crop'"),
+        ("class_corruption=all", "corruption must be one of"),
+        ("encoder=resnet5", "no encoder 'resnet5'"),
+        ("dim=30", "multiple of num_heads"),
+        ("num_bins=5000", "num_bins=5000 does not fit"),
+        ("batch_size=0", "batch size of detection must be at least 1, got 0"),
+        ("ema_decay=1", "ema_decay must be"),
+        ("layer_decay=0", "layer_decay must be"),
+        ("encoder_lr_factor=0", "encoder_lr_factor must be"),
+        ("fsdp=true amp=fp16", "fsdp=true goes with amp=bf16 or amp=off"),
+        ("fsdp=true ema_decay=0.9", "fsdp=true goes without ema_decay"),
+        ("freeze_batch_norm=true", "freeze_batch_norm=true keeps the statistics of a trained"),
+        ("init_weights=none.safetensors", "no weight file at none.safetensors"),
+        ("pixel_transform=none.json", "no pixel_transform file"),
+        *((f"{name}=0", f"{name} must be at least 1, got 0") for name in
+          ("accumulate_steps", "num_lengths", "prefetch_batches", "eval_batch_size", "eval_every",
+           "log_every", "keep_checkpoints")),
+        *((f"{name}=-1", f"{name} must be at least 0, got -1") for name in
+          ("save_steps", "save_minutes", "max_steps", "freeze_encoder_steps",
+           "early_stop_patience", "num_workers")),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_told_before_any_data_is_opened(tmp_path, override, message):
+    overrides = [*TINY, "coco_root=/nowhere", f"runs_dir={tmp_path / 'runs'}", *override.split()]
+    with pytest.raises(UserError, match=message) as error:
+        train(snapshot(CFG, overrides), ["detection"])
+    assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from config import CFG
 from models import save_model
 from models.encoder import TimmEncoder
 from tests.conftest import TINY
-from tests.test_multi_task import state_of
-from tests.test_train import losses
-from train.engine import resume, train, train_step
+from tests.training import losses, resume, state_of
+from train.engine import train, train_step
 from train.optim import Freeze, average_of, build_optimizer, lr_factors
 from utils.cli import snapshot
 from utils.errors import UserError
@@ -99,16 +98,16 @@ def test_a_run_ends_when_nothing_gets_better(settings, monkeypatch, capsys):
         report = SimpleNamespace(metrics={"AP": next(values)}, save=lambda folder: None)
         return report, np.zeros((4, 4, 3), np.uint8)
 
-    monkeypatch.setattr("train.engine.validate", score)
+    monkeypatch.setattr("train.validate.validate", score)
     more = ["epochs=6", "early_stop_patience=2", "train_limit=4"]  # one step an epoch
     run_dir = train(snapshot(CFG, [*settings, *more]), DETECTION)
     assert len(losses(run_dir)) == 4, "0.3 in the second, no better in the third and fourth"
     assert "no better evaluation in the last 2" in capsys.readouterr().err
     values_of = torch.load(run_dir / "last.ckpt", weights_only=True)
     assert values_of["best"] == 0.3 and values_of["stale"] == 2
-    resume(CFG, [], DETECTION, str(run_dir))
+    resume([], DETECTION, run_dir)
     assert len(losses(run_dir)) == 4, "it has ended"
-    resume(CFG, ["early_stop_patience=0"], DETECTION, str(run_dir))
+    resume(["early_stop_patience=0"], DETECTION, run_dir)
     assert len(losses(run_dir)) == 6
 
 

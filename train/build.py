@@ -1,25 +1,24 @@
-"""This module builds everything that a training needs from its settings.
+"""Builds what a training is made of: data, model, and the state that training changes."""
 
-It is the one translator between `CFG` and the library: vocabulary, tokens, data and loaders, model,
-optimiser, schedule, and the state that training changes.
-"""
-
-import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from dataset.loader import build_train_loader
-from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
+from dataset.tasks import build_source, build_train_set
 from dataset.transforms import load_pixel_transforms
+<<<<<<< HEAD
 from infer.keypoint import check_sigmas
 from infer.trained_model import read_meta
 from models import ModelConfig, Pix2Seq, build_model, load_model
 from models.decode_step.modes import check_decode_mode
 from models.encoder import image_statistics
+=======
+from infer.weight_meta import read_meta
+from models import Pix2Seq, build_model, load_model
+>>>>>>> room_train
 from models.pix2seq import smooth_coordinates
 from tokenizer.base import TaskTokenizer
-from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.distributed import parallelise, recompute_activations
 from train.init_weights import start_from
@@ -32,52 +31,111 @@ from train.optim import (
     count_steps,
     lr_factor,
     lr_factors,
-    parse_schedule,
 )
-from train.run_folder import find_run_dir, read_settings
-from train.state import TaskStream, TrainState
+from train.settings import (
+    batch_sizes,
+    build_model_config,
+    build_tokenizers,
+    build_vocabulary,
+    task_settings,
+    task_weights,
+)
+from train.state import TaskStream, TrainState, seed_all
 from utils.categories import Categories
-from utils.cli import log, snapshot
+from utils.cli import log
 from utils.devices import ALONE, World, pick_device
 from utils.errors import UserError
-from utils.files import shown
 
 
-def tasks_of_run(base: type, overrides: list[str], name: str) -> list[str]:
-    """The tasks that the run folder `name` (`--resume`) trains; all of them for "auto"."""
-    if name == "auto":
-        return list(TASKS)
-    settings = read_settings(find_run_dir(snapshot(base, overrides).runs_dir, TASKS, name))
-    tasks = settings.get("tasks", list(TASKS))
-    if not isinstance(tasks, list) or not tasks or any(task not in TASKS for task in tasks):
-        raise UserError(f"the settings of {name} name no tasks of ours, got {shown(tasks)}")
-    return tasks
+@dataclass(frozen=True)
+class Steps:
+    """Optimiser steps of a run."""
+
+    epoch: int  # one pass over the data of the task that has most batches
+    total: int
+    warmup: int
 
 
-def batch_sizes(cfg, tasks: Sequence[str]) -> dict[str, int]:
-    """Images of each task in a step; a task without a setting of its own has `batch_size`."""
-    sizes = {task: getattr(cfg, f"{task}_batch_size", 0) or cfg.batch_size for task in tasks}
-    for task, size in sizes.items():
-        if size < 1:
-            raise UserError(f"batch size of {task} must be at least 1, got {size}")
-    return sizes
+@dataclass
+class Run:
+    """What a training is made of; `state` is what it changes."""
+
+    cfg: object  # the settings
+    tasks: list[str]
+    world: World
+    sources: dict[str, object]  # task -> samples to train on
+    eval_sources: dict[str, object]  # task -> samples to validate on
+    categories: Categories
+    weights_from: str  # where the first weights come from
+    steps: Steps
+    state: TrainState
+
+    @property
+    def gets_no_better(self) -> bool:
+        """Whether `early_stop_patience` ends the run."""
+        return 0 < self.cfg.early_stop_patience <= self.state.stale
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or nothing gets better."""
+        return self.state.step >= self.steps.total or self.gets_no_better
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether no epoch has begun without having ended."""
+        return self.state.step % self.steps.epoch == 0
+
+    @property
+    def evaluation_due(self) -> bool:
+        """After every `eval_every`-th epoch and after the last step, until it is done."""
+        epoch = self.state.step // self.steps.epoch
+        due = self.at_epoch_end and epoch % self.cfg.eval_every == 0
+        due = due or self.state.step >= self.steps.total
+        return due and self.state.evaluated < self.state.step
 
 
-def task_weights(cfg, tasks: Sequence[str]) -> dict[str, float]:
-    """Factors of the losses in their sum: 1 for a task that is alone or has no such setting.
+def build_run(cfg, tasks: list[str], world: World, device: torch.device) -> Run:
+    """Everything at step 0; the settings have been checked (`check_settings`).
 
     Raises:
-        UserError: a weight that teaches nothing.
+        UserError: data, weights or settings that do not go together.
     """
-    if len(tasks) == 1:
-        return dict.fromkeys(tasks, 1.0)
-    weights = {task: getattr(cfg, f"{task}_weight", 1.0) for task in tasks}
-    for task, weight in weights.items():
-        if not 0 < weight < float("inf"):
-            raise UserError(
-                f"{task}_weight must be above 0, got {weight}; leave the task out with --task"
-            )
-    return weights
+    seed_all(cfg.seed)  # of the first weights
+
+    # Data: samples, their classes, their tokens, and batches of them.
+    vocab = build_vocabulary(cfg, tasks)
+    sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
+    categories = join_categories(sources)
+    tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
+    eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
+    streams = build_streams(cfg, sources, tokenizers, world)
+    steps = count_run_steps(cfg, streams)
+
+    # Model, optimiser and schedule.
+    model, weights_from = build_model_of_run(cfg, vocab, tokenizers, categories, device)
+    state = build_state(cfg, model, streams, steps, world)
+    if world.rank:  # all processes draw the same weights, but not the same dropout
+        seed_all(cfg.seed + world.rank)
+    return Run(cfg, tasks, world, sources, eval_sources, categories, weights_from, steps, state)
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def build_source_of(cfg, task: str, *, train: bool):
+    """Samples to train on, or those that validation during training uses."""
+    settings = task_settings(cfg, task)
+    options = {"classes": cfg.classes or None, "skip_bad": train and cfg.bad_samples == "skip"}
+    options |= settings.train_source if train else settings.eval_source
+    of_train = train or cfg.eval_split == "train"
+    if cfg.dataset == "voc":
+        root, split = cfg.voc_root, cfg.voc_sets if of_train else cfg.voc_eval_sets
+    else:
+        root, split = cfg.coco_root, "train" if train else cfg.eval_split
+    limit = cfg.train_limit if of_train else cfg.eval_limit
+    source = build_source(task, cfg.dataset, root, split, limit=limit or None, **options)
+    settings.check_source(source)  # now, not after the first epoch
+    return source
 
 
 def join_categories(sources: dict) -> Categories:
@@ -93,19 +151,23 @@ def join_categories(sources: dict) -> Categories:
     """
     if len(sources) == 1:
         return next(iter(sources.values())).categories
-    rows: dict[int, tuple[str, int]] = {}
-    told: dict[int, str] = {}  # class id -> the task it is known from
+    rows: dict[int, tuple[str, int]] = {}  # class id -> name and id in the file
+    first_task: dict[int, str] = {}  # class id -> the task it is known from
+
+    # Collect the rows of all tasks; a class id must have the same row in each.
     for task, source in sources.items():
         categories = source.categories
         for class_id, name in categories.names.items():
             row = name, categories.source_ids[class_id]
             known = rows.setdefault(class_id, row)
-            first = told.setdefault(class_id, task)
+            first = first_task.setdefault(class_id, task)
             if known != row:
                 raise UserError(
                     f"the annotation files of {first} and {task} disagree: category {known[1]} "
                     f"{known[0]!r} of the one is {row[1]} {row[0]!r} of the other"
                 )
+
+    # No name may stand for two classes.
     rows = dict(sorted(rows.items()))
     names = [name for name, _ in rows.values()]
     for name in names:
@@ -116,93 +178,17 @@ def join_categories(sources: dict) -> Categories:
     )
 
 
-def build_vocabulary(cfg, tasks: Sequence[str] = ()) -> Vocabulary:
-    num_text = TextTokenizer.load(cfg.caption_vocab).size if "captioning" in tasks else 0
-    try:
-        return Vocabulary(num_bins=cfg.num_bins, num_text=num_text)
-    except ValueError as error:
-        raise UserError(f"num_bins={cfg.num_bins} does not fit the vocabulary: {error}") from error
-
-
-def build_tokenizers(
-    cfg, tasks: list[str], vocab: Vocabulary, sources: dict | None = None
-) -> dict[str, TaskTokenizer]:
-    options = {
-        "detection": {
-            "max_objects": cfg.max_objects,
-            "noise": cfg.noise_objects,
-            "corruption": cfg.class_corruption,
-            "noise_weight": cfg.noise_weight,
-            "eos_weight": cfg.eos_weight,
-        },
-        "segmentation": {
-            "max_points": cfg.max_points,
-            "max_objects": 1 if cfg.seg_crop else cfg.seg_max_objects,
-            "random_start": cfg.seg_random_start,
-            "eos_weight": cfg.seg_eos_weight,
-            "first_end_only": cfg.seg_first_end_only,
-            "weigh_absent": cfg.seg_weigh_absent,
-            "crop": cfg.seg_crop_pad if cfg.seg_crop else None,
-            "cut_outlines": cfg.seg_cut_outlines,
-        },
-    }
-    if "keypoint" in tasks:  # what the points are stands in the annotation file
-        options["keypoint"] = {
-            "names": sources["keypoint"].skeleton.names,
-            "edges": sources["keypoint"].skeleton.edges,
-            "labels": list(sources["keypoint"].categories.names),
-            "crop": cfg.keypoint_crop,
-            "mask_inputs": cfg.keypoint_mask_inputs,
-            "invisible_weight": cfg.keypoint_invisible_weight,
-        }
-    if "captioning" in tasks:
-        options["captioning"] = {
-            "text": TextTokenizer.load(cfg.caption_vocab),
-            "max_tokens": cfg.max_caption_tokens,
-            "num_captions": cfg.captions_per_image,
-            "drop": cfg.caption_drop,
-            "end_weight": cfg.caption_end_weight,
-            "pad_weight": cfg.caption_pad_weight,
-        }
-    try:
-        return {task: build_tokenizer(task, vocab, **options.get(task, {})) for task in tasks}
-    except ValueError as error:
-        raise UserError(f"settings of the tokens: {error}") from error
-
-
-def build_source_of(cfg, task: str, *, train: bool):
-    """Training images, or those that validation during training uses."""
-    options = {"classes": cfg.classes or None, "skip_bad": train and skips_bad(cfg)}
-    if task == "segmentation":
-        options |= {"max_points": cfg.max_points, "keep_empty": not train}
-        options["per_object"] = train and cfg.seg_crop
-        options["cut_outlines"] = cfg.seg_cut_outlines
-    if task == "keypoint":  # on the training images, judge those that are trained on
-        options |= {"per_object": train, "keep_empty": cfg.eval_split != "train"}
-    if cfg.dataset == "voc":
-        sets = cfg.voc_sets if train or cfg.eval_split == "train" else cfg.voc_eval_sets
-        root, split = cfg.voc_root, sets
-    else:
-        root, split = cfg.coco_root, "train" if train else cfg.eval_split
-    limit = cfg.train_limit if train or cfg.eval_split == "train" else cfg.eval_limit
-    out = build_source(task, cfg.dataset, root, split, limit=limit or None, **options)
-    if task == "keypoint":
-        check_sigmas(cfg.keypoint_sigmas, out.skeleton)  # now, not after the first epoch
-    return out
-
-
 def build_streams(
     cfg, sources: dict, task_tokenizers: dict[str, TaskTokenizer], world: World = ALONE
 ) -> dict[str, TaskStream]:
-    """Batches of every task, this process's share of them."""
-    for name in ("accumulate_steps", "num_lengths", "prefetch_batches"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(cfg, name)}")
-    check_decode_mode(cfg.decode_mode)  # of validation: now, not after the first epoch
-    parts = world.size * cfg.accumulate_steps
+    """Batches of every task, this process's share of them.
+
+    Raises:
+        UserError: a step needs more images than there are.
+    """
     out, sizes = {}, batch_sizes(cfg, list(task_tokenizers))
-    num_workers = -(-cfg.num_workers // len(sizes))  # shared out among the tasks
     for task, tokenizer in task_tokenizers.items():
+        # Samples: source, augmentation, tokens.
         train_set = build_train_set(
             task,
             sources[task],
@@ -211,27 +197,19 @@ def build_streams(
             seed=cfg.seed,
             augment=cfg.augment,
             resize_mode=cfg.resize_mode,
-            skip_bad=skips_bad(cfg),
-            **geometric_options(cfg, task),
+            skip_bad=cfg.bad_samples == "skip",
+            **task_settings(cfg, task).augmentation,
             diagonal=cfg.diagonal_crops,
             color_strength=cfg.color_jitter,
             pixel_transforms=load_pixel_transforms(cfg.pixel_transform),
         )
-        size = sizes[task]
-        if len(train_set) < size * parts:
-            alone = len(sizes) == 1 and size == cfg.batch_size
-            name = "batch_size" if alone else f"{task}_batch_size"
-            times = f" times {parts} (processes, accumulate_steps)" if parts > 1 else ""
-            most = len(train_set) // parts
-            remedy = f"--set {name}={most} or less" if most else "fewer of them"
-            raise UserError(
-                f"{name}={size}{times} is more than the {len(train_set)} training images "
-                f"of {task}; use {remedy}"
-            )
+        _check_batch_size(cfg, task, sizes, len(train_set), world)
+
+        # Batches.
         loader = build_train_loader(
             train_set,
-            batch_size=size,
-            num_workers=num_workers,
+            batch_size=sizes[task],
+            num_workers=-(-cfg.num_workers // len(sizes)),  # shared out among the tasks
             rank=world.rank,
             world_size=world.size,
             drop_last=True,
@@ -239,8 +217,26 @@ def build_streams(
             num_lengths=cfg.num_lengths if plans_by_length(cfg) else 0,
             prefetch=cfg.prefetch_batches,
         )
-        out[task] = TaskStream(loader, size, cfg.accumulate_steps)
+        out[task] = TaskStream(loader, sizes[task], cfg.accumulate_steps)
     return out
+
+
+def _check_batch_size(
+    cfg, task: str, sizes: dict[str, int], num_samples: int, world: World
+) -> None:
+    """A step must not need more images than the task has."""
+    parts = world.size * cfg.accumulate_steps
+    if num_samples >= sizes[task] * parts:
+        return
+    alone = len(sizes) == 1 and sizes[task] == cfg.batch_size
+    name = "batch_size" if alone else f"{task}_batch_size"
+    times = f" times {parts} (processes, accumulate_steps)" if parts > 1 else ""
+    most = num_samples // parts
+    remedy = f"--set {name}={most} or less" if most else "fewer of them"
+    raise UserError(
+        f"{name}={sizes[task]}{times} is more than the {num_samples} training images "
+        f"of {task}; use {remedy}"
+    )
 
 
 def plans_by_length(cfg) -> bool:
@@ -248,73 +244,26 @@ def plans_by_length(cfg) -> bool:
     return cfg.compile or pick_device(cfg.device).type == "cuda"  # the attention of cuDNN
 
 
-def skips_bad(cfg) -> bool:
-    """Whether training goes on without what it cannot use; evaluation never does."""
-    if cfg.bad_samples not in ("refuse", "skip"):
-        raise UserError(f"bad_samples must be refuse or skip, got {cfg.bad_samples!r}")
-    return cfg.bad_samples == "skip"
-
-
-def geometric_options(cfg, task: str) -> dict:
-    """Scales of the jitter, the mirror and the crop of a task."""
-    if task == "captioning":
-        return {"min_scale": cfg.caption_min_scale, "max_scale": cfg.caption_max_scale}
-    if task == "keypoint":
-        scales = {"min_scale": cfg.keypoint_min_scale, "max_scale": cfg.keypoint_max_scale}
-        return scales | {"flip_prob": cfg.flip_prob, "crop": cfg.keypoint_crop}
-    if task == "segmentation":
-        crop = cfg.seg_crop_pad if cfg.seg_crop else None
-        scales = {"min_scale": cfg.seg_min_scale, "max_scale": cfg.seg_max_scale}
-        return scales | {"flip_prob": cfg.flip_prob, "crop": crop}
-    scales = {"min_scale": cfg.min_scale, "max_scale": cfg.max_scale}
-    return scales | {"flip_prob": cfg.flip_prob}
-
-
-def build_model_config(
-    cfg, vocab: Vocabulary, task_tokenizers: dict[str, TaskTokenizer]
-) -> ModelConfig:
-    mean, std = image_statistics(cfg.encoder)
-    try:
-        return ModelConfig(
-            encoder=cfg.encoder,
-            encoder_stride=cfg.encoder_stride,
-            image_size=(cfg.img_size, cfg.img_size),
-            image_mean=mean,
-            image_std=std,
-            encoder_dim=cfg.encoder_dim,
-            encoder_layers=cfg.encoder_layers,
-            encoder_heads=cfg.encoder_heads,
-            encoder_mlp_dim=cfg.encoder_mlp_dim,
-            encoder_patch=cfg.encoder_patch,
-            encoder_positions=cfg.encoder_positions,
-            encoder_cls_token=cfg.encoder_cls_token,
-            resnet_depth=cfg.resnet_depth,
-            resnet_width=cfg.resnet_width,
-            projection=cfg.projection,
-            projection_mlp_ratio=cfg.projection_mlp_ratio,
-            projection_positions=cfg.projection_positions,
-            dim=cfg.dim,
-            num_layers=cfg.num_layers,
-            num_heads=cfg.num_heads,
-            mlp_dim=cfg.mlp_dim,
-            vocab_size=vocab.size,
-            max_len=_max_len(cfg, task_tokenizers),
-            decoder_positions=cfg.decoder_positions,
-            tie_embeddings=cfg.tie_embeddings,
-            output_bias=cfg.output_bias,
-            drop_path=cfg.drop_path,
-            drop_units=cfg.drop_units,
-            drop_attention=cfg.drop_attention,
+def count_run_steps(cfg, task_streams: dict[str, TaskStream]) -> Steps:
+    """Steps of an epoch, of the run and of its warm-up."""
+    streams = task_streams.values()
+    epoch = max(len(stream) for stream in streams)
+    if cfg.whole_epochs:
+        total, warmup = cfg.epochs * epoch, round(cfg.warmup_epochs * epoch)
+    else:
+        lengths = {"epochs": cfg.epochs, "warmup_epochs": cfg.warmup_epochs}
+        total, warmup = max(
+            count_steps(len(s.loader.dataset), s.images_per_step, **lengths) for s in streams
         )
-    except ValueError as error:
-        raise UserError(f"settings of the model: {error}") from error
+    total = min(total, cfg.max_steps or total)
+    wanted = cfg.warmup_steps or warmup
+    warmup = min(wanted, total // 2)  # officially never shortened
+    if warmup < wanted:
+        log(f"the warm-up takes {warmup} steps, half of the run, instead of {wanted}")
+    return Steps(epoch, total, warmup)
 
 
-def _max_len(cfg, task_tokenizers: dict[str, TaskTokenizer]) -> int:
-    needed = max(tokenizer.max_len for tokenizer in task_tokenizers.values())
-    if 0 < cfg.max_len < needed:
-        raise UserError(f"max_len={cfg.max_len} is less than the {needed} that the tasks need")
-    return cfg.max_len or needed
+# ---- model and state -----------------------------------------------------------------------------
 
 
 def build_model_of_run(
@@ -323,112 +272,83 @@ def build_model_of_run(
     task_tokenizers: dict[str, TaskTokenizer],
     categories: Categories,
     device: torch.device,
-) -> Pix2Seq:
-    """A new model, or the one of `init_weights`, with the record that its weight files carry."""
+) -> tuple[Pix2Seq, str]:
+    """A new model, or the one of `init_weights`, with the record that its weight files carry.
+
+    Returns:
+        the model, and where its weights come from.
+    """
     config = build_model_config(cfg, vocab, task_tokenizers)
-    out = build_model(config, pretrained=cfg.pretrained and cfg.init_weights is None)
+    pretrained = cfg.pretrained and cfg.init_weights is None
+    model = build_model(config, pretrained=pretrained)
     if cfg.smooth_init:
-        smooth_coordinates(out, vocab.coord_range)
-    out.meta = {
+        smooth_coordinates(model, vocab.coord_range)
+    model.meta = {
         "vocabulary": vocab.to_json(),
         "categories": categories.to_json(),
         "resize_mode": cfg.resize_mode,
         "tasks": {task: tokenizer.settings() for task, tokenizer in task_tokenizers.items()},
     }
+
+    # Where the weights come from.
+    origin = "encoder pretrained, the rest new" if pretrained else "new, nothing is pretrained"
     if cfg.init_weights is not None:
-        start = load_model(cfg.init_weights)
-        read_meta(start.meta, start.config, str(cfg.init_weights))  # checked, like the weights
-        log(start_from(out, start).text(cfg.init_weights))
+        source = load_model(cfg.init_weights)
+        read_meta(source.meta, source.config, str(cfg.init_weights))  # checked, like the weights
+        report = start_from(model, source)
+        log(report.text(cfg.init_weights))
+        origin = f"{cfg.init_weights}, which gives {report.share:.0%} of the parameters"
+
     if cfg.compile:  # calls of the model alone, which are training: not `encode`, not `generate`
-        out.compile()
-    return out.to(device)
-
-
-def step_counts(cfg, task_streams: dict[str, TaskStream]) -> tuple[int, int]:
-    """All steps and those of the warm-up, going by epochs of the task that has most batches."""
-    if cfg.whole_epochs:
-        per_epoch = max(len(stream) for stream in task_streams.values())
-        return cfg.epochs * per_epoch, round(cfg.warmup_epochs * per_epoch)
-    lengths = {"epochs": cfg.epochs, "warmup_epochs": cfg.warmup_epochs}
-    streams = task_streams.values()
-    return max(count_steps(len(s.loader.dataset), s.images_per_step, **lengths) for s in streams)
+        model.compile()
+    return model.to(device), origin
 
 
 def build_state(
     cfg,
     model: Pix2Seq,
     task_streams: dict[str, TaskStream],
-    total_steps: int,
+    steps: Steps,
     world: World = ALONE,
 ) -> TrainState:
     """The model spread over the processes, optimiser, schedule and streams at step 0."""
-    for name in ("freeze_encoder_steps", "early_stop_patience"):
-        if getattr(cfg, name) < 0:
-            raise UserError(f"{name} must be at least 0, got {getattr(cfg, name)}")
     try:
-        batch_size = max(stream.images_per_step for stream in task_streams.values())
-        lr = base_lr(cfg.lr, batch_size, cfg.lr_scaling)
-        loss_type = LossType.parse(cfg.loss)
-        parse_schedule(cfg.lr_schedule)
         factors = lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
-        ema = average_of(model, cfg.ema_decay)
-    except ValueError as error:
+    except ValueError as error:  # not every encoder has layers that are known
         raise UserError(str(error)) from error
-    try:
-        re.compile("|".join(cfg.decay_exclude))
-    except re.error as error:
-        raise UserError(f"decay_exclude must be regular expressions: {error}") from error
-    if cfg.fsdp and cfg.amp == "fp16":
-        raise UserError("fsdp=true goes with amp=bf16 or amp=off, not with fp16")
-    if cfg.fsdp and (cfg.ema_decay or cfg.freeze_encoder_steps):
-        raise UserError("fsdp=true goes without ema_decay and freeze_encoder_steps")
-    if cfg.freeze_batch_norm and not (cfg.pretrained or cfg.init_weights):
-        raise UserError(
-            "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
-            "pretrained=true or init_weights=FILE"
-        )
+    ema = average_of(model, cfg.ema_decay)  # before the model is sharded
     if cfg.recompute_activations:
         recompute_activations(model.blocks)
     wrapped = parallelise(model, world, fsdp=cfg.fsdp)
+
+    # Optimiser and schedule; the rate may follow the images of a step.
+    images = max(stream.images_per_step for stream in task_streams.values())
     optimizer = build_optimizer(
         model,
-        lr=lr,
+        lr=base_lr(cfg.lr, images, cfg.lr_scaling),
         weight_decay=cfg.weight_decay,
         betas=cfg.betas,
         decay_all=cfg.decay_all,
         decay_exclude=cfg.decay_exclude,
         factors=factors,
     )
-    wanted = cfg.warmup_steps or step_counts(cfg, task_streams)[1]
-    warmup = min(wanted, total_steps // 2)  # officially never shortened
-    if warmup < wanted and world.is_main:
-        log(f"the warm-up takes {warmup} steps, half of the run, instead of {wanted}")
-
-    def factor(step: int) -> float:
-        return lr_factor(
-            step,
-            total_steps=total_steps,
-            warmup_steps=warmup,
-            end_factor=cfg.end_lr_factor,
-            schedule=cfg.lr_schedule,
-            tail_steps=cfg.tail_steps,
-        )
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    scheduler = build_scheduler(cfg, optimizer, steps)
     scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
-    weights = task_weights(cfg, list(task_streams))
+
+    # What of the encoder stays as it is.
     freeze = None
     if cfg.freeze_encoder_steps or cfg.freeze_batch_norm:
-        steps, statistics = cfg.freeze_encoder_steps, cfg.freeze_batch_norm
-        freeze = Freeze(model.encoder, steps, statistics=statistics)
+        statistics = cfg.freeze_batch_norm
+        freeze = Freeze(model.encoder, cfg.freeze_encoder_steps, statistics=statistics)
+
     return TrainState(
         model,
         optimizer,
         scheduler,
         scaler,
         task_streams,
-        loss_type,
-        weights,
+        LossType.parse(cfg.loss),
+        task_weights(cfg, list(task_streams)),
         wrapped=wrapped,
         world=world,
         accumulate_steps=cfg.accumulate_steps,
@@ -437,10 +357,19 @@ def build_state(
     )
 
 
-def amp_dtype(cfg, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision; None = float32."""
-    types = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    types["auto"] = torch.bfloat16 if device.type == "cuda" else None
-    if cfg.amp not in types:
-        raise UserError(f"amp must be one of {', '.join(types)}, got {cfg.amp!r}")
-    return types[cfg.amp]
+def build_scheduler(
+    cfg, optimizer: torch.optim.Optimizer, steps: Steps
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate of every step, as `lr_schedule` says."""
+
+    def factor(step: int) -> float:
+        return lr_factor(
+            step,
+            total_steps=steps.total,
+            warmup_steps=steps.warmup,
+            end_factor=cfg.end_lr_factor,
+            schedule=cfg.lr_schedule,
+            tail_steps=cfg.tail_steps,
+        )
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

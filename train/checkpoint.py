@@ -76,6 +76,7 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
         )
     damaged = []
     for path in paths:
+        # Read the file; a damaged one is reported and the one before it tried.
         try:
             values = _read(path)
         except _DAMAGE as error:
@@ -83,6 +84,8 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
             log(f"{path} is damaged ({reason})")
             damaged.append(path)
             continue
+
+        # Put its values into the state, which may be of another model.
         try:
             state.load_state_dict(values)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -90,7 +93,9 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
             raise UserError(
                 f"cannot continue from {path}: {reason}; resume with the settings it was made with"
             ) from error
-        state.world.broadcast(None)  # all have read
+
+        # Set the damaged ones aside, once all processes have read.
+        state.world.broadcast(None)
         for bad in damaged if state.world.is_main else ():
             bad.replace(bad.with_name(bad.name + ".damaged"))
         return path
@@ -126,19 +131,14 @@ class Saver:
     """When and where a run is saved.
 
     Args:
+        run_dir: the run folder.
         keep: checkpoints to keep.
         steps: save when the step is a multiple of this; 0 = go by time alone.
         minutes: save after this time, also within an epoch; 0 = at the end of every epoch.
     """
 
-    def __init__(self, *, keep: int, steps: int, minutes: float):
-        if keep < 1 or steps < 0 or minutes < 0:
-            raise UserError(
-                "keep_checkpoints must be at least 1, save_steps and save_minutes at least 0, got "
-                f"{keep}, {steps} and {minutes}"
-            )
-        self.keep, self.steps, self.minutes = keep, steps, minutes
-        self.run_dir: Path | None = None  # set when it is known
+    def __init__(self, run_dir: Path, *, keep: int, steps: int, minutes: float):
+        self.run_dir, self.keep, self.steps, self.minutes = run_dir, keep, steps, minutes
         self._since = time.monotonic()
         self._saved: tuple[int, int] | None = None  # what the newest checkpoint holds
 

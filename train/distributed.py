@@ -79,7 +79,7 @@ class _Watch:
     """A thread that ends this process when another one failed, also while it waits for that one."""
 
     def __init__(self, rank: int):
-        self.rank, self.told = rank, threading.Event()
+        self.rank, self.over = rank, threading.Event()
         self.store = (
             dist.distributed_c10d._get_default_store().clone()
         )  # the main thread may wait inside its own
@@ -87,8 +87,8 @@ class _Watch:
         self.thread.start()
 
     def tell(self, error: Exception) -> bool:
-        """Whether this process is the first that failed; then the others are told why."""
-        self.told.set()
+        """Whether this process is the first that failed; then the others learn why."""
+        self.over.set()
         lines = traceback.format_exception(error)
         text = str(error) if isinstance(error, UserError) else lines[-1].strip()
         message = f"rank {self.rank}: {text}"
@@ -101,18 +101,18 @@ class _Watch:
         return first
 
     def stop(self) -> None:
-        self.told.set()
+        self.over.set()
         self.thread.join()
         self.store = None
 
     def _look(self) -> None:
-        while not self.told.wait(POLL_SECONDS):
+        while not self.over.wait(POLL_SECONDS):
             try:
                 failed = self.store.check([FAILED])
                 message = self.store.get(FAILED).decode() if failed else ""
             except RuntimeError:
                 failed, message = True, "another process of this training is gone"
-            if failed and not self.told.is_set():
+            if failed and not self.over.is_set():
                 if _local_rank() == 0:
                     print(f"error on {message}", file=sys.stderr, flush=True)
                 time.sleep(LEAVE_SECONDS)
@@ -124,7 +124,7 @@ def _local_rank() -> int:
 
 
 def local_device(device: torch.device, world: World) -> torch.device:
-    """The device of this process, where `device` is what all were told.
+    """The device of this process, where `device` is the same for all.
 
     Raises:
         UserError: there is no device for every process of this machine.
@@ -168,18 +168,16 @@ def _copies(model: nn.Module, *, unused: bool) -> DistributedDataParallel:
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
 
 
-def rewrap(state) -> None:
-    """Call when other parameters than before ask for gradients: DDP looks at that only once.
+def wrap_again(model: Pix2Seq, *, unused: bool) -> DistributedDataParallel:
+    """Copies of a model whose parameters ask for other gradients than before.
+
+    DDP looks at that only once. The wrapper from before must not be held by anyone any more.
 
     Args:
-        state: a `TrainState`; its `wrapped` is replaced.
+        unused: `find_unused_parameters` of the wrapper from before.
     """
-    if not isinstance(state.wrapped, DistributedDataParallel):
-        return
-    model, unused = state.wrapped.module, state.wrapped.find_unused_parameters
-    state.wrapped = None
-    gc.collect()  # the hooks of the old one leave with it
-    state.wrapped = _copies(model, unused=unused)
+    gc.collect()  # the hooks of the old wrapper leave with it
+    return _copies(model, unused=unused)
 
 
 def _unused_parameters(model: Pix2Seq) -> list[str]:
@@ -207,6 +205,10 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
 
 def whole(values, *, to_host: bool = False):
     """Sharded tensors anywhere in `values` become plain ones, on every process.
+
+    `torch.distributed.checkpoint.state_dict` is no substitute: before the first step, reading the
+    optimiser's state there makes a step with zero gradients, which counts in the bias correction,
+    so a run would depend on when it is saved; and full states kept on the host reach rank 0 alone.
 
     Args:
         to_host: keep them in the memory of the host: on the device is then one at a time.

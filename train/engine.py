@@ -1,30 +1,22 @@
-"""The story of training, told once: one task is a list of length one."""
+"""The story of a training: check, build, then train, evaluate and save until the end.
+
+One task is a list of length one.
+"""
 
 import math
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dataset.batch import Batch
 from infer.results import Report
-from models import save_model
-from train.build import (
-    amp_dtype,
-    build_model_of_run,
-    build_source_of,
-    build_state,
-    build_streams,
-    build_tokenizers,
-    build_vocabulary,
-    join_categories,
-    step_counts,
-)
+from train.build import Run, build_run
 from train.checkpoint import Saver, load_checkpoint, remove_leftovers
-from train.distributed import local_device, session, synchronised, whole
+from train.console import Progress, end_text, start_text
+from train.distributed import session, synchronised, whole
 from train.guards import (
     NonFiniteWatch,
     Statistics,
@@ -33,9 +25,9 @@ from train.guards import (
     check_stop,
     memory_errors,
     report_skipped,
-    update,
 )
-from train.loss import autocast, batch_loss, token_weights
+from train.loss import amp_dtype, autocast, batch_loss, token_weights
+from train.optim import guarded_step
 from train.run_folder import (
     NoRecords,
     RunRecords,
@@ -45,10 +37,11 @@ from train.run_folder import (
     write_environment,
     write_settings,
 )
-from train.state import TrainState, seed_all
-from train.validate import validate
-from utils.cli import log, settings_dict, snapshot
-from utils.devices import World, pick_device
+from train.settings import check_settings
+from train.state import TrainState
+from train.validate import evaluate
+from utils.cli import log, settings_dict
+from utils.devices import World
 
 
 def train(cfg, tasks: list[str]) -> Path:
@@ -63,129 +56,116 @@ def train(cfg, tasks: list[str]) -> Path:
         return _run(cfg, tasks, world)
 
 
-def resume(
-    base: type, overrides: list[str], tasks: list[str], name: str, *, file: Path | None = None
-) -> Path:
-    """Continues the run folder `name` (or "auto") with its own settings and these overrides.
+def resume(name: str, tasks: list[str], load: Callable) -> Path:
+    """Continues a run folder with its own settings, below those of the command line.
 
     "auto" takes the newest run of these tasks on this dataset; without one it starts one, so that a
     command that is repeated need not change.
+
+    Args:
+        name: the run folder, or "auto".
+        load: called as load(inherited=settings of the run, or None) -> settings.
     """
     with session() as world:
-        cfg = snapshot(base, overrides, file=file)
+        cfg = load(inherited=None)
         run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, dataset=cfg.dataset))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
             return _run(cfg, tasks, world)
-        cfg = snapshot(base, overrides, saved=read_settings(run_dir), file=file)
-        return _run(cfg, tasks, world, run_dir)
+        return _run(load(inherited=read_settings(run_dir)), tasks, world, run_dir)
 
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
-    device = local_device(pick_device(cfg.device), world)
+    """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
+    device = check_settings(cfg, tasks, world)
     with memory_errors(device):
-        return _train_on(device, cfg, tasks, world, run_dir)
+        run = build_run(cfg, tasks, world, device)
+        saver = _open_folder(run, run_dir)
+        log(start_text(run, saver.run_dir))
+        _loop(run, saver)
+        log(end_text(run, saver.run_dir))
+    return saver.run_dir
 
 
-def _train_on(device, cfg, tasks: list[str], world: World, run_dir: Path | None) -> Path:
-    seed_all(cfg.seed)
-    vocab = build_vocabulary(cfg, tasks)
-    sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
-    categories = join_categories(sources)
-    tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
-    eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
-    streams = build_streams(cfg, sources, tokenizers, world)
-    epoch_steps = max(len(stream) for stream in streams.values())
-    total_steps, _ = step_counts(cfg, streams)
-    total_steps = min(total_steps, cfg.max_steps or total_steps)
-    model = build_model_of_run(cfg, vocab, tokenizers, categories, device)
-    state = build_state(cfg, model, streams, total_steps, world)
-    saver = Saver(keep=cfg.keep_checkpoints, steps=cfg.save_steps, minutes=cfg.save_minutes)
-    if world.rank:  # the weights were drawn alike, dropout is not
-        seed_all(cfg.seed + world.rank)
-    if run_dir is None:  # only now: settings or data that are wrong leave no folder behind
-        run_dir = world.broadcast(new_run_dir(cfg.runs_dir, tasks) if world.is_main else None)
-    else:
+def _open_folder(run: Run, run_dir: Path | None) -> Saver:
+    """A new run folder, or an existing one, whose newest checkpoint is loaded into `run`."""
+    cfg, world, state = run.cfg, run.world, run.state
+    resumed = run_dir is not None
+    if not resumed:  # only now: settings or data that are wrong leave no folder behind
+        run_dir = world.broadcast(new_run_dir(cfg.runs_dir, run.tasks) if world.is_main else None)
+    saver = Saver(
+        run_dir, keep=cfg.keep_checkpoints, steps=cfg.save_steps, minutes=cfg.save_minutes
+    )
+    if resumed:
         if world.is_main:
             remove_leftovers(run_dir)
         path = load_checkpoint(run_dir, state)
         log(f"continuing {path} from step {state.step}")
         saver.resumed(state)
-        if state.step >= total_steps:
-            log(f"all {total_steps} steps are done; to go on, raise max_steps or epochs")
-    saver.run_dir = run_dir
+        if state.step >= run.steps.total:
+            log(f"all {run.steps.total} steps are done; to go on, raise max_steps or epochs")
     if world.is_main:
-        write_settings(run_dir, settings_dict(cfg) | {"tasks": tasks})
-        write_environment(run_dir, seed=cfg.seed, device=device, step=state.step)
-    _announce(cfg, run_dir, state, sources, epoch_steps, total_steps)
-    _loop(cfg, state, saver, eval_sources, epoch_steps, total_steps)
-    log(f"run folder: {run_dir}")
-    return run_dir
+        write_settings(run_dir, settings_dict(cfg) | {"tasks": run.tasks})
+        write_environment(run_dir, seed=cfg.seed, device=state.model.device, step=state.step)
+    return saver
 
 
-def _loop(
-    cfg, state: TrainState, saver: Saver, eval_sources: dict, epoch_steps: int, total_steps: int
-) -> None:
-    """Epochs, evaluations and checkpoints until the end, a signal, or nothing gets better."""
-    run_dir, world = saver.run_dir, state.world
+def _loop(run: Run, saver: Saver) -> None:
+    """Trains an epoch, evaluates, saves; until the end, a signal, or nothing gets better."""
+    cfg, state, run_dir = run.cfg, run.state, saver.run_dir
     records = NoRecords()
-    if world.is_main:
+    if run.world.is_main:
         records = RunRecords(run_dir, step=state.step, evaluated=state.evaluated)
     scaled = state.scaler.is_enabled()
-    watch = NonFiniteWatch(run_dir / "nonfinite", cfg.max_nonfinite, rank=world.rank, scaled=scaled)
-    stop = StopSignal(cfg.max_minutes)
-    bar = tqdm(
-        total=total_steps,
-        initial=state.step,
-        unit="step",
-        dynamic_ncols=True,
-        disable=not world.is_main,
+    watch = NonFiniteWatch(
+        run_dir / "nonfinite", cfg.max_nonfinite, rank=run.world.rank, scaled=scaled
     )
+    stop = StopSignal(cfg.max_minutes)
+    progress = Progress(run)
     try:
-        while True:
-            epoch, rest = divmod(state.step, epoch_steps)
-            last = state.step >= total_steps
-            due = last or (rest == 0 and epoch % cfg.eval_every == 0)
-            if due and state.evaluated < state.step:  # on resume it may be done already, or not yet
-                saver.save(state)  # an evaluation may take longer than what it follows
-                _evaluate(cfg, state, records, eval_sources, run_dir)
-            if 0 < cfg.early_stop_patience <= state.stale and not last:
-                last = True
-                log(f"no better evaluation in the last {state.stale}: ending")
-            if last or world.broadcast(saver.due(state.step, epoch_end=rest == 0)):
-                saver.save(state)
-            if last:
-                break
-            bar.set_description(f"epoch {epoch + 1}/{cfg.epochs}", refresh=False)
-            end = min((epoch + 1) * epoch_steps, total_steps)
-            train_epoch(cfg, state, records, watch, stop, bar, end, saver)
-            report_skipped(state.streams, epoch + 1, world)
+        # A resumed run may have been stopped after an epoch, before its evaluation.
+        progress.evaluation(_evaluate_and_save(run, saver, records))
+
+        while not run.ended:
+            loss, seconds = train_epoch(run, saver, records, watch, stop, progress)
+            report_skipped(state.streams, -(-state.step // run.steps.epoch), run.world)
+            reports = _evaluate_and_save(run, saver, records)
+            progress.epoch(loss, seconds, reports)
+
+        if run.gets_no_better and state.step < run.steps.total:
+            progress.say(f"no better evaluation in the last {state.stale}: ending")
     except Stopped as reason:
         saver.save(state)
-        log(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")
+        progress.say(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")
         if stop.signal:
             raise SystemExit(128 + stop.signal) from None
     finally:
         stop.restore()
-        bar.close()
+        progress.close()
         records.close()
 
 
 def train_epoch(
-    cfg,
-    state: TrainState,
-    records: RunRecords,
+    run: Run,
+    saver: Saver,
+    records: RunRecords | NoRecords,
     watch: NonFiniteWatch,
     stop: StopSignal,
-    bar: tqdm,
-    end: int,
-    saver: Saver,
-) -> None:
-    """Steps until step number `end`; a line of the records every few steps."""
-    dtype = amp_dtype(cfg, state.model.device)
+    progress: Progress,
+) -> tuple[float, float]:
+    """Steps until the end of the epoch or of the run; a point of the curves every few steps.
+
+    Returns:
+        mean of the loss, and seconds.
+    """
+    cfg, state = run.cfg, run.state
+    dtype = amp_dtype(cfg.amp, state.model.device)
+    end = min((state.step // run.steps.epoch + 1) * run.steps.epoch, run.steps.total)
+    began, losses_seen = time.perf_counter(), []
     state.model.train()
     outcomes, since, images = [], time.perf_counter(), 0
     while state.step < end:
+        # One optimiser step, on as many batches of each task as are accumulated.
         micro = [
             {task: stream.next() for task, stream in state.streams.items()}
             for _ in range(state.accumulate_steps)
@@ -195,22 +175,28 @@ def train_epoch(
         state.after_step()
         outcomes.append(torch.stack([*losses.values(), grad_norm]))  # (tasks + 1,)
         for line in watch.add(state.step, outcomes[-1], micro):
-            tqdm.write(line, sys.stderr)
+            progress.warn(line)
         images += sum(stream.images_per_step for stream in state.streams.values())
-        bar.update()
+        progress.step()
+
+        # A point of the curves; the only place that waits for the device.
         if state.step % cfg.log_every == 0 or state.step == end:
             seconds = time.perf_counter() - since
-            # the only place that waits for the device
             values = _means(torch.stack(outcomes), list(losses), state)
             values["train/lr"] = state.scheduler.get_last_lr()[0]
             values["train/images_per_s"] = images / seconds
             records.scalars(state.step, values)
-            bar.set_postfix(loss=f"{values.get('train/loss', math.nan):.3f}", refresh=False)
+            progress.point(values)
+            losses_seen += [values.get("train/loss", math.nan)] * len(outcomes)
             state.seconds += seconds
             outcomes, since, images = [], time.perf_counter(), 0
+
+        # Between two steps the run may stop or be saved; after the last one it is evaluated first.
         check_stop(stop, state.world)
         if state.step < end and state.world.broadcast(saver.due(state.step)):
             saver.save(state)
+    loss = torch.tensor(losses_seen).nanmean().item()
+    return loss, time.perf_counter() - began
 
 
 def train_step(
@@ -233,6 +219,8 @@ def train_step(
     statistics = Statistics(state.model)
     totals = dict(zip(micro[0], world.sums(token_weights(micro)), strict=True))
     losses = {task: torch.zeros((), device=device) for task in totals}
+
+    # Gradients add up over the batches of all tasks.
     parts = [part for batches in micro for part in batches.items()]
     for number, (task, batch) in enumerate(parts, 1):
         batch = batch.to(device, non_blocking=True)
@@ -243,11 +231,13 @@ def train_step(
             factor = state.task_weights.get(task, 1.0) * world.size
             state.scaler.scale(factor * loss).backward()
         losses[task] += loss.detach()
+
+    # Clip, then step, or skip the step if the gradient is not finite.
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     limit = clip_grad if clip_grad > 0 else torch.inf  # the official config writes -1 for "off"
     grad_norm = whole(nn.utils.clip_grad_norm_(parameters, limit))
-    update(state, grad_norm)
+    guarded_step(state.optimizer, state.scaler, grad_norm, sharded=state.sharded)
     statistics.keep_if(grad_norm.isfinite())
     state.scheduler.step()
     state.step += 1
@@ -267,43 +257,19 @@ def _means(outcomes: Tensor, tasks: list[str], state: TrainState) -> dict[str, f
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _evaluate(cfg, state: TrainState, records: RunRecords, sources: dict, run_dir: Path) -> None:
-    """Validation of every task; the best weights by the mean of the leading metrics are kept."""
-    reports: dict[str, Report] = {}
-    model = state.judged
-    for task, source in sources.items():
-        report, picture = validate(cfg, task, model, source, state.world)
-        reports[task] = report
-        records.scalars(state.step, {f"val/{task}/{k}": v for k, v in report.metrics.items()})
-        records.image(state.step, f"val/{task}", picture)
-        numbers = ", ".join(f"{k} {v:.3f}" for k, v in list(report.metrics.items())[:3])
-        log(f"step {state.step}: {task} {numbers}")
-    values = [_leading(report, alone=len(reports) == 1) for report in reports.values()]
-    value = sum(values) / len(values)
-    state.evaluated, state.stale = state.step, state.stale + 1
-    if value > state.best:
-        state.best, state.stale = value, 0
-        if not state.world.is_main:
-            return
-        save_model(model, run_dir / "best.safetensors")
-        for task, report in reports.items():
-            report.save(run_dir / "best" / ("" if len(reports) == 1 else task))
+def _evaluate_and_save(
+    run: Run, saver: Saver, records: RunRecords | NoRecords
+) -> dict[str, Report]:
+    """Between two epochs: the evaluation, if one is due, and the checkpoint, if one is due.
 
-
-def _leading(report: Report, *, alone: bool) -> float:
-    """What models are compared by; beside other tasks not CIDEr, which goes up to 10."""
-    first = next(iter(report.metrics.values()))
-    return first if alone else report.metrics.get("BLEU-4", first)
-
-
-def _announce(cfg, run_dir: Path, state: TrainState, sources, epoch_steps, total_steps) -> None:
-    """The settings and the size of what is about to happen, once."""
-    log("\n".join(f"  {name} = {value}" for name, value in settings_dict(cfg).items()))
-    parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-    images = ", ".join(f"{len(source)} images of {task}" for task, source in sources.items())
-    processes = f", {state.world.size} processes" if state.world.size > 1 else ""
-    log(
-        f"{images}; {parameters:.1f} M parameters on {state.model.device}{processes}; "
-        f"{epoch_steps} steps an epoch, {total_steps} in all, from step {state.step}"
-    )
-    log(f"run folder: {run_dir} (curves: tensorboard --logdir {cfg.runs_dir})")
+    Returns:
+        task -> its report; empty without an evaluation.
+    """
+    state, reports = run.state, {}
+    if run.evaluation_due:
+        saver.save(state)  # an evaluation may take longer than what it follows
+        reports = evaluate(run, records, saver.run_dir)
+    # All processes have to agree; where the run has ended, they do without asking.
+    if run.ended or run.world.broadcast(saver.due(state.step, epoch_end=run.at_epoch_end)):
+        saver.save(state)
+    return reports

@@ -126,27 +126,6 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
     return path
 
 
-def update(state, grad_norm: Tensor) -> None:
-    """One step of the optimiser, or none where the gradient is not finite.
-
-    A fused optimiser decides on the device. Others wait for the norm, which costs nothing on a CPU.
-
-    Args:
-        state: the `TrainState`, gradients unscaled.
-        grad_norm: the same on all processes.
-    """
-    optimizer = state.optimizer
-    if state.scaler.is_enabled():
-        state.scaler.step(optimizer)  # looks at the gradients itself
-        state.scaler.update()
-    elif optimizer.defaults.get("fused") and not state.sharded:
-        optimizer.grad_scale, optimizer.found_inf = None, (~grad_norm.isfinite()).float()
-        optimizer.step()
-        del optimizer.grad_scale, optimizer.found_inf
-    elif grad_norm.isfinite():
-        optimizer.step()
-
-
 class Statistics:
     """The running statistics of batch norm before a step, which a skipped step must not change."""
 
@@ -167,14 +146,14 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        said = str(error)
-        if "DataLoader worker" in said:  # killed, or out of shared memory
+        message = str(error)
+        if "DataLoader worker" in message:  # killed, or out of shared memory
             raise UserError(
                 f"a worker that loads images was ended ({one_line(error)[:150]}): most often too "
                 "little memory or shared memory (docker run --shm-size=8g); lower num_workers, "
                 "prefetch_batches or batch_size"
             ) from error
-        on_cpu = "DefaultCPUAllocator" in said or "not enough memory" in said
+        on_cpu = "DefaultCPUAllocator" in message or "not enough memory" in message
         if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu):
             raise
         raise UserError(

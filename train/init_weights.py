@@ -27,7 +27,7 @@ class StartReport:
     """What became of the tensors of a weight file."""
 
     taken: list[str]  # as they are
-    adapted: dict[str, str]  # name -> how they were made to fit
+    adapted: dict[str, str]  # name -> what was changed so that they fit
     missing: list[str]  # the model has them, the file has not: they start anew
     unexpected: list[str]  # the file has them, the model has not
     mismatched: list[str]  # of another shape: they start anew
@@ -36,7 +36,7 @@ class StartReport:
     def text(self, path: str | Path) -> str:
         """Lines for the person at the terminal."""
         lines = [f"start from {path}: {len(self.taken)} tensors taken, {self.share:.0%} of all"]
-        lines += [f"  {name}: {how}" for name, how in self.adapted.items()]
+        lines += [f"  {name}: {change}" for name, change in self.adapted.items()]
         for kind in ("missing", "unexpected", "mismatched"):
             names = getattr(self, kind)
             if names:
@@ -46,51 +46,36 @@ class StartReport:
 
 
 @torch.no_grad()
-def start_from(model: Pix2Seq, given: Pix2Seq) -> StartReport:
-    """Copies into `model` all that `given` knows and that has a place there.
+def start_from(model: Pix2Seq, source: Pix2Seq) -> StartReport:
+    """Loads every tensor of `source` that fits `model`, remapping token rows by class name and bin.
 
-    Token tables go by meaning: a class takes the row of the class of that name, or else of its
-    id (as the official fine-tuning does), a bin that of the nearest bin, text pieces theirs if the
-    text tokenizer is the same. Positions of image tokens are interpolated, those of a sequence
-    shared as far as both go.
+    A class takes the row of the class of the same name, else of the same id (as the official
+    fine-tuning does). A bin takes the row of the nearest bin. Text pieces keep their rows if the
+    text tokenizer is the same. Positions of image tokens are interpolated; positions of a sequence
+    are shared as far as both models have them.
 
     Args:
-        model, given: with their `meta` (vocabulary, categories, tasks).
+        model, source: with their `meta` (vocabulary, categories, tasks).
 
     Raises:
         UserError: less than half of the parameters fit, or they fit but mean something else.
     """
-    for name in FUNCTION:
-        theirs, ours = getattr(given.config, name), getattr(model.config, name)
-        if theirs != ours:
-            raise UserError(
-                f"init_weights is another model: its {name} is {theirs}, here it is {ours}"
-                + ("; use its number" if name == "num_heads" else ": a port's cannot be trained on")
-            )
-    old, new = given.state_dict(), model.state_dict()
+    _check_function(model, source)
+
+    # Load what fits, tensor by tensor.
+    old, new = source.state_dict(), model.state_dict()
+    rows = _token_rows(model.meta, source.meta)
     taken, adapted, mismatched = [], {}, []
-    rows = _token_rows(model.meta, given.meta)
     for name in (name for name in new if name in old):
-        if name in TOKEN_TABLES and old[name].shape[1:] == new[name].shape[1:]:
-            changed = _copy_rows(new[name], old[name], rows)
-            how = f"{changed} of {len(rows)} rows are new or moved" if changed else ""
-        elif old[name].shape == new[name].shape:
-            new[name].copy_(old[name])
-            how = ""
-        elif name in IMAGE_POSITIONS and old[name].shape[-1] == new[name].shape[-1]:
-            new[name].copy_(_resample(old[name], given.encoder.grid, model.encoder.grid))
-            how = f"interpolated from {given.encoder.grid} to {model.encoder.grid} tokens"
-        elif name == "decoder.positions" and old[name].shape[1] == new[name].shape[1]:
-            shared = min(len(old[name]), len(new[name]))
-            new[name][:shared] = old[name][:shared]
-            how = f"the first {shared} of {len(new[name])}"
-        else:
+        change = _load(name, new[name], old[name], rows, (model, source))
+        if change is None:
             mismatched.append(name)
-            continue
-        if how:
-            adapted[name] = how
+        elif change:
+            adapted[name] = change
         else:
             taken.append(name)
+
+    # Report; refuse a source of which too little fits.
     fitting = sum(new[name].numel() for name in (*taken, *adapted))
     share = fitting / sum(value.numel() for value in new.values())
     report = StartReport(
@@ -108,6 +93,47 @@ def start_from(model: Pix2Seq, given: Pix2Seq) -> StartReport:
             "does not; use the settings (preset) it was trained with"
         )
     return report
+
+
+def _check_function(model: Pix2Seq, source: Pix2Seq) -> None:
+    """Refuses weights that would fit but compute something else."""
+    for name in FUNCTION:
+        theirs, ours = getattr(source.config, name), getattr(model.config, name)
+        if theirs != ours:
+            raise UserError(
+                f"init_weights is another model: its {name} is {theirs}, here it is {ours}"
+                + ("; use its number" if name == "num_heads" else ": a port's cannot be trained on")
+            )
+
+
+def _load(
+    name: str, new: Tensor, old: Tensor, rows: Tensor, models: tuple[Pix2Seq, Pix2Seq]
+) -> str | None:
+    """Copies the tensor `old` into `new`, in place.
+
+    Args:
+        name: of the tensor in the state dict.
+        rows: see `_token_rows`.
+        models: the new one and the old one.
+
+    Returns:
+        "" for a plain copy, else what was adapted; None: it does not fit.
+    """
+    if name in TOKEN_TABLES and old.shape[1:] == new.shape[1:]:
+        changed = _copy_rows(new, old, rows)
+        return f"{changed} of {len(rows)} rows are new or moved" if changed else ""
+    if old.shape == new.shape:
+        new.copy_(old)
+        return ""
+    if name in IMAGE_POSITIONS and old.shape[-1] == new.shape[-1]:
+        grid, old_grid = (model.encoder.grid for model in models)
+        new.copy_(_resample(old, old_grid, grid))
+        return f"interpolated from {old_grid} to {grid} tokens"
+    if name == "decoder.positions" and old.shape[1] == new.shape[1]:
+        shared = min(len(old), len(new))
+        new[:shared] = old[:shared]
+        return f"the first {shared} of {len(new)}"
+    return None
 
 
 def _token_rows(new_meta: dict, old_meta: dict) -> Tensor:

@@ -92,16 +92,6 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).sum() / (weights.sum() + 1e-9)
 
 
-def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Sum of w * CE over sum of w.
-
-    Args:
-        logits: (M, V) any float type; computed in float32.
-        targets, weights: (M,)
-    """
-    return weighted_mean(token_losses(logits, targets), weights)
-
-
 def batch_loss(
     model: nn.Module, batch: Batch, loss_type: LossType = XENT, total: float | None = None
 ) -> Tensor:
@@ -138,3 +128,19 @@ def token_weights(micro: Sequence[dict[str, Batch]]) -> list[float]:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Mixed precision of `dtype`, or none."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The number type of mixed precision; None = float32.
+
+    Args:
+        amp: "off", "bf16", "fp16", or "auto" (bf16 on CUDA, else off).
+
+    Raises:
+        ValueError: `amp` is none of these.
+    """
+    types = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    types["auto"] = torch.bfloat16 if device.type == "cuda" else None
+    if amp not in types:
+        raise ValueError(f"amp must be one of {', '.join(types)}, got {amp!r}")
+    return types[amp]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from timm.models import group_parameters
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models import Pix2Seq
@@ -61,9 +61,12 @@ def lr_factor(
             of the cosine; "exp@R" decays to R, and further after the end; "constant".
         tail_steps: steps at the end for which the rate stays as it is.
     """
+    # Warm-up.
     shape, parameter = parse_schedule(schedule)
     if step < warmup_steps:
         return step / warmup_steps
+
+    # Decay: how far the run has come since, from 0 to 1.
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps - tail_steps)
     if shape == "exp":
         return parameter**progress
@@ -156,6 +159,41 @@ def _keep_eps_uncorrected(optimizer: torch.optim.Optimizer, *_) -> None:
         group["eps"] = EPS / math.sqrt(1 - group["betas"][1] ** group["updates"])
 
 
+def guarded_step(
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    grad_norm: Tensor,
+    *,
+    sharded: bool = False,
+) -> None:
+    """One step of the optimiser, or none where the gradient is not finite.
+
+    A fused optimiser decides on the device. Others wait for the norm, which costs nothing on a CPU.
+
+    Args:
+        scaler: of fp16; it has unscaled the gradients already.
+        grad_norm: norm of the whole gradient, the same on all processes.
+        sharded: FSDP holds the parameters.
+    """
+    if scaler.is_enabled():
+        scaler.step(optimizer)  # looks at the gradients itself
+        scaler.update()
+    elif optimizer.defaults.get("fused") and not sharded:
+        optimizer.grad_scale, optimizer.found_inf = None, (~grad_norm.isfinite()).float()
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    elif grad_norm.isfinite():
+        optimizer.step()
+
+
+def check_lr_factors(encoder: float, layer_decay: float) -> None:
+    """Raises ValueError for factors that cannot be; see `lr_factors`."""
+    if not encoder > 0:
+        raise ValueError(f"encoder_lr_factor must be above 0, got {encoder}")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}")
+
+
 def lr_factors(model: Pix2Seq, *, encoder: float = 1.0, layer_decay: float = 1.0) -> dict:
     """Name of a parameter -> factor of its rate; names that are not there have factor 1.
 
@@ -168,10 +206,7 @@ def lr_factors(model: Pix2Seq, *, encoder: float = 1.0, layer_decay: float = 1.0
     Raises:
         ValueError: a factor that cannot be, or an encoder whose layers are not known.
     """
-    if not encoder > 0:
-        raise ValueError(f"encoder_lr_factor must be above 0, got {encoder}")
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}")
+    check_lr_factors(encoder, layer_decay)
     if encoder == layer_decay == 1:
         return {}
     names = [name for name, _ in model.encoder.named_parameters()]
@@ -192,9 +227,15 @@ def _layered(encoder: nn.Module) -> tuple[str, nn.Module]:
         if hasattr(module, "group_matcher"):
             return prefix, module
     raise ValueError(
-        "layer_decay is not known for this encoder (timm tells no layers of feature pyramids); "
-        "leave encoder_stride out, or use encoder_lr_factor"
+        "layer_decay is not known for this encoder (timm defines no layer groups for "
+        "feature-pyramid models); leave encoder_stride out, or use encoder_lr_factor"
     )
+
+
+def check_average(decay: float) -> None:
+    """Raises ValueError for a decay that is not in [0, 1)."""
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema_decay must be at least 0 and below 1, got {decay}")
 
 
 def average_of(model: nn.Module, decay: float) -> ModelEmaV3 | None:
@@ -205,8 +246,7 @@ def average_of(model: nn.Module, decay: float) -> ModelEmaV3 | None:
     Raises:
         ValueError: decay is not in [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"ema_decay must be at least 0 and below 1, got {decay}")
+    check_average(decay)
     options = {"use_warmup": True, "warmup_power": WARMUP_POWER}
     return ModelEmaV3(model, decay, **options) if decay else None
 

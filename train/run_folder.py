@@ -3,6 +3,8 @@
 It also records what the run was computed with: versions, code, machine.
 """
 
+from __future__ import annotations
+
 import datetime
 import json
 import os
@@ -13,12 +15,15 @@ import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from utils.errors import UserError
 from utils.files import read_json, write_json_atomic, write_text_atomic
+
+if TYPE_CHECKING:  # takes seconds to import, and a script looks for its run folder before it does
+    import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -33,7 +38,9 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
 def environment(device: torch.device) -> dict:
-    """Plain values, ready for JSON."""
+    """Where and with what a run computes, as plain values for JSON."""
+    import torch
+
     is_cuda = device.type == "cuda"
     return {
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

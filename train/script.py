@@ -1,14 +1,17 @@
-"""What all train scripts do: parse, then start or resume a run."""
+"""What all train scripts do: parse, then start or resume a run.
 
-import argparse
+Arguments and settings are understood before torch and the rest are imported, which takes seconds.
+"""
+
+from functools import partial
 from pathlib import Path
 
 from config import PRESETS
-from dataset.tasks import TASKS
-from train import engine
-from train.build import tasks_of_run
-from utils.cli import find_preset, load_settings, parser, pick_names
+from tokenizer import vocabulary
+from train.run_folder import find_run_dir, read_settings
+from utils.cli import load_settings, parser, pick_names
 from utils.errors import UserError
+from utils.files import shown
 
 
 def train_script(
@@ -24,29 +27,38 @@ def train_script(
     Returns:
         the run folder.
     """
+    # Arguments and settings.
+    known = list(vocabulary.TASKS)
     args = parser(doc, presets=PRESETS)
     args.add_argument(
         "--resume", metavar="RUN", help="continue this run folder; auto: the newest, or a new one"
     )
     if tasks is None:
-        args.add_argument("--task", help=f"with commas, of {', '.join(TASKS)}; default: all")
+        args.add_argument("--task", help=f"with commas, of {', '.join(known)}; default: all")
     args = args.parse_args(argv)
-    if args.preset:
-        base = find_preset(PRESETS, args.preset)
-    if tasks is None:
-        tasks = _tasks(args, base)
-    cfg = load_settings(args, base)
+    load = partial(load_settings, args, base, presets=PRESETS)
+    cfg = load()
     if cfg.dataset != dataset:
         raise UserError(f"this script trains on {dataset}, the settings say dataset={cfg.dataset}")
+
+    # Tasks: those of `--task`; without it those of the run to resume, or all.
+    if tasks is None:
+        tasks = known
+        if args.task is not None:
+            tasks = pick_names("--task", args.task, known)
+        elif args.resume not in (None, "auto"):
+            tasks = _tasks_of_run(cfg.runs_dir, args.resume, known)
+
+    from train import engine  # torch and all that needs it
+
     if args.resume:
-        return engine.resume(base, args.set, tasks, args.resume, file=args.config)
+        return engine.resume(args.resume, tasks, load)
     return engine.train(cfg, tasks)
 
 
-def _tasks(args: argparse.Namespace, base: type) -> list[str]:
-    """Those of `--task`; without it those of the run to resume, or all."""
-    if args.task is not None:
-        return pick_names("--task", args.task, list(TASKS))
-    if args.resume:
-        return tasks_of_run(base, args.set, args.resume)
-    return list(TASKS)
+def _tasks_of_run(runs_dir: Path, name: str, known: list[str]) -> list[str]:
+    """The tasks that a run folder trains."""
+    tasks = read_settings(find_run_dir(runs_dir, known, name)).get("tasks", known)
+    if not isinstance(tasks, list) or not tasks or any(task not in known for task in tasks):
+        raise UserError(f"the settings of {name} name no tasks of ours, got {shown(tasks)}")
+    return tasks

@@ -12,18 +12,25 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from dataset.batch import Batch
 from dataset.loader import Loader
 from models import Pix2Seq
-from train.distributed import load_whole_model, load_whole_optimizer, rewrap, whole, whole_model
+from train.distributed import (
+    load_whole_model,
+    load_whole_optimizer,
+    whole,
+    whole_model,
+    wrap_again,
+)
 from train.loss import XENT, LossType
 from train.optim import Freeze
 from utils.devices import ALONE, World
 
 FORMAT = 3  # of the checkpoints
 MODULES = ("model", "optimizer", "scheduler", "scaler")
-NUMBERS = ("step", "evaluated", "best", "stale", "seconds")
+NUMBERS = ("step", "evaluated", "best", "best_step", "stale", "seconds")
 
 
 def seed_all(seed: int) -> None:
@@ -132,6 +139,7 @@ class TrainState:
     step: int = 0  # optimiser steps done
     evaluated: int = 0  # the step of the last evaluation
     best: float = float("-inf")  # best value of the validation metric so far
+    best_step: int = 0  # the step of that evaluation; 0 = not known
     stale: int = 0  # evaluations since the best one
     seconds: float = 0.0  # time spent training, over all sittings
     wrapped: nn.Module | None = None  # what to call in training; None = the model itself
@@ -153,8 +161,11 @@ class TrainState:
 
     def before_step(self) -> None:
         """Call in training mode before every optimiser step."""
-        if self.freeze is not None and self.freeze.apply(self.step):
-            rewrap(self)
+        changed = self.freeze is not None and self.freeze.apply(self.step)
+        if changed and isinstance(self.wrapped, DistributedDataParallel):
+            unused = self.wrapped.find_unused_parameters
+            self.wrapped = None  # it has to go before the next one comes
+            self.wrapped = wrap_again(self.model, unused=unused)
 
     def after_step(self) -> None:
         """Call after every optimiser step, when `step` has been advanced."""
@@ -188,6 +199,7 @@ class TrainState:
             raise ValueError(
                 f"it trains {'+'.join(values['streams'])}, not {'+'.join(self.streams)}"
             )
+        # Model and optimiser; what the settings say about rates and decay stays.
         groups = self.optimizer.param_groups
         wanted = [{k: g[k] for k in ("initial_lr", "weight_decay", "betas")} for g in groups]
         load_whole_model(self.model, values["model"])
@@ -197,14 +209,17 @@ class TrainState:
         for group, options in zip(self.optimizer.param_groups, wanted, strict=True):
             group |= options
         self._set_rates([options["initial_lr"] for options in wanted])
+
+        # Average, places in the data, numbers, random generators.
         if self.ema is not None:  # where there was none, it starts from the weights
             self.ema.module.load_state_dict(values["ema"] or values["model"])
         for task, stream in self.streams.items():
             stream.load_state_dict(values["streams"][task])
             if not self.world.is_main:  # the first one has those of all
                 stream.skipped = []
+        older = {"best_step": 0}  # checkpoints of earlier versions do not hold it
         for name in NUMBERS:
-            setattr(self, name, values[name])
+            setattr(self, name, (older | values)[name])
         if len(values["rng"]) == self.world.size:
             set_rng_state(values["rng"][self.world.rank])
 

@@ -1,4 +1,6 @@
-"""Validation is inference: the evaluation of `infer/` and a picture to look at."""
+"""Validation is inference: the evaluation of `infer/`, pictures to look at, the best weights."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -6,13 +8,53 @@ import torch
 from infer.predictor import Predictor
 from infer.results import Report
 from infer.tasks import draw_task, evaluate_task
-from models import Pix2Seq
+from models import Pix2Seq, save_model
+from train.build import Run
+from train.run_folder import NoRecords, RunRecords
 from utils.devices import ALONE, World
 from utils.visualize import contact_sheet
 
 NUM_PICTURES = 8
 # How it decodes, by setting; "auto" for the others: what cannot run here must not end a training.
 MODES = {"plain": "plain", "static": "static", "compiled": "static"}
+
+
+def evaluate(run: Run, records: RunRecords | NoRecords, run_dir: Path) -> dict[str, Report]:
+    """Validates every task and keeps the weights if they are the best so far.
+
+    The best is that with the highest mean of the tasks' leading metrics. All processes have to
+    call it.
+    """
+    state, reports = run.state, {}
+    model = state.judged
+
+    # Score and draw each task.
+    for task, source in run.eval_sources.items():
+        report, picture = validate(run.cfg, task, model, source, state.world)
+        reports[task] = report
+        records.scalars(state.step, {f"val/{task}/{k}": v for k, v in report.metrics.items()})
+        records.image(state.step, f"val/{task}", picture)
+
+    # Compare with the best so far.
+    values = [
+        report.metrics[leading_metric(report, alone=len(reports) == 1)]
+        for report in reports.values()
+    ]
+    value = sum(values) / len(values)
+    state.evaluated, state.stale = state.step, state.stale + 1
+    if value > state.best:
+        state.best, state.best_step, state.stale = value, state.step, 0
+        if state.world.is_main:
+            save_model(model, run_dir / "best.safetensors")
+            for task, report in reports.items():
+                report.save(run_dir / "best" / ("" if len(reports) == 1 else task))
+    return reports
+
+
+def leading_metric(report: Report, *, alone: bool) -> str:
+    """What models are compared by; beside other tasks not CIDEr, which goes up to 10."""
+    first = next(iter(report.metrics))
+    return "BLEU-4" if not alone and "BLEU-4" in report.metrics else first
 
 
 def validate(

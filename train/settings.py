@@ -1,0 +1,297 @@
+"""What a training takes from `CFG`, as far as it needs neither data nor a model.
+
+`check_settings` refuses what cannot work before the first dataset is opened. `task_settings` says
+for each task which settings are its own. Vocabulary, tokenizers and the shape of the model follow
+from the settings as well.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from dataset.tasks import build_tokenizer
+from dataset.transforms import load_pixel_transforms
+from infer.evaluate_keypoints import check_sigmas
+from models import ModelConfig
+from models.decode_step.modes import check_decode_mode
+from models.encoder import image_statistics
+from tokenizer.base import TaskTokenizer
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
+from train.distributed import local_device
+from train.loss import LossType, amp_dtype
+from train.optim import base_lr, check_average, check_lr_factors, parse_schedule
+from utils.devices import World, pick_device
+from utils.errors import UserError
+
+LEAST = {  # setting -> its smallest value
+    **dict.fromkeys(("accumulate_steps", "num_lengths", "prefetch_batches"), 1),
+    **dict.fromkeys(("eval_batch_size", "eval_every", "log_every", "keep_checkpoints"), 1),
+    **dict.fromkeys(("save_steps", "save_minutes", "max_steps", "max_minutes"), 0),
+    **dict.fromkeys(("freeze_encoder_steps", "early_stop_patience", "num_workers"), 0),
+}
+CHOICES = {"bad_samples": ("refuse", "skip"), "resize_mode": ("letterbox", "stretch")}
+
+
+# ---- per task ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What the settings say about one task. The defaults are those of a task without settings."""
+
+    # the source of its samples, None before there is one -> options of its tokenizer
+    tokenizer: Callable[[object], dict] = lambda source: {}
+    train_source: dict = field(default_factory=dict)  # options of the training source
+    eval_source: dict = field(default_factory=dict)  # options of the validation source
+    check_source: Callable[[object], None] = lambda source: None  # raises UserError
+    augmentation: dict = field(default_factory=dict)  # scales, mirror and crop in training
+
+
+def task_settings(cfg, task: str) -> TaskSettings:
+    """The settings of a task; one that is not in `TASK_SETTINGS` gets the common augmentation."""
+    if task in TASK_SETTINGS:
+        return TASK_SETTINGS[task](cfg)
+    return TaskSettings(augmentation=_scales(cfg) | {"flip_prob": cfg.flip_prob})
+
+
+def _detection(cfg) -> TaskSettings:
+    options = {
+        "max_objects": cfg.max_objects,
+        "noise": cfg.noise_objects,
+        "corruption": cfg.class_corruption,
+        "noise_weight": cfg.noise_weight,
+        "eos_weight": cfg.eos_weight,
+    }
+    return TaskSettings(
+        tokenizer=lambda source: options,
+        augmentation=_scales(cfg) | {"flip_prob": cfg.flip_prob},
+    )
+
+
+def _segmentation(cfg) -> TaskSettings:
+    crop = cfg.seg_crop_pad if cfg.seg_crop else None
+    options = {
+        "max_points": cfg.max_points,
+        "max_objects": 1 if cfg.seg_crop else cfg.seg_max_objects,
+        "random_start": cfg.seg_random_start,
+        "eos_weight": cfg.seg_eos_weight,
+        "first_end_only": cfg.seg_first_end_only,
+        "weigh_absent": cfg.seg_weigh_absent,
+        "crop": crop,
+        "cut_outlines": cfg.seg_cut_outlines,
+    }
+    outlines = {"max_points": cfg.max_points, "cut_outlines": cfg.seg_cut_outlines}
+    return TaskSettings(
+        tokenizer=lambda source: options,
+        train_source=outlines | {"keep_empty": False, "per_object": cfg.seg_crop},
+        eval_source=outlines | {"keep_empty": True, "per_object": False},
+        augmentation=_scales(cfg, "seg_") | {"flip_prob": cfg.flip_prob, "crop": crop},
+    )
+
+
+def _keypoint(cfg) -> TaskSettings:
+    def tokenizer(source) -> dict:
+        options = {
+            "crop": cfg.keypoint_crop,
+            "mask_inputs": cfg.keypoint_mask_inputs,
+            "invisible_weight": cfg.keypoint_invisible_weight,
+        }
+        if source is not None:  # the annotation file says what the points are
+            names, edges = source.skeleton.names, source.skeleton.edges
+            options |= {"names": names, "edges": edges, "labels": list(source.categories.names)}
+        return options
+
+    keep_empty = cfg.eval_split != "train"  # on training images, judge those that are trained on
+    return TaskSettings(
+        tokenizer=tokenizer,
+        train_source={"per_object": True, "keep_empty": keep_empty},
+        eval_source={"per_object": False, "keep_empty": keep_empty},
+        check_source=lambda source: check_sigmas(cfg.keypoint_sigmas, source.skeleton),
+        augmentation=_scales(cfg, "keypoint_")
+        | {"flip_prob": cfg.flip_prob, "crop": cfg.keypoint_crop},
+    )
+
+
+def _captioning(cfg) -> TaskSettings:
+    def tokenizer(source) -> dict:
+        return {
+            "text": TextTokenizer.load(cfg.caption_vocab),
+            "max_tokens": cfg.max_caption_tokens,
+            "num_captions": cfg.captions_per_image,
+            "drop": cfg.caption_drop,
+            "end_weight": cfg.caption_end_weight,
+            "pad_weight": cfg.caption_pad_weight,
+        }
+
+    return TaskSettings(tokenizer=tokenizer, augmentation=_scales(cfg, "caption_"))
+
+
+def _scales(cfg, prefix: str = "") -> dict:
+    names = ("min_scale", "max_scale")
+    return {name: getattr(cfg, prefix + name) for name in names}
+
+
+TASK_SETTINGS: dict[str, Callable[[object], TaskSettings]] = {
+    "detection": _detection,
+    "segmentation": _segmentation,
+    "keypoint": _keypoint,
+    "captioning": _captioning,
+}
+
+
+def batch_sizes(cfg, tasks: Sequence[str]) -> dict[str, int]:
+    """Images of each task in a step; a task without a setting of its own has `batch_size`."""
+    return {task: getattr(cfg, f"{task}_batch_size", 0) or cfg.batch_size for task in tasks}
+
+
+def task_weights(cfg, tasks: Sequence[str]) -> dict[str, float]:
+    """Factors of the losses in their sum: 1 for a task that is alone or has no such setting."""
+    if len(tasks) == 1:
+        return dict.fromkeys(tasks, 1.0)
+    return {task: getattr(cfg, f"{task}_weight", 1.0) for task in tasks}
+
+
+# ---- vocabulary, tokens, shape of the model ------------------------------------------------------
+
+
+def build_vocabulary(cfg, tasks: Sequence[str] = ()) -> Vocabulary:
+    """The token ids of these tasks."""
+    num_text = TextTokenizer.load(cfg.caption_vocab).size if "captioning" in tasks else 0
+    try:
+        return Vocabulary(num_bins=cfg.num_bins, num_text=num_text)
+    except ValueError as error:
+        raise UserError(f"num_bins={cfg.num_bins} does not fit the vocabulary: {error}") from error
+
+
+def build_tokenizers(
+    cfg, tasks: Sequence[str], vocab: Vocabulary, sources: dict | None = None
+) -> dict[str, TaskTokenizer]:
+    """The tokenizer of each task.
+
+    Args:
+        sources: task -> its training source; without them keypoints are those of COCO's persons.
+    """
+    out = {}
+    for task in tasks:
+        source = None if sources is None else sources[task]
+        try:
+            out[task] = build_tokenizer(task, vocab, **task_settings(cfg, task).tokenizer(source))
+        except ValueError as error:
+            raise UserError(f"settings of the tokens: {error}") from error
+    return out
+
+
+def build_model_config(
+    cfg, vocab: Vocabulary, task_tokenizers: dict[str, TaskTokenizer]
+) -> ModelConfig:
+    """The shape of the model, long enough for every task.
+
+    Raises:
+        UserError: no such model, or `max_len` is less than a task needs.
+    """
+    needed = max(tokenizer.max_len for tokenizer in task_tokenizers.values())
+    if 0 < cfg.max_len < needed:
+        raise UserError(f"max_len={cfg.max_len} is less than the {needed} that the tasks need")
+    return model_config(cfg, vocab, max_len=cfg.max_len or needed)
+
+
+def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
+    """Fields of `ModelConfig` that have a setting of the same name take its value."""
+    mean, std = image_statistics(cfg.encoder)
+    names = [f.name for f in fields(ModelConfig) if hasattr(cfg, f.name)]
+    values = {name: getattr(cfg, name) for name in names} | {
+        "image_size": (cfg.img_size, cfg.img_size),
+        "image_mean": mean,
+        "image_std": std,
+        "vocab_size": vocab.size,
+        "max_len": max_len,
+    }
+    try:
+        return ModelConfig(**values)
+    except ValueError as error:
+        raise UserError(f"settings of the model: {error}") from error
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def check_settings(cfg, tasks: Sequence[str], world: World) -> torch.device:
+    """Refuses settings that cannot work; needs no data and no model.
+
+    Returns:
+        the device of this process.
+
+    Raises:
+        UserError: a setting that cannot work, with what to do instead.
+    """
+    device = local_device(pick_device(cfg.device), world)
+    _check_ranges(cfg, tasks)
+    try:
+        _check_recipe(cfg, device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _check_combinations(cfg)
+    check_decode_mode(cfg.decode_mode)  # of validation
+    load_pixel_transforms(cfg.pixel_transform)
+    if cfg.init_weights is not None and not cfg.init_weights.is_file():
+        raise UserError(
+            f"no weight file at {cfg.init_weights}; train one, or name another with "
+            "--set init_weights=FILE"
+        )
+    # Tokens and model, as far as they need no data: keypoints may be others in the file.
+    vocab = build_vocabulary(cfg, tasks)
+    build_tokenizers(cfg, tasks, vocab)
+    model_config(cfg, vocab, max_len=cfg.max_len or 1)
+    return device
+
+
+def _check_ranges(cfg, tasks: Sequence[str]) -> None:
+    """Numbers that are too small and words that are not known."""
+    for name, least in LEAST.items():
+        if not getattr(cfg, name) >= least:
+            raise UserError(f"{name} must be at least {least}, got {getattr(cfg, name)}")
+    for name, known in CHOICES.items():
+        if getattr(cfg, name) not in known:
+            raise UserError(f"{name} must be {' or '.join(known)}, got {getattr(cfg, name)!r}")
+    for task, size in batch_sizes(cfg, tasks).items():
+        if size < 1:
+            raise UserError(f"batch size of {task} must be at least 1, got {size}")
+    for task, weight in task_weights(cfg, tasks).items():
+        if not 0 < weight < float("inf"):  # 0 would teach nothing
+            raise UserError(
+                f"{task}_weight must be above 0, got {weight}; leave the task out with --task"
+            )
+
+
+def _check_recipe(cfg, device: torch.device) -> None:
+    """Loss, rate, average and precision.
+
+    Raises:
+        ValueError: one of them is not known or out of its range.
+    """
+    LossType.parse(cfg.loss)
+    base_lr(cfg.lr, 1, cfg.lr_scaling)
+    parse_schedule(cfg.lr_schedule)
+    check_lr_factors(cfg.encoder_lr_factor, cfg.layer_decay)
+    check_average(cfg.ema_decay)
+    amp_dtype(cfg.amp, device)
+    try:
+        re.compile("|".join(cfg.decay_exclude))
+    except re.error as error:
+        raise ValueError(f"decay_exclude must be regular expressions: {error}") from error
+
+
+def _check_combinations(cfg) -> None:
+    """Settings that do not go together."""
+    if cfg.fsdp and cfg.amp == "fp16":
+        raise UserError("fsdp=true goes with amp=bf16 or amp=off, not with fp16")
+    if cfg.fsdp and (cfg.ema_decay or cfg.freeze_encoder_steps):
+        raise UserError("fsdp=true goes without ema_decay and freeze_encoder_steps")
+    if cfg.freeze_batch_norm and not (cfg.pretrained or cfg.init_weights):
+        raise UserError(
+            "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
+            "pretrained=true or init_weights=FILE"
+        )
