@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The registry of tasks, which builds their tokenizers, sources and training sets.
-=======
-"""Sources and training sets of the tasks from explicit arguments: the task registry.
->>>>>>> room_infer
+"""The registry of tasks, which builds their sources and training sets.
 
 A new task is one entry in `TASKS`; a new dataset of a task is one entry in its `sources`.
 """
@@ -73,20 +69,13 @@ def _encode_captioning(tokenizer: CaptionTokenizer) -> Encode:
 
 @dataclass(frozen=True)
 class Task:
-<<<<<<< HEAD
-    """The parts of a task, from annotation to tokens.
+    """The parts of a task, from annotation to tokens; its tokenizer is in `tokenizer/tasks.py`.
 
     A source is a sequence of `Sample`s in original pixels with `.categories`, `.image_ids`,
     `.annotation_errors` and `read(index, at_least)`, see `CocoDetection`.
     """
 
-    tokenizer: type[TaskTokenizer]
     sources: dict[str, type]  # dataset name -> class of source: (root, split, **options)
-=======
-    """What a task is made of, from annotation to tokens; its tokenizer: `tokenizer/tasks.py`."""
-
-    sources: dict[str, Callable]  # dataset name -> (root, split, **options) -> source of Samples
->>>>>>> room_infer
     encode: Callable[[TaskTokenizer], Encode]  # picks a Sample's fields for the tokenizer
     augmentation: dict = field(default_factory=dict)  # where it differs from `train_transforms`
 
@@ -98,41 +87,21 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "detection": Task(
-<<<<<<< HEAD
-        tokenizer=DetectionTokenizer,
         sources={"coco": CocoDetection, "voc": VocDetection},
-=======
-        sources={"coco": _coco_detection, "voc": _voc_detection},
->>>>>>> room_infer
         encode=_encode_detection,
     ),
     "segmentation": Task(
-<<<<<<< HEAD
-        tokenizer=SegmentationTokenizer,
         sources={"coco": CocoSegmentation},
-=======
-        sources={"coco": _coco_segmentation},
->>>>>>> room_infer
         encode=_encode_segmentation,
         augmentation={"max_scale": 1.0},  # the picture is never cut, only made smaller
     ),
     "keypoint": Task(
-<<<<<<< HEAD
-        tokenizer=KeypointTokenizer,
         sources={"coco": CocoKeypoints},
-=======
-        sources={"coco": _coco_keypoints},
->>>>>>> room_infer
         encode=_encode_keypoints,
         augmentation={"max_scale": 1.0, "crop": 0.5},  # twice the box; officially no mirror
     ),
     "captioning": Task(
-<<<<<<< HEAD
-        tokenizer=CaptionTokenizer,
         sources={"coco": CocoCaptions},
-=======
-        sources={"coco": _coco_captions},
->>>>>>> room_infer
         encode=_encode_captioning,
         augmentation={"flip_prob": 0.0},  # captions say left and right
     ),
@@ -150,20 +119,10 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-<<<<<<< HEAD
-def build_tokenizer(task: str, vocab: Vocabulary, **options) -> TaskTokenizer:
-    """The tokenizer of a task; options are those of its class."""
-    return find_task(task).tokenizer(vocab, **options)
-
-
 def build_source(
     task: str, dataset: str, root: Path, split: str, *, per_object: bool = False, **options
 ):
     """The annotated images of a task, as `Task` describes them.
-=======
-def build_source(task: str, dataset: str, root: Path, split: str, **options):
-    """A sequence of `Sample`s in original pixels, with `.categories`.
->>>>>>> room_infer
 
     Annotations that are left out are reported in one line.
 

@@ -86,11 +86,8 @@ def predict_all(
     # This process takes every `world.size`-th batch.
     numbered = zip(range(world.rank, len(source), world.size), loader, strict=False)
     mine: dict[int, list[tuple]] = {}  # number of the batch -> (image id, prediction) of each
-<<<<<<< HEAD
-    disable = not (loop.progress and world.is_main)
-=======
-    disable = None if progress and world.is_main else True  # None: no bar without a terminal
->>>>>>> room_train
+    # None: no bar without a terminal
+    disable = None if loop.progress and world.is_main else True
     with tqdm(total=len(source), desc="evaluate", unit="image", disable=disable) as bar:
         for number, batch in numbered:
             mine[number] = list(zip(batch.image_ids, predict(batch), strict=True))

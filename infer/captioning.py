@@ -10,20 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from dataset.preprocess import OFFICIAL_RESIZING, Resizing
-from infer.encode import Encoded, encode_images
-from infer.results import Captions
-from models import Pix2Seq
-from models.beam_search import beam_search
-from models.generate import GenerationRequest, uniforms_of_images
-=======
 from dataset.batch import EvalBatch
 from infer.batches import EvalLoop, predict_all
 from infer.results import Captions, Report
 from infer.trained_model import Encoded, TrainedModel
-from models.generate import SamplingOptions, beam_search, uniforms_of_images
->>>>>>> room_infer
+from models.beam_search import beam_search
+from models.generate import GenerationRequest, SamplingOptions, uniforms_of_images
 from tokenizer.captioning import CaptionTokenizer
 from utils.caption_metrics import ptb_tokenize, score_captions
 from utils.errors import UserError
@@ -133,19 +125,15 @@ def _generate(
         tokens, log_probs = beam_search(
             model.decoder,
             memory,
-<<<<<<< HEAD
-            GenerationRequest(prompt, mode=model.decode_mode, **common),
+            GenerationRequest(
+                prompt,
+                max_new_tokens=tokenizer.max_new_tokens,
+                eos_id=tokenizer.eos_id,
+                allowed=tokenizer.allowed,
+                mode=model.decode_mode,
+            ),
             num_beams=options.beams,
             length_penalty=options.length_penalty,
-=======
-            prompt,
-            max_new_tokens=tokenizer.max_new_tokens,
-            eos_id=tokenizer.eos_id,
-            allowed=tokenizer.allowed,
-            num_beams=options.beams,
-            length_penalty=options.length_penalty,
-            mode=model.decode_mode,
->>>>>>> room_infer
         )
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
     # Or samples, of which greedy is one: every image has random numbers of its own

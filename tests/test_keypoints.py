@@ -14,13 +14,9 @@ from dataset.coco_keypoint import CocoKeypoints
 from dataset.geometry import Geometry, crop_to_box
 from dataset.sample import Sample
 from dataset.tasks import TASKS, build_source, build_train_set
-<<<<<<< HEAD
 from dataset.transforms import train_transforms
-from infer import evaluate, infer_single_image_keypoint, keypoint
-=======
 from infer import evaluate, infer_single_image_keypoint, keypoint, trained_model
 from infer.batches import as_tensor
->>>>>>> room_infer
 from infer.boxes import true_boxes
 from infer.keypoint import KeypointOptions, check_sigmas, draw, find_keypoints
 from infer.keypoint_resampling import SUPPRESSION, generate_resampled, official_truncation

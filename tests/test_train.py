@@ -19,12 +19,8 @@ from infer.predictor import Predictor
 from models import load_model
 from models.decode_step.native import obstacle
 from tests.conftest import TINY
-<<<<<<< HEAD
 from tests.tiny_models import tiny
-=======
-from tests.test_step import tiny
 from tests.training import StopAt, losses, resume
->>>>>>> room_train
 from train import build as train_build
 from train import train_coco_object_detection, train_voc_object_detection
 from train import validate as validation

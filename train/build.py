@@ -7,16 +7,8 @@ import torch
 from dataset.loader import build_train_loader
 from dataset.tasks import build_source, build_train_set
 from dataset.transforms import load_pixel_transforms
-<<<<<<< HEAD
-from infer.keypoint import check_sigmas
 from infer.trained_model import read_meta
-from models import ModelConfig, Pix2Seq, build_model, load_model
-from models.decode_step.modes import check_decode_mode
-from models.encoder import image_statistics
-=======
-from infer.weight_meta import read_meta
 from models import Pix2Seq, build_model, load_model
->>>>>>> room_train
 from models.pix2seq import smooth_coordinates
 from tokenizer.base import TaskTokenizer
 from tokenizer.vocabulary import Vocabulary
