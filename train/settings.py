@@ -13,7 +13,7 @@ import torch
 
 from dataset.tasks import build_tokenizer
 from dataset.transforms import load_pixel_transforms
-from infer.evaluate_keypoints import check_sigmas
+from infer.keypoint import check_sigmas
 from models import ModelConfig
 from models.decode_step.modes import check_decode_mode
 from models.encoder import image_statistics
