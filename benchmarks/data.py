@@ -56,6 +56,11 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--img-size", type=int, default=640, help="side of the model input")
     args.add_argument("--images", type=int, default=40, help="of each task")
     args.add_argument("--repeat", type=int, default=7, help="turns")
+    args.add_argument(
+        "--shared",
+        action="store_true",
+        help="copy each batch to memory shared with the training, as a worker process does",
+    )
     args.add_argument("--json", type=Path, help="write the figures there")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return args.parse_args(argv)
@@ -89,8 +94,11 @@ def load_in_stages(data: TrainSet, keys: list[tuple[int, int]], clock: Clock) ->
     return samples
 
 
-def load(data: TrainSet, keys: list[tuple[int, int]]) -> Batch:
-    return collate([data[key] for key in keys])
+def load(data: TrainSet, keys: list[tuple[int, int]], shared: bool) -> Batch:
+    batch = collate([data[key] for key in keys])
+    if shared:
+        batch.images.share_memory_()
+    return batch
 
 
 def bound_of(path: Path, geometry: Geometry, at_least: tuple[int, int] | None) -> np.ndarray:
@@ -103,7 +111,7 @@ def bound_of(path: Path, geometry: Geometry, at_least: tuple[int, int] | None) -
     return cv2.resize(pixels, geometry.resized[::-1])
 
 
-def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
+def measure(data: TrainSet, num_images: int, repeat: int, shared: bool) -> dict:
     """One line of the table: milliseconds per image of each stage, and the ratios."""
     indices = np.linspace(0, len(data) - 1, min(num_images, len(data))).astype(int).tolist()
     colour, times = color_jitter(CFG.color_jitter), []
@@ -112,6 +120,7 @@ def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
         for start in range(0, len(indices), BATCH):
             keys = [(epoch, index) for index in indices[start : start + BATCH]]
             samples = load_in_stages(data, keys, clock)
+            # the colour jitter of a few is enough
             if start == 0:
                 for sample in samples:
                     clock("colour", colour, sample, np.random.default_rng(0))
@@ -120,9 +129,10 @@ def measure(data: TrainSet, num_images: int, repeat: int) -> dict:
                 path = path_of(data.source, index)
                 clock("bound", bound_of, path, sample.geometry, data.at_least)
             del samples, sample
-            clock("whole", load, data, keys)
+            clock("whole", load, data, keys, shared)
         clock.seconds["colour"] *= len(indices) / num_coloured
         times.append({name: 1e3 * s / len(indices) for name, s in clock.seconds.items()})
+    # medians over the turns
     names = (*STAGES, "whole", "bound", "colour")
     out = {n: statistics.median(row[n] for row in times[1:] if n in row) for n in names}
     total = [row["whole"] for row in times[1:]]
@@ -180,7 +190,8 @@ def main(argv=None):
             write_demo_set(DemoSet(args.images, 1, (480, 640), 0), root, workers=1, progress=False)
         figures = {}
         for task in args.tasks:
-            figures[task] = measure(train_set(task, root, args.img_size), args.images, args.repeat)
+            data = train_set(task, root, args.img_size)
+            figures[task] = measure(data, args.images, args.repeat, args.shared)
     print(f"{args.img_size} px, milliseconds per image on one core, {machine(torch.device('cpu'))}")
     show(figures)
     if args.json:

@@ -225,6 +225,7 @@ def read_objects(
         image_ids: (I,) int64, ascending.
         sizes: (I, 2) their (H, W), (0, 0) if not stated.
     """
+    # the fields as numbers
     image, good_image = read_numbers(rows, "image_id", errors)
     category, good_category = read_numbers(rows, "category_id", errors)
     boxes, good = read_numbers(rows, "bbox", errors, 4)
@@ -238,6 +239,7 @@ def read_objects(
     def bbox(i: int) -> str:
         return f"bbox {shown(rows[i]['bbox'])}"
 
+    # categories and areas
     known = np.array(list(known), np.int64)
     leave_out(
         "unknown_category",
@@ -245,8 +247,9 @@ def read_objects(
         lambda i: f"it has the unknown category {category[i]}",
     )
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
-    narrow = boxes.astype(np.float32)  # as the index has them
+    narrow = boxes.astype(np.float32)  # as `ObjectTable` has them
     leave_out("no_area", ~(narrow[:, 2:] > narrow[:, :2]).all(1), bbox)
+    # images, and boxes outside them; without a stated size no box is outside
     listed, size = np.isin(image, image_ids), np.zeros((len(rows), 2), np.float32)
     leave_out("unlisted", ~listed, lambda i: "")
     size[listed] = sizes[np.searchsorted(image_ids, image[listed])]

@@ -208,7 +208,7 @@ def load_pixel_transforms(path: str) -> list:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is said below, on one line
+            warnings.simplefilter("ignore")  # the error below names the reason, on one line
             return [
                 A.load(path, data_format="yaml" if path.endswith((".yaml", ".yml")) else "json")
             ]

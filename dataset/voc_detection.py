@@ -159,13 +159,13 @@ def _parse_object(
         if text is None:
             raise ValueError(f"object {name!r} has no {corner}")
         box.append(float(text))
-    said = f"box of {name!r} {shown(box)}"
+    detail = f"box of {name!r} {shown(box)}"
     if not (np.abs(box) < LARGEST).all():
-        errors.append(("not_finite", said))
+        errors.append(("not_finite", detail))
         return None
     xmin, ymin, xmax, ymax = box
     if not (xmax > xmin and ymax > ymin):
-        errors.append(("no_area", said))
+        errors.append(("no_area", detail))
         return None
     return name, (xmin - 1, ymin - 1, xmax, ymax), _flag(node.findtext("difficult"))
 
@@ -312,13 +312,13 @@ class VocDetection:
                 raise
             self.annotation_errors.add("xml" if xml.is_file() else "xml_missing", str(error))
             return None
-        for kind, said in annotation.errors:
-            self.annotation_errors.add(kind, xml.name, said)
+        for kind, detail in annotation.errors:
+            self.annotation_errors.add(kind, xml.name, detail)
         height, width = annotation.size
         boxes = np.clip(annotation.boxes, 0, [width or np.inf, height or np.inf] * 2)
         for i in np.flatnonzero(~(boxes[:, 2:] > boxes[:, :2]).all(1)):
-            said = f"box of {annotation.names[i]!r} {annotation.boxes[i].tolist()}"
-            self.annotation_errors.add("outside", xml.name, said)
+            detail = f"box of {annotation.names[i]!r} {annotation.boxes[i].tolist()}"
+            self.annotation_errors.add("outside", xml.name, detail)
         return annotation
 
     def _choose(self, folders: list[Path], classes: Sequence[str] | None) -> Categories:

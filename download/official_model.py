@@ -1,8 +1,7 @@
-"""The official model as ours: its settings, its categories and its variables.
+"""Converts the official model: its settings, its categories and its variables.
 
-The settings are those of the four published sizes, or of any `config.json`. The categories are the
-80 of COCO 2017, with the gaps in their ids. Checkpoint variables become the state dict of our
-model, every one in its place and shape.
+The categories are the 80 of COCO 2017, with the gaps in their ids. Checkpoint variables become the
+state dict of our model, every one in its place and shape.
 
 Layouts: official dense kernels are (in, out), attention kernels have heads (in, nh, hd) or
 (nh, hd, out), convolutions are (h, w, in, out). Ours fuses queries, keys and values.
@@ -17,31 +16,13 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from download.official_settings import COMMON, OPTIONAL, RESNET
 from models import ModelConfig, Pix2Seq, build_model
 from models.encoder import build_encoder
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError, one_line
 
-COMMON = {
-    "max_seq_len": 512,
-    "vocab_size": 3000,
-    "coord_vocab_shift": 1000,
-    "text_vocab_shift": 3000,
-    "use_cls_token": False,
-    "shared_decoder_embedding": True,
-    "decoder_output_bias": True,
-    "patch_size": 16,
-    "drop_path": 0.1,
-    "drop_units": 0.1,
-    "drop_att": 0.0,
-    "dec_proj_mode": "mlp",
-    "pos_encoding": "sin_cos",
-    "pos_encoding_dec": "learned",
-}  # configs/config_det_finetune.py; config_multi_task.py has another vocab_size only
-OPTIONAL = {name: COMMON[name] for name in ("patch_size", "drop_path", "drop_units", "drop_att")}
-RESNET = {"resnet_depth": 50, "resnet_sk_ratio": 0.0, "resnet_width_multiplier": 1}
-NUM_TEXT = 32000  # pieces of c4_en_32k_spm.model
 NAMES = """
 1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat,
 10 traffic light, 11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird, 17 cat,
@@ -125,28 +106,7 @@ REPEATED = [  # our module with its numbers, theirs, what is inside
 ]
 
 
-def _sizes(resnet_variant: str, encoder: tuple[int, ...], decoder: tuple[int, ...]) -> dict:
-    """Layers, width, width of the MLPs and heads of encoder and decoder."""
-    names = ("num_encoder_layers", "dim_att", "dim_mlp", "num_heads")
-    names_dec = ("num_decoder_layers", "dim_att_dec", "dim_mlp_dec", "num_heads_dec")
-    sizes = dict(zip(names, encoder, strict=True)) | dict(zip(names_dec, decoder, strict=True))
-    return {"resnet_variant": resnet_variant, **sizes}
-
-
-VARIANTS = {
-    "vit-b": _sizes("c1", (12, 768, 3072, 12), (6, 512, 2048, 16)),
-    "vit-l": _sizes("c1", (24, 1024, 4096, 16), (8, 512, 2048, 16)),
-    "resnet": _sizes("standard", (6, 256, 1024, 8), (6, 256, 1024, 8)),
-    "resnet-c": _sizes("c4", (12, 512, 2048, 16), (8, 512, 2048, 16)),
-}  # configs/config_base.py, architecture_config_map
 ENCODERS = {"c1": "official_vit", "standard": "official_resnet", "c4": "official_resnet_c"}
-
-
-def variant_settings(variant: str, image_size: int, *, multi_task: bool) -> dict:
-    """The official `model` settings of a published checkpoint."""
-    vocab_size = COMMON["text_vocab_shift"] + NUM_TEXT if multi_task else COMMON["vocab_size"]
-    own = {"image_size": [image_size, image_size], "vocab_size": vocab_size}
-    return COMMON | RESNET | VARIANTS[variant] | own
 
 
 def model_config(settings: dict) -> ModelConfig:

@@ -14,16 +14,15 @@ from download import convert_official_weights
 from download.official_model import (
     ROOT,
     SUFFIX,
-    VARIANTS,
     coco_categories,
     is_model_variable,
     model_config,
     resize_positions,
     sources,
     to_state_dict,
-    variant_settings,
     vocabulary,
 )
+from download.official_settings import VARIANTS, variant_settings
 from download.tf_checkpoint import main as list_files
 from download.tf_checkpoint import masked_crc32c, read_checkpoint, uncompress_snappy
 from infer.predictor import Predictor

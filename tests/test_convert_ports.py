@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from dataset.geometry import Geometry
-from download.convert_port_weights import main, timm_name
+from download.convert_port_weights import main
+from download.port_model import timm_name
 from infer.predictor import Predictor
 from models import generate, load_model
 from tokenizer.base import TaskTokenizer

@@ -146,18 +146,18 @@ class KeypointTokenizer(TaskTokenizer):
             size: (H, W) of the model input.
 
         Returns:
-            points (K, 2) of (x, y), pixels of the model input; a coordinate that the model did not
-            say (invisible, padding, missing) is that of the box's centre. Not clipped, as
+            points (K, 2) of (x, y), pixels of the model input; a coordinate that is not in the
+            answer (invisible, padding, missing) is that of the box's centre. Not clipped, as
             officially: ids that are no coordinates lie far outside.
             found (K,) bool: both tokens of the point are coordinates.
         """
         v = self.vocab
-        said = np.full(self.max_new_tokens, v.invisible)
-        tokens = np.asarray(tokens, np.int64)[: len(said)]
-        said[: len(tokens)] = tokens
-        points = tokens_to_points(v, said, size)  # (K, 2), NaN where nothing was said
+        answer = np.full(self.max_new_tokens, v.invisible)
+        tokens = np.asarray(tokens, np.int64)[: len(answer)]
+        answer[: len(tokens)] = tokens
+        points = tokens_to_points(v, answer, size)  # (K, 2), NaN where there is no coordinate
         low, high = v.coord_range
-        found = ((said >= low) & (said < high)).reshape(-1, 2).all(1)
+        found = ((answer >= low) & (answer < high)).reshape(-1, 2).all(1)
         centre = np.asarray(box, np.float32).reshape(2, 2).mean(0)
         return np.where(np.isnan(points), centre, points), found
 
@@ -191,8 +191,8 @@ def weighted_scores(
     box_scores = np.asarray(box_scores, np.float32)
     if not len(box_scores):
         return box_scores
-    said = np.asarray(tokens) != pad
-    sums = (np.exp(np.asarray(log_probs, np.float32)) * said).sum(-1)
-    means = sums / np.maximum(said.sum(-1), 1)  # (N * S,)
+    counted = np.asarray(tokens) != pad
+    sums = (np.exp(np.asarray(log_probs, np.float32)) * counted).sum(-1)
+    means = sums / np.maximum(counted.sum(-1), 1)  # (N * S,)
     points = means.reshape(len(box_scores), -1).mean(1)
     return (weight * points + (1 - weight) * box_scores).astype(np.float32)

@@ -95,10 +95,12 @@ class Vocabulary:
             size: number of ids; None = they end after PAD.
             multi_task: sequences start with their task's prompt; otherwise with BOS.
         """
+        # BOS, EOS and PAD
         bos = num_bins + num_classes
         pad = bos + 2
         size = pad + 1 if size is None else size
         prompts, invisible, separator, text0 = {"detection": bos}, None, None, size
+        # prompts, and fixed ids where they fit
         end = pad + 1
         if multi_task:
             order = ("detection", "segmentation", "captioning", "keypoint")

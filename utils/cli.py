@@ -139,6 +139,7 @@ def snapshot(
     """
     kinds = settings_types(base)
     cfg = type("Frozen" + base.__name__, (base,), {"__setattr__": _refuse})()
+    # settings of an earlier run; unknown ones do not count
     for name, value in (saved or {}).items():
         if name not in kinds:
             continue
@@ -149,12 +150,14 @@ def snapshot(
                 f"{shown(value)}; resume another run"
             )
         cfg.__dict__[name] = _from_plain(value, kinds[name])
+    # --config
     for name, value in _read_config(file).items():
         _check_name(name, kinds)
         if not fits(value, kinds[name]):
             expected = getattr(kinds[name], "__name__", kinds[name])
             raise UserError(f"{file}: {name} must be of type {expected}, got {shown(value)}")
         cfg.__dict__[name] = _from_plain(value, kinds[name])
+    # --set
     for item in overrides:
         name, eq, text = item.partition("=")
         if not eq:

@@ -58,6 +58,7 @@ def draw_detections(
     Returns:
         (H, W, 3) uint8 RGB.
     """
+    # colours and texts
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     by_name = class_colors(names)
     colors = [by_name[name] for name in names] if colors is None else list(colors)
@@ -66,6 +67,7 @@ def draw_detections(
     texts = list(names)
     if scores is not None:
         texts = [f"{name} {100 * s:.0f}%" for name, s in zip(names, scores, strict=True)]
+    # boxes, inside the picture
     height, width = image.shape[:2]
     line = _line_width(image)
     picture = Image.fromarray(image).copy()
@@ -76,6 +78,7 @@ def draw_detections(
     order = np.argsort(-area, kind="stable")  # small boxes stay visible on large ones
     for i in order:
         _rectangle(draw, corners[i], colors[i], line)
+    # name plates
     taken: list[tuple] = []
     font_size = max(10, round(0.022 * (height * width) ** 0.5))
     for i in order[::-1]:  # small objects have the fewest places for their plate

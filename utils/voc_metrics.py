@@ -36,12 +36,14 @@ def evaluate_voc(
         `mAP50` (area under the curve, VOC2010 on), `mAP50_11point` (VOC2007); 0 if no class has
         ground truth; `per_class`, a DataFrame (AP and AP_11point are NaN without ground truth).
     """
+    # match detections and objects
     unknown = [i for i in detections if i not in ground_truth]
     if unknown:
         raise ValueError(f"detections must be of images with ground truth, got {unknown[:5]}")
     found = _match_images(ground_truth, detections)
     labels = np.concatenate([np.asarray(g["labels"]).reshape(-1) for g in ground_truth.values()])
     difficult = np.concatenate([_difficult(g) for g in ground_truth.values()])
+    # average precision of each class
     rows = []
     for label, name in class_names.items():
         mine = found["label"] == label

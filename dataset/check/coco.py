@@ -147,8 +147,8 @@ def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> Non
     category, good = read_numbers(content["annotations"], "category_id", errors)
     unknown = good & ~np.isin(category, list(categories.source_ids.values()))
     for i in np.flatnonzero(unknown):
-        said = f"it has the unknown category {category[i]}"
-        errors.add("unknown_category", describe(content["annotations"][i]), said)
+        detail = f"it has the unknown category {category[i]}"
+        errors.add("unknown_category", describe(content["annotations"][i]), detail)
     # objects with a labelled point
     crowds = sum(bool(row.get("iscrowd")) for row in rows)
     labelled = [row for row in rows if any(v > 0 for v in row["keypoints"][2::3])]

@@ -127,8 +127,8 @@ def _look(entry: ImageEntry, decode: bool) -> tuple[str, str]:
     except UserError as error:
         return "image_unreadable", str(error)
     if 0 not in entry.size and entry.size not in (size, image_size(entry.path, exif=False)):
-        said, found = ("x".join(map(str, s)) for s in (entry.size, size))
-        return "image_size", f"{entry.path} is {found} (HxW), its annotation says {said}"
+        stated, found = ("x".join(map(str, s)) for s in (entry.size, size))
+        return "image_size", f"{entry.path} is {found} (HxW), its annotation says {stated}"
     return "", ""
 
 

@@ -44,8 +44,8 @@ def check_voc(root: Path, year: str, split: str, classes: Sequence[str] | None =
         far = (boxes[:, :2] < -TOLERANCE).any(1) | (boxes[:, 2:] > upper + TOLERANCE).any(1)
         for i in np.flatnonzero(far):
             size = "x".join(map(str, entry.size))
-            said = f"box {boxes[i].tolist()} of a picture of {size} (HxW)"
-            source.annotation_errors.add("reaches_out", entry.name, said)
+            detail = f"box {boxes[i].tolist()} of a picture of {size} (HxW)"
+            source.annotation_errors.add("reaches_out", entry.name, detail)
         for i in np.flatnonzero(repeats(np.column_stack([labels, boxes]))):
             source.annotation_errors.add("same_box", entry.name, f"box {boxes[i].tolist()}")
     _note_classes(source)
