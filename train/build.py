@@ -111,9 +111,6 @@ def build_run(cfg, tasks: list[str], world: World, device: torch.device) -> Run:
     return Run(cfg, tasks, world, sources, eval_sources, categories, weights_from, steps, state)
 
 
-# ---- data ----------------------------------------------------------------------------------------
-
-
 def build_source_of(cfg, task: str, *, train: bool):
     """Samples to train on, or those that validation during training uses."""
     settings = task_settings(cfg, task)
@@ -255,9 +252,6 @@ def count_run_steps(cfg, task_streams: dict[str, TaskStream]) -> Steps:
     return Steps(epoch, total, warmup)
 
 
-# ---- model and state -----------------------------------------------------------------------------
-
-
 def build_model_of_run(
     cfg,
     vocab: Vocabulary,
@@ -297,11 +291,7 @@ def build_model_of_run(
 
 
 def build_state(
-    cfg,
-    model: Pix2Seq,
-    task_streams: dict[str, TaskStream],
-    steps: Steps,
-    world: World = ALONE,
+    cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], steps: Steps, world: World = ALONE
 ) -> TrainState:
     """The model spread over the processes, optimiser, schedule and streams at step 0."""
     try:
@@ -324,7 +314,17 @@ def build_state(
         decay_exclude=cfg.decay_exclude,
         factors=factors,
     )
-    scheduler = build_scheduler(cfg, optimizer, steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: lr_factor(
+            step,
+            total_steps=steps.total,
+            warmup_steps=steps.warmup,
+            end_factor=cfg.end_lr_factor,
+            schedule=cfg.lr_schedule,
+            tail_steps=cfg.tail_steps,
+        ),
+    )
     scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
 
     # What of the encoder stays as it is.
@@ -347,21 +347,3 @@ def build_state(
         ema=ema,
         freeze=freeze,
     )
-
-
-def build_scheduler(
-    cfg, optimizer: torch.optim.Optimizer, steps: Steps
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate of every step, as `lr_schedule` says."""
-
-    def factor(step: int) -> float:
-        return lr_factor(
-            step,
-            total_steps=steps.total,
-            warmup_steps=steps.warmup,
-            end_factor=cfg.end_lr_factor,
-            schedule=cfg.lr_schedule,
-            tail_steps=cfg.tail_steps,
-        )
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -30,9 +30,6 @@ MAX_LOOKS = 50  # images in which an object is looked for
 INFERENCE = {"detection": "object_detection", "captioning": "caption"}  # task -> end of the script
 
 
-# ---- start ---------------------------------------------------------------------------------------
-
-
 def start_text(run: Run, run_dir: Path) -> str:
     """What is about to happen, in about ten lines; settings.json in the folder holds all settings.
 
@@ -113,9 +110,6 @@ def _device(run: Run) -> str:
 def num_epochs(run: Run) -> int:
     """Epochs of the run; the last one need not be whole."""
     return -(-run.steps.total // run.steps.epoch)
-
-
-# ---- while it trains -----------------------------------------------------------------------------
 
 
 class Progress:
@@ -200,9 +194,6 @@ def figures_text(reports: dict[str, Report]) -> str:
             names = [leading_metric(report, alone=False)]
         text += f"  {task} " + ", ".join(f"{name} {report.metrics[name]:.3f}" for name in names)
     return text
-
-
-# ---- end -----------------------------------------------------------------------------------------
 
 
 def end_text(run: Run, run_dir: Path) -> str:

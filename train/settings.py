@@ -35,9 +35,6 @@ LEAST = {  # setting -> its smallest value
 CHOICES = {"bad_samples": ("refuse", "skip"), "resize_mode": ("letterbox", "stretch")}
 
 
-# ---- per task ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class TaskSettings:
     """What the settings say about one task. The defaults are those of a task without settings."""
@@ -154,9 +151,6 @@ def task_weights(cfg, tasks: Sequence[str]) -> dict[str, float]:
     return {task: getattr(cfg, f"{task}_weight", 1.0) for task in tasks}
 
 
-# ---- vocabulary, tokens, shape of the model ------------------------------------------------------
-
-
 def build_vocabulary(cfg, tasks: Sequence[str] = ()) -> Vocabulary:
     """The token ids of these tasks."""
     num_text = TextTokenizer.load(cfg.caption_vocab).size if "captioning" in tasks else 0
@@ -213,9 +207,6 @@ def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
         return ModelConfig(**values)
     except ValueError as error:
         raise UserError(f"settings of the model: {error}") from error
-
-
-# ---- checks --------------------------------------------------------------------------------------
 
 
 def check_settings(cfg, tasks: Sequence[str], world: World) -> torch.device:
