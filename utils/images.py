@@ -72,6 +72,8 @@ def read_image(
         H / d and W / d, rounded up.
     """
     with _opened(path) as image:
+        if not is_plain_jpeg(image):
+            image.load()  # before EXIF is read: that would hide the damage of a PNG
         orientation = _orientation(image) if exif else 1
         stored = image.height, image.width
         size = stored[::-1] if orientation in QUARTER_TURNS else stored
