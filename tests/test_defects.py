@@ -54,9 +54,10 @@ def picture(demo_set) -> np.ndarray:
     return load_image(sorted((demo_set / "val2017").iterdir())[0])
 
 
-def test_a_score_is_the_probability_of_the_class_at_its_own_step(tiny_weights, picture):
+def test_a_score_is_the_probability_of_the_class_at_its_own_step():
     """Teacher-forced: the logits that follow the four coordinates of a box, and no others."""
-    predictor = Predictor(tiny_weights)
+    predictor = Predictor(ROOT / "weights" / "demo.safetensors", mode="plain")
+    picture = load_image(ROOT / "images" / "demo.jpg")
     found = predictor.detect(picture, DetectionOptions(top_k=1))
     tokenizer, model = predictor.tokenizer("detection"), predictor.model
     encoded = predictor.encode([as_tensor(picture)])
@@ -68,6 +69,10 @@ def test_a_score_is_the_probability_of_the_class_at_its_own_step(tiny_weights, p
     low, high = predictor.vocab.class_range
     best, classes = probs[4::5, low:high].max(-1)
     named = torch.tensor([int(k) in predictor.categories.names for k in classes])
+    (geometry,), (h, w) = encoded.geometries, picture.shape[:2]
+    boxes = geometry.inverse_boxes(tokenizer.decode(tokens[0].numpy(), geometry.size)[0])
+    boxes = np.clip(boxes, 0, [w, h, w, h])
+    named &= torch.from_numpy((boxes[:, 2:] > boxes[:, :2]).all(1))  # and with an area
     expected = best[named].sort(descending=True)
     assert len(found) == named.sum() > 0
     np.testing.assert_allclose(found.scores, expected.values.numpy(), rtol=1e-4)
