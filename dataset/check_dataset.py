@@ -44,10 +44,8 @@ def main(argv=None) -> None:
     out_dir = args.out_dir or Path("dataset_check") / dataset
 
     # these take seconds to import: only now, when arguments and settings are understood
-    from dataset.check.coco import check_coco_files
-    from dataset.check.figures import save_figures
-    from dataset.check.report import check_images
-    from dataset.check.voc import check_voc_sets
+    from dataset.check.annotations import check_coco_files, check_voc_sets
+    from dataset.check.report import check_images, save_figures
     from dataset.tasks import find_task
 
     # the annotation files

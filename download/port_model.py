@@ -16,7 +16,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from dataset.preprocess import Resizing
+from dataset.batch import Resizing
 from dataset.voc_detection import VOC_CLASSES
 from download.official_model import coco_categories
 from models import ModelConfig, build_model, save_model

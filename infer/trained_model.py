@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.batch import Resizing, letterbox_batch
 from dataset.geometry import Geometry, crop_to_box
-from dataset.preprocess import Resizing, letterbox_batch
 from models import ModelConfig, Pix2Seq
 from tokenizer.base import TaskTokenizer
 from tokenizer.tasks import MISFITS, TOKENIZERS, build_saved_tokenizer

@@ -10,10 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.batch import TrainItem, collate, trim
+from dataset.batch import TrainItem, collate, pad_batch, trim
 from dataset.geometry import Geometry
 from dataset.loader import build_train_loader
-from dataset.preprocess import pad_batch
 from dataset.sample import Sample, read_annotated_image
 from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
 from models import ModelConfig, build_model

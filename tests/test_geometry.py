@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.batch import letterbox_batch, pad_batch
 from dataset.geometry import Geometry, clip_polygon, crop_to_box
-from dataset.preprocess import letterbox_batch, pad_batch
 from dataset.sample import Sample
 
 

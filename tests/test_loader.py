@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.batch import pad_batch
 from dataset.loader import EpochSampler, TrainSet, build_eval_loader, build_train_loader
-from dataset.preprocess import pad_batch
 from dataset.sample import Sample
 from dataset.transforms import evaluation, train_transforms
 from utils.errors import UserError

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataset.batch import Batch
-from dataset.preprocess import padding_of
+from dataset.batch import Batch, padding_of
 from train.state import TaskStream
 from utils.devices import ALONE, World
 from utils.errors import UserError, one_line

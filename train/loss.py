@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.batch import Batch
-from dataset.preprocess import pad_batch
+from dataset.batch import Batch, pad_batch
 
 IGNORED = -100  # a target that costs nothing
 
