@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dataset.batch import TrainItem, collate, collate_originals
 from dataset.sample import Sample
 from tokenizer.base import TokenSequence
-from utils.devices import num_cores
+from utils.devices import ALONE, World, num_cores
 from utils.errors import UserError
 
 REMAINDERS = ("keep", "drop")
@@ -251,8 +251,7 @@ def build_train_loader(
     *,
     batch_size: int,
     num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
+    world: World = ALONE,
     drop_last: bool = False,
     accumulate_steps: int = 1,
     num_lengths: int = 0,
@@ -261,7 +260,8 @@ def build_train_loader(
     """Loader whose `sampler` is an `EpochSampler`: call `loader.sampler.set_epoch` every epoch.
 
     Args:
-        batch_size: per rank.
+        batch_size: of one process.
+        world: the processes that share the images.
         drop_last: every rank the same number of full batches; otherwise nothing is left out.
         accumulate_steps: with `drop_last` the number of batches is a multiple of it, so that an
             epoch holds the samples of one with the accumulate_steps-fold batch.
@@ -271,8 +271,8 @@ def build_train_loader(
     sampler = EpochSampler(
         len(dataset),
         dataset.seed,
-        rank=rank,
-        world_size=world_size,
+        rank=world.rank,
+        world_size=world.size,
         remainder="drop" if drop_last else "keep",
         group=batch_size * accumulate_steps,
     )
@@ -286,19 +286,17 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(
-    source, *, batch_size: int, num_workers: int, rank: int = 0, world_size: int = 1
-) -> Loader:
-    """Originals in the order of the source; rank r takes every world_size-th batch from r.
+def build_eval_loader(source, *, batch_size: int, num_workers: int, world: World = ALONE) -> Loader:
+    """Originals in the order of the source; the processes take batches in turns.
 
-    Batches hold the same images whatever the number of ranks.
+    Batches hold the same images whatever the number of processes.
     """
     numbers = range(len(source))
     batches = [numbers[i : i + batch_size] for i in range(0, len(source), batch_size)]
     return Loader(
         EvalSet(source),
         collate_originals,
-        batch_sampler=batches[rank::world_size],
+        batch_sampler=batches[world.rank :: world.size],
         **_worker_arguments(num_workers),
     )
 

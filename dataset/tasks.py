@@ -14,7 +14,7 @@ from dataset.coco_captioning import CocoCaptions
 from dataset.coco_detection import CocoDetection
 from dataset.coco_keypoint import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
-from dataset.loader import PerObject, ReplaceUnreadable, TrainSet
+from dataset.loader import PerObject, TrainSet
 from dataset.sample import Sample
 from dataset.transforms import evaluation, train_transforms
 from dataset.voc_detection import VocDetection
@@ -157,7 +157,6 @@ def build_train_set(
     augment: bool = True,
     resize_mode: str = "letterbox",
     crop: float | None = None,
-    skip_bad: bool = False,
     **augmentation,
 ) -> TrainSet:
     """Source, transforms and tokenizer of one task.
@@ -166,7 +165,6 @@ def build_train_set(
         size: (H, W) of the model input.
         augment: False = only `resize_mode`; then `augmentation` does not count.
         crop: for samples of one object, see `box_region`; None = as the task has it.
-        skip_bad: images that cannot be read are replaced by others (`ReplaceUnreadable`).
         augmentation: options of `train_transforms`.
     """
     spec, largest = find_task(task), 1.0
@@ -179,5 +177,4 @@ def build_train_set(
         transforms = evaluation(size, resize_mode, crop=crop)
     # no picture is made larger than this; of a crop to a box nobody knows
     at_least = tuple(math.ceil(side * largest) for side in size) if crop is None else None
-    source = ReplaceUnreadable(source) if skip_bad else source
     return TrainSet(source, transforms, spec.encode(tokenizer), seed, at_least)

@@ -80,8 +80,7 @@ def predict_all(
         source,
         batch_size=loop.batch_size,
         num_workers=loop.num_workers,
-        rank=world.rank,
-        world_size=world.size,
+        world=world,
     )
     # This process takes every `world.size`-th batch.
     numbered = zip(range(world.rank, len(source), world.size), loader, strict=False)

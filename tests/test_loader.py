@@ -9,6 +9,7 @@ from dataset.batch import pad_batch
 from dataset.loader import EpochSampler, TrainSet, build_eval_loader, build_train_loader
 from dataset.sample import Sample
 from dataset.transforms import evaluation, train_transforms
+from utils.devices import World
 from utils.errors import UserError
 
 SIZE = (48, 64)
@@ -169,7 +170,7 @@ def test_evaluation_yields_every_original_once(workers):
     ids = []
     for rank in (0, 1):
         loader = build_eval_loader(
-            Pictures(5), batch_size=2, num_workers=workers, rank=rank, world_size=2
+            Pictures(5), batch_size=2, num_workers=workers, world=World(rank, 2)
         )
         for batch in loader:
             ids += batch.image_ids
@@ -192,7 +193,7 @@ def test_a_broken_image_is_named_in_one_line(workers):
 def test_drop_last_gives_every_rank_the_same_number_of_full_batches():
     for rank in (0, 1):
         loader = build_train_loader(
-            train_set(11), batch_size=2, num_workers=0, rank=rank, world_size=2, drop_last=True
+            train_set(11), batch_size=2, num_workers=0, world=World(rank, 2), drop_last=True
         )
         assert [len(batch) for batch in epoch_of(loader, 0)] == [2, 2]
 

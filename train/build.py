@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dataset.loader import build_train_loader
+from dataset.loader import ReplaceUnreadable, build_train_loader
 from dataset.tasks import build_source, build_train_set
 from dataset.transforms import load_pixel_transforms
 from infer.trained_model import read_meta
@@ -178,15 +178,17 @@ def build_streams(
     out, sizes = {}, batch_sizes(cfg, list(task_tokenizers))
     for task, tokenizer in task_tokenizers.items():
         # Samples: source, augmentation, tokens.
+        source = sources[task]
+        if cfg.bad_samples == "skip":
+            source = ReplaceUnreadable(source)
         train_set = build_train_set(
             task,
-            sources[task],
+            source,
             tokenizer,
             (cfg.img_size, cfg.img_size),
             seed=cfg.seed,
             augment=cfg.augment,
             resize_mode=cfg.resize_mode,
-            skip_bad=cfg.bad_samples == "skip",
             **task_settings(cfg, task).augmentation,
             diagonal=cfg.diagonal_crops,
             color_strength=cfg.color_jitter,
@@ -199,8 +201,7 @@ def build_streams(
             train_set,
             batch_size=sizes[task],
             num_workers=-(-cfg.num_workers // len(sizes)),  # shared out among the tasks
-            rank=world.rank,
-            world_size=world.size,
+            world=world,
             drop_last=True,
             accumulate_steps=cfg.accumulate_steps,
             num_lengths=cfg.num_lengths if plans_by_length(cfg) else 0,
