@@ -81,9 +81,11 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
     with memory_errors(device):
         run = build_run(cfg, tasks, world, device)
         saver = _open_folder(run, run_dir)
-        log(start_text(run, saver.run_dir))
+        if world.is_main:
+            log(start_text(run, saver.run_dir))
         _loop(run, saver)
-        log(end_text(run, saver.run_dir))
+        if world.is_main:
+            log(end_text(run, saver.run_dir))
     return saver.run_dir
 
 
