@@ -4,6 +4,7 @@ Nothing of the library is imported here: a journey sees command lines, files and
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -75,13 +76,13 @@ class Clone:
                 stdout, stderr = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                _, stderr = process.communicate()
+                stdout, stderr = process.communicate()
                 raise AssertionError(
-                    f"{command}\ntook more than {seconds} s; {_shorten(stderr)}"
+                    f"{command}\ntook more than {seconds} s; {_shorten(stdout + stderr)}"
                 ) from None
         assert process.returncode == status, (
             f"{command}\nended with status {process.returncode} instead of {status}; "
-            f"{_shorten(stderr or stdout)}"
+            f"{_shorten(stdout + stderr)}"
         )
         return Done(stdout, stderr)
 
@@ -111,7 +112,8 @@ class Clone:
         for name, value in settings.items():
             # the first line of that name is the one of CFG: presets follow it
             line = rf"^(    {name}: [^=\n]+ = ).*$"
-            shown = f"Path({str(value)!r})" if isinstance(value, Path) else repr(value)
+            shown = json.dumps(str(value)) if isinstance(value, (str, Path)) else repr(value)
+            shown = f"Path({shown})" if isinstance(value, Path) else shown
             text, found = re.subn(line, rf"\g<1>{shown}", text, count=1, flags=re.MULTILINE)
             assert found, f"config.py has no setting {name}"
         path.write_text(text)

@@ -126,7 +126,7 @@ def check_inference(outcome: Outcome) -> None:
             rows = json.loads(outcome.check_file(outcome.option("--json")).read_text())
         assert [Path(row["image"]).name for row in rows] == [image.name for image in images]
     if "--timing" in outcome.command:
-        assert "seconds" in outcome.stdout and "passes" in outcome.stdout
+        assert "seconds" in outcome.stderr and "passes" in outcome.stderr
 
 
 def check_example(outcome: Outcome) -> None:

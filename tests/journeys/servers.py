@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
 from tests.tf_writer import write_checkpoint
 
@@ -91,6 +90,8 @@ def write_official_checkpoint(captions: list[str], out: Path) -> None:
     Args:
         captions: to learn the text pieces from; fewer than the official 32,000.
     """
+    import sentencepiece  # not everywhere, and the fast tests import this file
+
     rng = np.random.default_rng(0)
     variables = {
         f"model/{name}/.ATTRIBUTES/VARIABLE_VALUE": 0.02 * rng.standard_normal(shape, np.float32)
