@@ -13,7 +13,7 @@ BENCH_OUT := results/bench
 DECODING_TESTS := $(addprefix tests/,test_generate.py test_native_step.py test_static_step.py \
     test_models.py test_draws.py)
 
-.PHONY: help install demo demo-data test test-processors test-slow lint format bench clean
+.PHONY: help install demo demo-data test test-processors test-slow journeys lint format bench clean
 
 help:  ## this list
 	@echo "make <target>, with PYTHON=... to choose the interpreter that .venv is made from"
@@ -62,6 +62,9 @@ test-processors: $(STAMP)  ## the tests of decoding, as on older processors and 
 
 test-slow: $(STAMP)  ## the tests that train for minutes
 	@$(BIN)/python -m pytest -m slow
+
+journeys: $(STAMP)  ## the commands of README.md in a fresh clone, one after the other (15 minutes)
+	@$(BIN)/python -m pytest -m slow tests/journeys
 
 lint: $(STAMP)  ## ruff check and ruff format --check
 	@$(BIN)/ruff check .
