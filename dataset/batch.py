@@ -108,9 +108,9 @@ class Batch:
     target_tokens: Tensor  # as input_tokens
     token_weights: Tensor  # as input_tokens, float32
     image_ids: list[int | str]
-    # (M,) int64, where the flattened targets carry weight: found on the host, the device need not
+    # (M,) int64, where the flattened targets have a weight; found on the host, so that nobody waits
     positions: Tensor | None = None
-    full_length: int = 0  # tokens of a sequence before its tail was cut; 0 = none was
+    full_length: int = 0  # tokens of a sequence before `trim`; 0 = not recorded
     skipped: tuple[str, ...] = ()  # see `Sample`
 
     def __len__(self) -> int:

@@ -50,7 +50,8 @@ def main(argv=None) -> None:
 
     # the annotation files
     if dataset == "coco":
-        kinds = list(dict.fromkeys(find_task(task).annotation_kind for task in tasks))
+        specs = [spec for task in tasks if "coco" in (spec := find_task(task)).sources]
+        kinds = list(dict.fromkeys(spec.annotation_kind for spec in specs))
         splits = [args.split] if args.split else ["train", "val"]
         groups = check_coco_files(cfg.coco_root, splits, kinds)
     else:

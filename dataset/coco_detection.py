@@ -74,6 +74,7 @@ def read_targets(
     Returns:
         all images with their objects, and the annotation of each object.
     """
+    # crowds are no targets, but bad numbers in them are errors too
     for key, width in (("image_id", None), ("category_id", None), ("bbox", 4)):
         read_numbers([row for row in rows if row.get("iscrowd")], key, file.errors, width)
     found = read_objects(

@@ -1,6 +1,7 @@
 """The registry of tasks, which builds their sources and training sets.
 
-A new task is one entry in `TASKS`; a new dataset of a task is one entry in its `sources`.
+For a new task see docs/tasks.md, "A fifth task". A new dataset is an entry in `Task.sources`, and one
+in `infer.tasks.place_of_data`, which says where it lies.
 """
 
 import math
@@ -71,8 +72,10 @@ def _encode_captioning(tokenizer: CaptionTokenizer) -> Encode:
 class Task:
     """The parts of a task, from annotation to tokens; its tokenizer is in `tokenizer/tasks.py`.
 
-    A source is a sequence of `Sample`s in original pixels with `.categories`, `.image_ids`,
-    `.annotation_errors` and `read(index, at_least)`, see `CocoDetection`.
+    A source is a sequence of `Sample`s in original pixels, see `CocoDetection`. Training needs
+    `.categories`, `.image_ids`, `.annotation_errors`, `read(index, at_least)` and
+    `image_path(index)`; evaluation in the boxes of the ground truth needs `objects(index)`, scoring
+    needs `.coco` or `ground_truth()`.
     """
 
     sources: dict[str, type]  # dataset name -> class of source: (root, split, **options)
@@ -164,7 +167,8 @@ def build_train_set(
     Args:
         size: (H, W) of the model input.
         augment: False = only `resize_mode`; then `augmentation` does not count.
-        crop: for samples of one object, see `box_region`; None = as the task has it.
+        crop: for samples of one object, see `box_region`; None = with `augment` as the task has it,
+            otherwise the whole image.
         augmentation: options of `train_transforms`.
     """
     spec, largest = find_task(task), 1.0

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from dataset.coco_format import read_annotations
-from dataset.tasks import TASKS, build_tokenizer
 from download.official_model import (
     coco_categories,
     is_model_variable,
@@ -21,6 +20,7 @@ from download.tf_checkpoint import read_checkpoint
 from models import build_model, save_model
 from tokenizer.coordinates import PROMPT_LEN
 from tokenizer.detection import TOKENS_PER_OBJECT
+from tokenizer.tasks import build_tokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
@@ -54,12 +54,15 @@ def read_categories(args: argparse.Namespace, vocab: Vocabulary) -> Categories:
     return categories
 
 
+OFFICIAL_TASKS = ("detection", "segmentation", "keypoint", "captioning")
+
+
 def task_settings(vocab: Vocabulary, args: argparse.Namespace, max_len: int) -> dict[str, dict]:
     """Settings of the tokenizers, by task, as a training run records them.
 
     Lengths are the official ones, or what a smaller decoder has room for.
     """
-    names = list(TASKS) if args.task == "multi" else ["detection"]
+    names = list(OFFICIAL_TASKS) if args.task == "multi" else ["detection"]
     options: dict[str, dict] = {
         "detection": {"max_objects": min(MAX_OBJECTS, max_len // TOKENS_PER_OBJECT)},
         "segmentation": {"max_points": min(MAX_POINTS, (max_len + 1 - PROMPT_LEN) // 2)},

@@ -1,5 +1,6 @@
 """Images in batches: those that a caller has, and all images of a dataset for an evaluation."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def predict_all(
         world=world,
     )
     # This process takes every `world.size`-th batch.
-    numbered = zip(range(world.rank, len(source), world.size), loader, strict=False)
+    numbered = zip(itertools.count(world.rank, world.size), loader, strict=False)
     mine: dict[int, list[tuple]] = {}  # number of the batch -> (image id, prediction) of each
     # None: no bar without a terminal
     disable = None if loop.progress and world.is_main else True

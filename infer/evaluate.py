@@ -100,11 +100,10 @@ def _tasks_of(predictor, dataset: str) -> list[str]:
 def _source(cfg, task: str, dataset: str, split: str):
     """The images and annotations to evaluate on."""
     from dataset.tasks import build_source
+    from infer.tasks import place_of_data
 
-    root, limit = cfg.coco_root, cfg.train_limit if split == "train" else cfg.eval_limit
-    if dataset == "voc":
-        root = cfg.voc_root
-        split = {"train": cfg.voc_sets, "val": cfg.voc_eval_sets}.get(split, split)
+    limit = cfg.train_limit if split == "train" else cfg.eval_limit
+    root, split = place_of_data(cfg, dataset, split)
     classes = cfg.classes or None
     return build_source(task, dataset, root, split, classes=classes, limit=limit or None)
 

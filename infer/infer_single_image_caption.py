@@ -34,7 +34,7 @@ def main(argv=None):
     predictor = load_predictor(args, cfg, cfg.coco_captioning_weights)
 
     # Describe and print; of several images the path comes first
-    with Output(args, paths) as output:
+    with Output(args, paths) as output:  # prints the results when it is left
         for path, image in read_images(paths):
             found = predictor.caption(image, options)
             head = f"{path}\n" if len(paths) > 1 else ""

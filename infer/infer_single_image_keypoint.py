@@ -46,7 +46,7 @@ def main(argv=None):
     check_boxes_known(args, predictor, "keypoint")
 
     # Keypoints of the persons in given or detected boxes: print and draw
-    with Output(args, paths) as output:
+    with Output(args, paths) as output:  # prints the results when it is left
         for path, image in read_images(paths):
             boxes, labels = read_box_arguments(args, image.shape[:2])
             found = predictor.keypoints(image, boxes, labels, options, score_threshold=threshold)

@@ -60,7 +60,7 @@ def main(argv=None):
 
     # Ask everything, print and draw
     stopwatch = Stopwatch(predictor.model)
-    with Output(args, paths) as output:
+    with Output(args, paths) as output:  # prints the results when it is left
         for path, image in read_images(paths):
             (found,) = find_all(predictor, [as_tensor(image)], options, stage=stopwatch.stage)
             text = table(path, image, found, threshold)

@@ -48,7 +48,7 @@ def main(argv=None):
     check_boxes_known(args, predictor, "segmentation")
 
     # Segment the given or detected objects, print and draw
-    with Output(args, paths) as output:
+    with Output(args, paths) as output:  # prints the results when it is left
         for path, image in read_images(paths):
             boxes, labels = read_box_arguments(args, image.shape[:2])
             found = predictor.segment(image, boxes, labels, options, score_threshold=threshold)

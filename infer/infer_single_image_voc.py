@@ -34,7 +34,7 @@ def main(argv=None):
     predictor = load_predictor(args, cfg, cfg.voc_detection_weights)
 
     # Detect, print and draw
-    with Output(args, paths) as output:
+    with Output(args, paths) as output:  # prints the results when it is left
         for batch in read_batches(paths, BATCH):
             found = predictor.detect([image for _, image in batch], options)
             for (path, image), objects in zip(batch, found, strict=True):

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from infer import captioning, detection, keypoint, multi_task, segmentation
 from infer.batches import ImageLike, batches_of
 from infer.boxes import Labels, label_boxes
-from infer.captioning import CaptionOptions, caption
-from infer.detection import DetectionOptions, detect
-from infer.keypoint import KeypointOptions, find_keypoints, with_keypoints
-from infer.multi_task import AllTasksOptions, check_can_start, find_all
+from infer.captioning import CaptionOptions
+from infer.detection import DetectionOptions
+from infer.keypoint import KeypointOptions
+from infer.multi_task import AllTasksOptions
 from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints, columns
-from infer.segmentation import SegmentationOptions, segment
+from infer.segmentation import SegmentationOptions
 from infer.trained_model import TrainedModel
 from models import Pix2Seq, load_model
 
@@ -69,7 +70,7 @@ class Predictor(TrainedModel):
             options = replace(options, max_objects=max_objects)
         found = []
         for tensors, _ in batches_of(images, batch_size=batch_size):
-            found += detect(self, tensors, options)
+            found += detection.detect(self, tensors, options)
         return found if isinstance(images, list) else found[0]
 
     def segment(
@@ -102,11 +103,11 @@ class Predictor(TrainedModel):
             # One encoder pass serves detection and masks, unless masks need crops.
             encoded = None if crops else self.encode(tensors)
             if b is None:
-                objects = detect(self, tensors, encoded=encoded)
+                objects = detection.detect(self, tensors, encoded=encoded)
                 b, k, s = columns([one.above(score_threshold) for one in objects])
             else:
                 b, k = label_boxes(self, tensors, b, k, encoded)
-            found += segment(self, tensors, b, k, s, options, encoded=encoded)
+            found += segmentation.segment(self, tensors, b, k, s, options, encoded=encoded)
         return found if isinstance(images, list) else found[0]
 
     def keypoints(
@@ -136,11 +137,11 @@ class Predictor(TrainedModel):
         for tensors, (b, k, s) in batches_of(images, boxes, labels, scores, batch_size=batch_size):
             # The given boxes, or those of the persons that are detected
             if b is None:
-                objects = [one.above(score_threshold) for one in detect(self, tensors)]
-                b, k, s = columns(with_keypoints(self, objects))
+                objects = [one.above(score_threshold) for one in detection.detect(self, tensors)]
+                b, k, s = columns(keypoint.with_keypoints(self, objects))
             else:
                 b, k = label_boxes(self, tensors, b, k)
-            found += find_keypoints(self, tensors, b, k, s, options)
+            found += keypoint.find_keypoints(self, tensors, b, k, s, options)
         return found if isinstance(images, list) else found[0]
 
     def caption(
@@ -153,7 +154,7 @@ class Predictor(TrainedModel):
         """Describes images: `Captions`, best first."""
         found = []
         for tensors, _ in batches_of(images, batch_size=batch_size):
-            found += caption(self, tensors, options)
+            found += captioning.caption(self, tensors, options)
         return found if isinstance(images, list) else found[0]
 
     def all_tasks(
@@ -164,8 +165,8 @@ class Predictor(TrainedModel):
         batch_size: int = 16,
     ) -> AllTasks | list[AllTasks]:
         """Captions, objects, masks and persons' keypoints, as far as the weights know them."""
-        check_can_start(self)
+        multi_task.check_can_start(self)
         found = []
         for tensors, _ in batches_of(images, batch_size=batch_size):
-            found += find_all(self, tensors, options)
+            found += multi_task.find_all(self, tensors, options)
         return found if isinstance(images, list) else found[0]

@@ -1,7 +1,7 @@
 """How each task is evaluated and drawn: the registry beside that of `dataset/tasks.py`.
 
-`infer/evaluate.py` and the validation of a training both go through it. A new task is one entry
-in `EVALUATIONS`.
+`infer/evaluate.py` and the validation of a training both go through it. For a new task see
+docs/tasks.md, "A fifth task".
 """
 
 from collections.abc import Callable
@@ -37,6 +37,22 @@ class TaskEvaluation:
 
     evaluate: Callable[..., Report]  # (cfg, trained, source, request, loop)
     draw: Callable[..., list[np.ndarray]]  # (cfg, trained, source, most) -> RGB uint8 pictures
+
+
+def place_of_data(cfg, dataset: str, split: str) -> tuple[Path, str]:
+    """Where the settings say that a dataset lies: its root folder, and the split by its own name.
+
+    Args:
+        split: "train", "val", or a split that the dataset knows by another name.
+
+    Raises:
+        UserError: there is no such dataset.
+    """
+    if dataset == "coco":
+        return cfg.coco_root, split
+    if dataset == "voc":
+        return cfg.voc_root, {"train": cfg.voc_sets, "val": cfg.voc_eval_sets}.get(split, split)
+    raise UserError(f"dataset must be coco or voc, got {dataset!r}")
 
 
 def evaluate_task(

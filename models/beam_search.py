@@ -44,36 +44,36 @@ def beam_search(
     prompt, num_steps, eos_id = request.prompt, request.max_new_tokens, request.eos_id
     images, beams = len(prompt), num_beams
     tokens = prompt.new_full((images, beams, num_steps), eos_id)
-    live = memory.new_full((images, beams), -torch.inf, dtype=torch.float32)
-    finished = Finished(tokens, live.clone(), live.clone())
-    live[:, 0] = 0  # all rows start alike: one is enough
+    sums = memory.new_full((images, beams), -torch.inf, dtype=torch.float32)
+    finished = Finished(tokens, sums.clone(), sums.clone())
+    sums[:, 0] = 0  # all rows start alike: one is enough
     first_row = torch.arange(images, device=prompt.device)[:, None] * beams  # (B, 1)
     logits, cache = read_prompt(decoder, memory, prompt, beams, num_steps)
     step = build_step(decoder, cache, request.mode)
     for t in range(num_steps):
         # Continue: every row in all ways that the grammar allows.
         new = log_probs_of(logits, tokens.flatten(0, 1)[:, :t], request)  # (B * beams, V)
-        total = live[:, :, None] + new.unflatten(0, (images, beams))  # (B, beams, V)
+        total = sums[:, :, None] + new.unflatten(0, (images, beams))  # (B, beams, V)
 
         # End: rows with `eos_id` leave for the list of finished ones.
         scale = (t + 1) ** length_penalty
-        finished.add(tokens, total[:, :, eos_id], scale)  # their tokens are `eos_id` from here on
+        finished.add(tokens, total[:, :, eos_id], scale)  # from column t on `tokens` is `eos_id`
         total[:, :, eos_id] = -torch.inf
 
         # Keep: the best of all others.
-        live, index = total.flatten(1).topk(beams)  # (B, beams)
+        sums, index = total.flatten(1).topk(beams)  # (B, beams)
         parent, token = index // total.shape[2], index % total.shape[2]
         tokens = tokens.take_along_dim(parent[:, :, None], 1)
         tokens[:, :, t] = token
 
         # Stop when nothing can improve, or read the kept tokens; the cache follows its rows.
-        if (live[:, 0] / scale <= finished.rank[:, -1]).all():  # one device sync per token
+        if (sums[:, 0] / scale <= finished.rank[:, -1]).all():  # one device sync per token
             break
         if t + 1 < num_steps:
             reorder(cache, (first_row + parent).flatten())
-            logits = step(token.flatten(), slice(None))  # (B * beams, V)
+            logits = step(token.flatten())  # (B * beams, V)
     else:
-        finished.add(tokens, live, num_steps**length_penalty)
+        finished.add(tokens, sums, num_steps**length_penalty)
     return finished.tokens, finished.log_probs
 
 
@@ -106,7 +106,8 @@ class Finished:
 def reorder(cache: Cache, rows: Tensor) -> None:
     """Row i of every self-attention cache becomes what row `rows[i]` was.
 
-    Cross-attention is per image and stays: a row may only be replaced by one of its own image.
+    Cross-attention is per image and stays: a row may only be replaced by one of its own image. The
+    tensors are written in place, because native steps and CUDA graphs hold their addresses.
     """
     moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
     if not len(moved):

@@ -1,4 +1,9 @@
-"""The autoregressive decoder: one `forward` for training and for cached decoding."""
+"""The autoregressive decoder: one `forward` for training and for cached decoding.
+
+For single tokens the same arithmetic is written again: in `decode_step/native.cpp`, and around the
+layers in `decode_step/cuda_graph.py` (`static_logits`). Who changes the decoder changes these too,
+or decodes with `decode_mode=plain`; tests/test_native_step.py and test_static_step.py compare them.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,8 @@ class LayerCache:
     v: Tensor  # (R, nh, max_len, hd)
     memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
     memory_v: Tensor  # (B, nh, S, hd)
-    mask: Tensor | None = None  # attention mask over the cached keys; None = attend to all
+    # over the cached keys; None = attend to all. Only a `StaticLayerCache` sets it
+    mask: Tensor | None = None
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes (R, nh, T, hd) at `start`; returns everything up to `start + T`."""
@@ -55,10 +61,10 @@ class Cache:
         layers = []
         for c in self.layers:
             rows, heads, _, head_dim = c.k.shape
-            k, v = (c.k.new_empty(rows * times, heads, max_len, head_dim) for _ in "kv")
-            for new, old in ((k, c.k), (v, c.v)):
-                held = old[:, :, : self.length].repeat_interleave(times, dim=0)
-                new[:, :, : self.length] = held
+            shape = rows * times, heads, max_len, head_dim
+            k, v = c.k.new_empty(shape), c.v.new_empty(shape)
+            k[:, :, : self.length] = c.k[:, :, : self.length].repeat_interleave(times, dim=0)
+            v[:, :, : self.length] = c.v[:, :, : self.length].repeat_interleave(times, dim=0)
             layers.append(LayerCache(k, v, c.memory_k, c.memory_v))
         return Cache(layers, self.length)
 
@@ -84,13 +90,14 @@ class SelfAttention(nn.Module):
         """(R, T, D) -> (R, T, D); the T tokens stand at positions `start`, `start + 1`, …"""
         heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (R, T, 3, nh, hd)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, nh, T, hd)
-        mask = None
         if cache is not None:
-            k, v = cache.update(start, k, v)
-            mask = cache.mask
-        # SDPA aligns `is_causal` top-left: right only while the cache is empty.
-        is_causal = q.shape[2] > 1 and start == 0
-        if q.shape[2] > 1 and start > 0:
+            k, v = cache.update(start, k, v)  # also the keys and values of earlier tokens
+        mask, is_causal = None, False
+        if q.shape[2] == 1:
+            mask = None if cache is None else cache.mask
+        elif start == 0:
+            is_causal = True  # SDPA aligns it top-left: right only while the cache was empty
+        else:  # several tokens after others
             mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(start)
         drop = self.drop if self.training else 0.0
         x = attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop)
@@ -114,7 +121,10 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(R, T, D) -> (R, T, D) with R a multiple of B, the sequences of an image together."""
-        per_image = self.q(x).reshape(k.shape[0], -1, x.shape[2])  # (B, R / B * T, D)
+        num_rows, num_tokens, dim = x.shape
+        # All tokens of all sequences of an image are one long sequence of queries.
+        queries_per_image = num_rows // len(k) * num_tokens
+        per_image = self.q(x).reshape(len(k), queries_per_image, dim)  # (B, R / B * T, D)
         drop = self.drop if self.training else 0.0
         q = split_heads(per_image, self.num_heads)
         out = merge_heads(attend(q, k, v, drop=drop))
@@ -151,7 +161,13 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, memory_k: Tensor, memory_v: Tensor, start: int, cache: LayerCache | None
     ) -> Tensor:
-        """(R, T, D) -> (R, T, D)"""
+        """(R, T, D) -> (R, T, D)
+
+        Args:
+            memory_k, memory_v: (B, nh, S, hd), of the images.
+            start: position of the first token.
+            cache: keys and values of the tokens before; None in training.
+        """
         if self.post_norm:
             x = self.self_ln(x + self.drop_path(self.self_attention(x, start, cache)))
             x = self.cross_ln(x + self.drop_path(self.cross_attention(x, memory_k, memory_v)))
@@ -220,7 +236,7 @@ class Decoder(nn.Module):
             init_attention(layer.self_attention, num_heads)
             init_attention(layer.cross_attention, num_heads)
         for parameter in self.parameters(recurse=False):
-            trunc_normal_(parameter)
+            trunc_normal_(parameter)  # `output_bias` too, as officially
 
     def init_cache(self, memory: Tensor, num_rows: int, max_len: int) -> Cache:
         """An empty cache for `num_rows` sequences of at most `max_len` tokens.
@@ -229,7 +245,7 @@ class Decoder(nn.Module):
             memory: (B, S, D) encoded images; row r of the sequences belongs to image
                 r // (num_rows / B).
         """
-        layers, memory = [], self._place(memory)
+        layers, memory = [], self._add_memory_positions(memory)
         for layer in self.layers:
             memory_k, memory_v = layer.cross_attention.project(memory)
             shape = (num_rows, self.num_heads, max_len, memory_k.shape[3])
@@ -245,38 +261,38 @@ class Decoder(nn.Module):
         Args:
             tokens: (R, T) ids; with a cache, those that come after what it holds.
             memory: (B, S, D) encoded images, R a multiple of B, the sequences of an image
-                together; not needed with a cache.
+                together. Either this or a cache, which was made from it.
 
         Returns:
             (R, T, D)
         """
+        if (memory is None) == (cache is None):
+            raise ValueError("give either memory or a cache")
         start = cache.length if cache else 0
         end = start + tokens.shape[1]
         if end > self.max_len:
             raise ValueError(f"sequence must have at most {self.max_len} tokens, got {end}")
         x = F.embedding(tokens, self.token_embedding) + self.positions[start:end]  # (R, T, D)
-        memory = self._place(memory) if cache is None else None
-        for i, layer in enumerate(self.layers):
-            if cache is not None:
-                layer_cache = cache.layers[i]
-                memory_k, memory_v = layer_cache.memory_k, layer_cache.memory_v
-            else:
-                layer_cache, (memory_k, memory_v) = None, layer.cross_attention.project(memory)
-            x = layer(x, memory_k, memory_v, start, layer_cache)
-        if cache is not None:
+        if cache is None:
+            memory = self._add_memory_positions(memory)
+            for layer in self.layers:
+                x = layer(x, *layer.cross_attention.project(memory), start, None)
+        else:
+            for layer, c in zip(self.layers, cache.layers, strict=True):
+                x = layer(x, c.memory_k, c.memory_v, start, c)
             cache.length = end
         return self.output_ln(x)
 
-    def _place(self, memory: Tensor) -> Tensor:
+    def _add_memory_positions(self, memory: Tensor) -> Tensor:
         """Adds the learned positions of the memory, if there are any."""
         return memory if self.memory_positions is None else memory + self.memory_positions
 
-    def logits(self, hidden: Tensor, part: slice = slice(None)) -> Tensor:
+    def logits(self, hidden: Tensor, id_range: slice = slice(None)) -> Tensor:
         """(..., D) -> (..., V), or the logits of some ids."""
-        return F.linear(hidden, *self.output_table(part))
+        return F.linear(hidden, *self.output_table(id_range))
 
-    def output_table(self, part: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+    def output_table(self, id_range: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
         """Embeddings (V, D) and bias (V,) or None that make logits, or those of some ids."""
         tied, bias = self.output_embedding is None, self.output_bias
         table = self.token_embedding if tied else self.output_embedding
-        return table[part], None if bias is None else bias[part]
+        return table[id_range], None if bias is None else bias[id_range]

@@ -18,8 +18,8 @@ from models.decode_step.modes import DecodeStep, build_step
 from models.decoder import Cache, Decoder
 from models.layers import no_cudnn_attention
 
-LOOK_EVERY = 8  # on a GPU: steps between two checks of which rows have ended
-FEW = 64  # so many of the best ids usually hold the nucleus
+CHECK_ENDED_EVERY = 8  # on a GPU: steps between two checks of which rows have ended
+NUCLEUS_FIRST_TRY = 64  # so many of the best ids usually hold the nucleus
 REMOVED = -1e10  # logit of a token that truncation removed, as in the official code
 
 
@@ -49,13 +49,15 @@ class GenerationRequest:
         prompt: (B, P) or (B, N, P) ids, N prompts per image.
         eos_id: token that ends a sequence; later positions repeat it. None = never stop early.
         num_samples: continuations per prompt.
-        allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar.
+        allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar, usually
+            `TaskTokenizer.allowed` (tokenizer/). It limits what may be picked, not the scores.
         suppress: ids that are removed before anything else, from the scores as well.
         score_range: [lo, hi) ids, e.g. the classes: also return the best of them at every step.
-        unscored_range: [lo, hi) ids that hold all that may come, for callers who need no scores:
-            only their logits are computed, and all log-probs are nan.
+        unscored_range: [lo, hi) ids, for callers who need no scores: only their logits are
+            computed, and all log-probs are nan. It holds `eos_id` and all that `allowed` permits.
         uniforms: (B * N * num_samples, >= max_new_tokens) numbers in [0, 1) that choose the tokens
-            (`uniforms_of_images`), column t those of step t; None = drawn from `generator`.
+            (`uniforms_of_images`), column t those of step t; None = drawn from `generator`. With
+            top_k = 1 nothing is drawn.
         generator: source of the draws; None = torch's global one.
         mode: how the steps are computed, one of `models.decode_step.modes.MODES`.
     """
@@ -78,16 +80,17 @@ class GenerationRequest:
             raise ValueError("score_range needs scores, unscored_range computes none; give one")
 
     @property
-    def part(self) -> slice:
+    def id_range(self) -> slice:
         """The ids that get logits."""
         return slice(*(self.unscored_range or (0, None)))
 
 
 @dataclass
 class Generated:
-    """The continuations of all prompts, R = B * N * num_samples rows, samples fastest.
+    """The continuations of all prompts, R = B * N * num_samples rows.
 
-    From its first `eos_id` on, a row is `eos_id` at log-prob 0. Log-probs are under the full
+    Row (image * N + prompt) * num_samples + sample. From its first `eos_id` on, a row is `eos_id`
+    at log-prob 0, also in `best`. Log-probs are under the full
     softmax at temperature 1 without grammar or truncation, so they serve as scores.
     """
 
@@ -106,19 +109,26 @@ class Generated:
 @torch.no_grad()
 @no_cudnn_attention()
 def generate(decoder: Decoder, memory: Tensor, request: GenerationRequest) -> Generated:
-    """Continues prompts. Encode an image once, then call this per task and per instance.
+    """Continues prompts. Encode an image once, then call this once per task.
+
+    The instances of an image are its N prompts. The decoder should be in eval mode.
 
     Args:
         memory: (B, S, D) encoded images.
+
+    Raises:
+        ValueError: prompts and images do not fit, or the decoder has too few positions.
     """
-    num_steps, part, allowed = request.max_new_tokens, request.part, request.allowed
+    num_steps, id_range, allowed = request.max_new_tokens, request.id_range, request.allowed
     prompt = request.prompt.flatten(0, -2).long()  # (B * N, P)
+    check_request(decoder, memory, request)
 
     # Read the prompts; the logits of the first tokens come with them.
-    logits, cache = read_prompt(decoder, memory, prompt, request.num_samples, num_steps, part)
-    live = LiveRows.all_of(logits, len(memory), build_step(decoder, cache, request.mode))
+    logits, cache = read_prompt(decoder, memory, prompt, request.num_samples, num_steps, id_range)
+    step = build_step(decoder, cache, request.mode, id_range)
+    live = LiveRows.all_of(logits, len(memory), step)
     out = empty_results(request, len(logits))
-    suppressed, uniforms = places_to_suppress(request), numbers_to_draw(request, len(logits))
+    suppressed, uniforms = columns_to_suppress(request), numbers_to_draw(request, len(logits))
 
     for t in range(num_steps):
         # Filter: suppressed ids leave the scores as well, the grammar only limits the choice.
@@ -126,52 +136,65 @@ def generate(decoder: Decoder, memory: Tensor, request: GenerationRequest) -> Ge
             logits[:, suppressed] = -torch.inf  # (R, V)
         choices = logits
         if allowed is not None:
-            mask = allowed(out.tokens[live.rows, :t])[..., part]
+            mask = allowed(out.tokens[live.rows, :t])[..., id_range]
             choices = logits.masked_fill(~mask, -torch.inf)
 
         # Pick.
         numbers = None if uniforms is None else uniforms[live.rows, t]
-        token = part.start + sample(choices, request.options, numbers)  # (R,)
+        column = sample(choices, request.options, numbers)  # (R,)
+        token = id_range.start + column
 
         # Record.
         token = record(out, live, t, token, logits, request)
 
         # Stop when all rows have ended, or go on without those that have.
-        if request.eos_id is not None and is_time_to_look(t, token.device):
+        if request.eos_id is not None and is_time_to_check(t, token.device):
             if live.ended.all():
                 break
             token = live.compact(token)
 
         # Next.
         if t + 1 < num_steps:
-            logits = live.step(token, part)
+            logits = live.step(token)
     return out
 
 
-# ---- the phases of the loop ------------------------------------------------------------------
+# ---- before the loop -------------------------------------------------------------------------
+
+
+def check_request(decoder: Decoder, memory: Tensor, request: GenerationRequest) -> None:
+    """Refuses what would fail only after many tokens."""
+    if len(request.prompt) != len(memory):
+        raise ValueError(
+            f"prompt must have an entry for each of {len(memory)} images, got {len(request.prompt)}"
+        )
+    needed = request.prompt.shape[-1] + request.max_new_tokens - 1  # the last token is not read
+    if needed > decoder.max_len:
+        raise ValueError(f"sequence must have at most {decoder.max_len} tokens, got {needed}")
 
 
 def read_prompt(
     decoder: Decoder,
     memory: Tensor,
     prompt: Tensor,
-    times: int,
+    num_samples: int,
     max_new_tokens: int,
-    part: slice = slice(None),
+    id_range: slice = slice(None),
 ) -> tuple[Tensor, Cache]:
-    """Reads every prompt once and prepares `times` continuations of it.
+    """Reads every prompt once and prepares `num_samples` continuations of it.
 
     Args:
         prompt: (B * N, P)
-        part: the ids that get logits.
+        id_range: the ids that get logits.
 
     Returns:
-        (R, V) float32 logits of the first tokens, and the cache, of all R = B * N * times rows.
+        (R, V) float32 logits of the first tokens, and the cache, of all R = B * N * num_samples
+        rows.
     """
-    cache = decoder.init_cache(memory, *prompt.shape)
+    cache = decoder.init_cache(memory, num_rows=len(prompt), max_len=prompt.shape[1])
     hidden = decoder(prompt, cache=cache)[:, -1]  # (B * N, D)
-    logits = decoder.logits(hidden, part).float().repeat_interleave(times, dim=0)
-    return logits, cache.spread(times, prompt.shape[1] + max_new_tokens)
+    logits = decoder.logits(hidden, id_range).float().repeat_interleave(num_samples, dim=0)
+    return logits, cache.spread(num_samples, prompt.shape[1] + max_new_tokens)
 
 
 def empty_results(request: GenerationRequest, num_rows: int) -> Generated:
@@ -186,12 +209,12 @@ def empty_results(request: GenerationRequest, num_rows: int) -> Generated:
     return Generated(tokens, log_probs, tokens.clone(), log_probs.clone())
 
 
-def places_to_suppress(request: GenerationRequest) -> Tensor:
+def columns_to_suppress(request: GenerationRequest) -> Tensor:
     """Columns of the logits whose ids are suppressed."""
-    part = request.part
-    stop = torch.inf if part.stop is None else part.stop
-    places = [i - part.start for i in request.suppress if part.start <= i < stop]
-    return torch.tensor(places, dtype=torch.long, device=request.prompt.device)
+    start, stop = request.id_range.start, request.id_range.stop
+    stop = torch.inf if stop is None else stop
+    columns = [i - start for i in request.suppress if start <= i < stop]
+    return torch.tensor(columns, dtype=torch.long, device=request.prompt.device)
 
 
 def numbers_to_draw(request: GenerationRequest, num_rows: int) -> Tensor | None:
@@ -202,6 +225,9 @@ def numbers_to_draw(request: GenerationRequest, num_rows: int) -> Tensor | None:
         return request.uniforms
     shape, device = (num_rows, request.max_new_tokens), request.prompt.device
     return torch.rand(shape, generator=request.generator, device=device)
+
+
+# ---- in the loop -----------------------------------------------------------------------------
 
 
 def record(
@@ -232,8 +258,9 @@ def record(
         out.log_probs[live.rows, t] = of_token.masked_fill(ended_before, 0.0)
     if request.score_range is not None:
         lo, hi = request.score_range
-        out.best_log_probs[live.rows, t], index = log_probs[:, lo:hi].max(1)
-        out.best[live.rows, t] = index + lo
+        best_log_probs, best = log_probs[:, lo:hi].max(1)
+        out.best_log_probs[live.rows, t] = best_log_probs.masked_fill(ended_before, 0.0)
+        out.best[live.rows, t] = (best + lo).where(~ended_before, token)
     return token
 
 
@@ -241,7 +268,7 @@ def record(
 class LiveRows:
     """The rows that are still decoded; those of an image stand together, equally many of each."""
 
-    rows: Tensor  # (R,) their places in the results
+    rows: Tensor  # (R,) their numbers in the results
     ended: Tensor  # (R,) bool: have had their `eos_id`, but are still here
     num_images: int
     step: DecodeStep  # reads their next tokens
@@ -263,19 +290,21 @@ class LiveRows:
         return token[chosen]
 
 
-# ---- only faster: without these every answer is the same ------------------------------------
+# ---- only faster: rows that have ended leave --------------------------------------------------
 
 
-def is_time_to_look(t: int, device: torch.device) -> bool:
+def is_time_to_check(t: int, device: torch.device) -> bool:
     """Whether to ask which rows have ended: seldom on a GPU, where asking means waiting."""
-    return device.type == "cpu" or t % LOOK_EVERY == LOOK_EVERY - 1
+    return device.type == "cpu" or t % CHECK_ENDED_EVERY == CHECK_ENDED_EVERY - 1
 
 
 def rows_to_keep(ended: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None:
-    """The rows to go on with; None while more than half of the present ones are worth decoding.
+    """The rows to go on with; None while more than half of them would stay.
 
     All images must have equally many rows. So every image with unfinished rows keeps as many as the
-    image with the most, and some of these may have ended.
+    image with the most, and some of these may have ended. Of 2 images with 4 rows each: with 1 and
+    0 unfinished rows, the first image goes on with 1; with 1 and 1, each goes on with 1; with 3 and
+    1 all stay, because 2 times 3 is more than half of 8.
 
     Args:
         ended: (R,) bool, the rows of an image together.
@@ -293,15 +322,18 @@ def rows_to_keep(ended: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None
     return (images[:, None] * of_image.shape[1] + first).flatten(), images
 
 
+# ---- sampling --------------------------------------------------------------------------------
+
+
 def leading(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The best logits of each row in falling order, and their cumulative probabilities.
 
-    As many as it takes to exceed `top_p` in every row. On a CPU the best `FEW` are tried first,
-    because sorting all of them can take as long as decoding.
+    As many as it takes to exceed `top_p` in every row. On a CPU a few are tried first
+    (`NUCLEUS_FIRST_TRY`), because sorting all of them can take as long as decoding.
     """
     probs, num_ids = logits.softmax(1), logits.shape[1]
-    if logits.device.type == "cpu" and num_ids > FEW:
-        ordered, ids = logits.topk(FEW, dim=1)
+    if logits.device.type == "cpu" and num_ids > NUCLEUS_FIRST_TRY:
+        ordered, ids = logits.topk(NUCLEUS_FIRST_TRY, dim=1)
         upto = probs.gather(1, ids).cumsum(1)
         if (upto[:, -1] > top_p).all():
             return ordered, upto
@@ -309,14 +341,12 @@ def leading(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     return ordered, probs.gather(1, ids).cumsum(1)
 
 
-# ---- sampling --------------------------------------------------------------------------------
-
-
 def top_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Truncates to the k best, then to the nucleus of mass p (official `top_logits`).
 
     The nucleus holds the tokens whose cumulative probability, themselves included, is at most
-    `top_p`, and always the best one; ties at either threshold are all kept.
+    `top_p`, and always the best one. (Unlike in Hugging Face's, the token that crosses `top_p` is
+    out.) Ties at either threshold are all kept.
 
     Args:
         logits: (R, V)
@@ -387,8 +417,8 @@ def uniforms_of_images(
         num_steps: numbers per row, at least `max_new_tokens`.
 
     Returns:
-        (B * N * num_samples, num_steps) float32 in [0, 1), samples fastest, on the device of
-        `prompt`.
+        (B * N * num_samples, num_steps) float32 in [0, 1), rows as those of `Generated`, on the
+        device of `prompt`.
     """
     rows = prompt.reshape(len(prompt), -1, prompt.shape[-1]).tolist()  # B lists of N prompts
     image_ids = [0] * len(rows) if image_ids is None else image_ids

@@ -36,12 +36,14 @@ def init_weights(module: nn.Module) -> None:
 def init_attention(attention: nn.Module, num_heads: int) -> None:
     """Official initialisation of an attention; narrower than Glorot for a (D, D) matrix.
 
-    Keras treats kernels (D, nh, hd) and (nh, hd, D) as convolutions: the last two axes are the
-    fans, and the axis in front multiplies both.
+    Keras takes a kernel of shape (a, b, c) for a convolution: fan in + fan out = a * (b + c). Here
+    the shapes are (D, nh, hd) for queries, keys and values, and (nh, hd, D) for the output.
     """
     dim = attention.out.out_features
     head_dim = dim // num_heads
     for name, layer in attention.named_children():
+        if not isinstance(layer, nn.Linear):
+            continue
         fans = num_heads * (head_dim + dim) if name == "out" else dim * (num_heads + head_dim)
         bound = math.sqrt(6 / fans)
         nn.init.uniform_(layer.weight, -bound, bound)

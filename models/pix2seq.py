@@ -52,17 +52,20 @@ class Pix2Seq(nn.Module):
     def prepare(self, *, dtype: torch.dtype = torch.float32, mode: str = "plain") -> None:
         """Sets the type that the model computes in and the way it decodes.
 
+        A model as it is loaded computes in float32 and decodes "plain"; `infer.predictor.Predictor`
+        prepares it with "auto".
+
         Args:
-            dtype: `torch.bfloat16` halves what a step reads. Logits are then rounded to bfloat16
-                before the float32 softmax, except in mode "native".
+            dtype: `torch.bfloat16` halves the bytes of weights and cache that a step reads. Logits
+                are then rounded to bfloat16 before the float32 softmax, except in mode "native".
             mode: one of `models.decode_step.modes.CHOICES`; "compiled" also compiles the encoder.
 
         Raises:
             ValueError: there is no such mode.
             UserError: "native" without a C++ compiler, or not on a CPU.
         """
-        for part in (self.encoder, self.projection, self.decoder):
-            part.to(dtype)
+        for module in (self.encoder, self.projection, self.decoder):
+            module.to(dtype)
         self.decode_mode = choose_mode(self.decoder, mode)
         if self.decode_mode == "compiled":
             self.encoder.compile()
@@ -74,6 +77,8 @@ class Pix2Seq(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Encodes images once; decode the memory as often as you like.
+
+        Call it under `torch.no_grad()` outside of training, and `eval()` before.
 
         Args:
             images: (B, 3, H, W) uint8, or float in [0, 1]; floats are neither clamped nor checked.
@@ -276,7 +281,7 @@ def smooth_coordinates(model: Pix2Seq, coord_range: tuple[int, int]) -> None:
     dim, std = model.config.dim, 0.02
     codes = sin_cos_1d(torch.arange(hi - lo), dim)  # (bins, D)
     model.decoder.token_embedding[lo:hi] = codes * std * 2**0.5
-    if isinstance(model.projection.positions, nn.Parameter):
+    if isinstance(getattr(model.projection, "positions", None), nn.Parameter):
         centers = [(torch.arange(n) + 0.5) / n * (hi - lo) for n in model.encoder.grid]
         y, x = torch.meshgrid(*centers, indexing="ij")
         halves = [sin_cos_1d(c.flatten(), dim // 2) for c in (y, x)]

@@ -75,18 +75,7 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
     found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
 
     # Same names, shapes and kinds of numbers.
-    problem = ""
-    for what, names in (("lacks", wanted.keys() - found), ("adds", found.keys() - wanted.keys())):
-        if names:
-            problem = f"the file {what} {min(names)}"
-    for name in sorted(wanted.keys() & found.keys()):
-        shape, dtype = tuple(found[name].get_shape()), found[name].get_dtype()
-        if shape != wanted[name]:
-            problem = f"{name} is {shape} in the file, {wanted[name]} by its config"
-        elif (name in floats) != (dtype in ("F64", "F32", "F16", "BF16")):
-            problem = f"{name} is of type {dtype}"
-        if problem:
-            break
+    problem = _first_difference(wanted, floats, found)
     if problem:
         raise UserError(f"the weights in {path} do not fit its config: {problem}")
 
@@ -97,6 +86,26 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
             f"the config of {path} asks for {size / 2**30:.0f} GiB of positions; no model of ours "
             "does (image_size, max_len)"
         )
+
+
+def _first_difference(wanted: dict[str, tuple], floats: set[str], found: dict) -> str:
+    """What is wrong with the tensors of a file, in words; empty if nothing is.
+
+    Args:
+        wanted: name -> shape.
+        floats: names of those that hold floating-point numbers.
+        found: name -> slice of the file.
+    """
+    for name in sorted(wanted.keys() & found.keys()):
+        shape, dtype = tuple(found[name].get_shape()), found[name].get_dtype()
+        if shape != wanted[name]:
+            return f"{name} is {shape} in the file, {wanted[name]} by its config"
+        if (name in floats) != (dtype in ("F64", "F32", "F16", "BF16")):
+            return f"{name} is of type {dtype}"
+    for verb, names in (("adds", found.keys() - wanted.keys()), ("lacks", wanted.keys() - found)):
+        if names:
+            return f"the file {verb} {min(names)}"
+    return ""
 
 
 def check_finite(path: object, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -246,6 +246,8 @@ def test_score_range_is_the_best_of_the_range_under_the_full_softmax(model, memo
 class Scripted:
     """A stand-in decoder that says what a table says, for tests of the loop alone."""
 
+    max_len = 10_000
+
     def __init__(self, probabilities):
         self.table = torch.tensor(probabilities).log()  # (V,)
 
@@ -320,7 +322,7 @@ def test_looking_at_a_few_first_keeps_what_sorting_keeps(monkeypatch, spread):
     logits[:, 10:14] = logits[:, :1]  # ties
     for p in (0.0, 0.1, 0.4, 0.9, 1 - 1e-6):
         few = top_logits(logits, 0, p)
-        monkeypatch.setattr(models.generate, "FEW", 10**6)
+        monkeypatch.setattr(models.generate, "NUCLEUS_FIRST_TRY", 10**6)
         assert torch.equal(few, top_logits(logits, 0, p))
         monkeypatch.undo()
 

@@ -131,7 +131,7 @@ def test_half_precision_is_that_of_weights_and_cache_alone(
     rounded = Cache([Rounded(*(a.float() for a in each)) for each in arrays], cache.length)
     for tokens in prompts(9, 2 * rows):
         expected = exact.logits(exact(tokens[:, None], cache=rounded)[:, 0])
-        torch.testing.assert_close(fast(tokens, slice(None)), expected, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(fast(tokens), expected, atol=1e-3, rtol=1e-4)
     for ours, theirs in zip(cache.layers, rounded.layers, strict=True):
         for a, b in ((ours.k.float(), theirs.k), (ours.v.float(), theirs.v)):
             assert (a == b).float().mean() > 0.99, "a few are rounded to the other side"
@@ -189,7 +189,7 @@ def test_any_number_of_threads_computes_the_same_bits(monkeypatch, memory, norm,
         for count in (1, 2, 3, 7):  # with 7 some have no head of the attention
             torch.set_num_threads(count)
             step = NativeStep(decoder, copy.deepcopy(cache))
-            answers.append(torch.stack([step(t, slice(None)) for t in prompts(9, 6)]))
+            answers.append(torch.stack([step(t) for t in prompts(9, 6)]))
     finally:
         torch.set_num_threads(threads)
     for answer in answers[1:]:
@@ -299,10 +299,10 @@ def test_neither_more_rows_nor_more_places_than_the_cache_has(model, memory):
     step = NativeStep(model.decoder, cache)
     for rows in (3, 5):
         with pytest.raises(ValueError, match=f"of 4 rows, got {rows}"):
-            step(prompts(rows), slice(None))
-    step(prompts(4), slice(None))
+            step(prompts(rows))
+    step(prompts(4))
     with pytest.raises(ValueError, match="at most 3 tokens"):
-        step(prompts(4), slice(None))
+        step(prompts(4))
 
 
 @compiler

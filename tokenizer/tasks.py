@@ -1,6 +1,6 @@
 """The registry of task tokenizers, and how one is built: from options, or from a weight file.
 
-A new task is one entry in `TOKENIZERS`.
+For a new task see docs/tasks.md, "A fifth task".
 """
 
 import typing

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
 LAYOUTS = ("official", "simple")
+PORT_TASKS = ("detection", "segmentation", "captioning", "keypoint")  # order of the ports' prompts
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,8 @@ class Vocabulary:
         # prompts, and fixed ids where they fit
         end = pad + 1
         if multi_task:
-            order = ("detection", "segmentation", "captioning", "keypoint")
-            prompts = {task: end + i for i, task in enumerate(order)}
-        if size > 501 and end + len(TASKS) <= 500:
+            prompts = {task: end + i for i, task in enumerate(PORT_TASKS)}
+        if size > 501 and end + len(PORT_TASKS) <= 500:
             invisible, separator, text0 = 500, 501, min(550, size)
         return cls(
             num_bins=num_bins,
@@ -149,7 +149,10 @@ class Vocabulary:
 
     @property
     def noise_label(self) -> int:
-        """Label of a noise object: the one that `class0 + label` turns into the fake class."""
+        """Label of a noise object: `class0 + label` is the fake class, so it is no real class id.
+
+        In the official layout: 30 - 100 = -70.
+        """
         if self.fake is None:
             raise ValueError(
                 "fake must be a token id for noise objects, the simple layout has none"

@@ -7,6 +7,7 @@ import torch
 from dataset.loader import ReplaceUnreadable, build_train_loader
 from dataset.tasks import build_source, build_train_set
 from dataset.transforms import load_pixel_transforms
+from infer.tasks import place_of_data
 from infer.trained_model import read_meta
 from models import Pix2Seq, build_model, load_model
 from models.pix2seq import smooth_coordinates
@@ -117,10 +118,7 @@ def build_source_of(cfg, task: str, *, train: bool):
     options = {"classes": cfg.classes or None, "skip_bad": train and cfg.bad_samples == "skip"}
     options |= settings.train_source if train else settings.eval_source
     of_train = train or cfg.eval_split == "train"
-    if cfg.dataset == "voc":
-        root, split = cfg.voc_root, cfg.voc_sets if of_train else cfg.voc_eval_sets
-    else:
-        root, split = cfg.coco_root, "train" if train else cfg.eval_split
+    root, split = place_of_data(cfg, cfg.dataset, "train" if train else cfg.eval_split)
     limit = cfg.train_limit if of_train else cfg.eval_limit
     source = build_source(task, cfg.dataset, root, split, limit=limit or None, **options)
     settings.check_source(source)  # now, not after the first epoch

@@ -126,7 +126,8 @@ def _loop(run: Run, saver: Saver) -> None:
     progress = Progress(run)
     try:
         # A resumed run may have been stopped after an epoch, before its evaluation.
-        progress.evaluation(_evaluate_and_save(run, saver, records))
+        if state.step:
+            progress.evaluation(_evaluate_and_save(run, saver, records))
 
         while not run.ended:
             loss, seconds = train_epoch(run, saver, records, watch, stop, progress)

@@ -38,13 +38,21 @@ class StaticStep:
     """The decoder for one new token per row, after a prompt that is in the cache already.
 
     Args:
+        id_range: the ids of the vocabulary that get logits.
         compiled: fuse the step with torch.compile, which takes half a minute or more at first.
     """
 
     rows_may_leave = False  # a graph is captured for their number
 
-    def __init__(self, decoder: Decoder, cache: Cache, *, compiled: bool = False):
-        self.decoder, self.cache = decoder, cache
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: Cache,
+        id_range: slice = slice(None),
+        *,
+        compiled: bool = False,
+    ):
+        self.decoder, self.cache, self.id_range = decoder, cache, id_range
         num_rows, _, max_len, _ = cache.layers[0].k.shape
         for layer in cache.layers:  # masked places must hold numbers: 0 * nan is nan
             layer.k[:, :, cache.length :] = 0
@@ -52,23 +60,22 @@ class StaticStep:
         device = decoder.token_embedding.device
         self.tokens = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.places = torch.arange(max_len, device=device)
+        self.positions = torch.arange(max_len, device=device)
         self.compute = torch.compile(static_logits) if compiled else static_logits
-        self.replays: dict[tuple, Callable[[], Tensor]] = {}  # one for each part of the vocabulary
+        self.replay: Callable[[], Tensor] | None = None  # captured by the first call
 
-    def __call__(self, tokens: Tensor, part: slice) -> Tensor:
-        """(R,) ids -> (R, len(part)) logits, to be used before the next call"""
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(R,) ids -> (R, V) float32 logits, to be used before the next call."""
         if self.cache.length >= self.decoder.max_len:
             raise ValueError(f"sequence must have at most {self.decoder.max_len} tokens, got more")
         self.tokens[:, 0] = tokens
         self.position.fill_(self.cache.length)
         self.cache.length += 1
-        key = (part.start, part.stop)
-        if key not in self.replays:
-            table, layers = self.decoder.output_table(part), self.cache.layers
-            inputs = (self.decoder, layers, self.tokens, self.position, self.places, table)
-            self.replays[key] = captured(lambda: self.compute(*inputs), self.tokens.device)
-        return self.replays[key]()
+        if self.replay is None:
+            table, layers = self.decoder.output_table(self.id_range), self.cache.layers
+            inputs = (self.decoder, layers, self.tokens, self.position, self.positions, table)
+            self.replay = captured(lambda: self.compute(*inputs), self.tokens.device)
+        return self.replay()
 
 
 def static_logits(
@@ -76,22 +83,22 @@ def static_logits(
     layers: list[LayerCache],
     tokens: Tensor,
     position: Tensor,
-    places: Tensor,
+    positions: Tensor,
     table: tuple[Tensor, Tensor | None],
 ) -> Tensor:
     """What `Decoder.forward` and `logits` compute, (R, 1) ids at `position` -> (R, V) float32.
 
     Args:
-        places: (max_len,) the positions of the cache.
+        positions: (max_len,) all positions of the cache.
         table: embeddings and bias of the ids asked for, see `Decoder.output_table`.
     """
     # attention adds it to its scores: made once for all layers, of their type
-    mask = torch.zeros(1, 1, 1, len(places), dtype=layers[0].k.dtype, device=places.device)
-    mask = mask.masked_fill(places > position, -torch.inf)
+    mask = torch.zeros(1, 1, 1, len(positions), dtype=layers[0].k.dtype, device=position.device)
+    mask = mask.masked_fill(positions > position, -torch.inf)
     x = F.embedding(tokens, decoder.token_embedding) + decoder.positions[position]  # (R, 1, D)
     for layer, c in zip(decoder.layers, layers, strict=True):
         cache = StaticLayerCache(c.k, c.v, c.memory_k, c.memory_v, mask, position=position)
-        x = layer(x, c.memory_k, c.memory_v, 0, cache)
+        x = layer(x, c.memory_k, c.memory_v, 0, cache)  # 0: the cache knows its position
     return F.linear(decoder.output_ln(x)[:, 0], *table).float()
 
 

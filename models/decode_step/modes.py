@@ -35,14 +35,13 @@ CHOICES = ("auto", *MODES)  # of settings; `choose_mode` says which mode "auto" 
 class DecodeStep(Protocol):
     """What every mode looks like; built anew for every call of `generate`."""
 
-    rows_may_leave: bool  # whether it has `select`
+    rows_may_leave: bool  # False: rows that have ended stay, `select` must not be called
 
-    def __call__(self, tokens: Tensor, part: slice) -> Tensor:
+    def __call__(self, tokens: Tensor) -> Tensor:
         """Reads one token per row.
 
         Args:
             tokens: (R,) ids.
-            part: which ids of the vocabulary get logits.
 
         Returns:
             (R, V) float32 logits of what follows, to be used before the next call.
@@ -57,31 +56,36 @@ class PlainStep:
 
     rows_may_leave = True
 
-    def __init__(self, decoder: Decoder, cache: Cache):
-        self.decoder, self.cache = decoder, cache
+    def __init__(self, decoder: Decoder, cache: Cache, id_range: slice = slice(None)):
+        self.decoder, self.cache, self.id_range = decoder, cache, id_range
 
-    def __call__(self, tokens: Tensor, part: slice) -> Tensor:
+    def __call__(self, tokens: Tensor) -> Tensor:
         """(R,) ids -> (R, V) float32 logits, see `DecodeStep`."""
         hidden = self.decoder(tokens[:, None], cache=self.cache)[:, -1]  # (R, D)
-        return self.decoder.logits(hidden, part).float()
+        return self.decoder.logits(hidden, self.id_range).float()
 
     def select(self, rows: Tensor, images: Tensor) -> PlainStep:
-        return PlainStep(self.decoder, self.cache.select(rows, images))
+        return PlainStep(self.decoder, self.cache.select(rows, images), self.id_range)
 
 
-def build_step(decoder: Decoder, cache: Cache, mode: str) -> DecodeStep:
+def build_step(
+    decoder: Decoder, cache: Cache, mode: str, id_range: slice = slice(None)
+) -> DecodeStep:
     """The step of a mode, after a prompt that is in the cache already.
 
-    Where the native step cannot run (gradients, training, mixed precision, odd sizes), the plain
-    one takes its place.
+    Where the native step cannot run (a model in training mode, mixed precision, odd sizes, layers
+    that it does not know), the plain one takes its place.
+
+    Args:
+        id_range: the ids of the vocabulary that get logits.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode in ("static", "compiled"):
-        return StaticStep(decoder, cache, compiled=mode == "compiled")
+        return StaticStep(decoder, cache, id_range, compiled=mode == "compiled")
     if mode == "native" and suits_native_step(decoder) and can_step_now(decoder, cache):
-        return NativeStep(decoder, cache)
-    return PlainStep(decoder, cache)
+        return NativeStep(decoder, cache, id_range)
+    return PlainStep(decoder, cache, id_range)
 
 
 def choose_mode(decoder: Decoder, choice: str) -> str:

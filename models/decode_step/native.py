@@ -37,6 +37,11 @@ VECTORS = {  # by the CPU capability that torch reports
 NUMBERS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}  # types of weights -> flags
 ADVICE = "name a C++ compiler with OpenMP in CXX, or set decode_mode=plain"
 PATIENCE = 120  # seconds for the compiler
+CONTAINERS = ("", "self_attention", "cross_attention", "mlp")  # of a decoder layer
+LAYER_PARTS = {  # what they hold
+    *("self_ln", "cross_ln", "mlp_ln", "self_attention.qkv", "self_attention.out"),
+    *("cross_attention.q", "cross_attention.kv", "cross_attention.out", "mlp.dense1", "mlp.dense2"),
+}
 LANES = 16  # numbers in a vector of the widest processor that native.cpp knows
 one_at_a_time = threading.Lock()
 
@@ -152,7 +157,17 @@ class _Decoder(ctypes.Structure):
 
 
 def suits_native_step(decoder: Decoder) -> bool:
-    """Whether `NativeStep` can read this decoder: sizes are whole vectors, matrices contiguous."""
+    """Whether `NativeStep` computes what this decoder does.
+
+    Its layers must have the parts that native.cpp knows and no others, sizes must be whole vectors,
+    and matrices contiguous.
+    """
+    for layer in decoder.layers:
+        modules = dict(layer.named_modules())
+        parts = {n for n, m in modules.items() if isinstance(m, (nn.Linear, nn.LayerNorm))}
+        loose = [p for name in CONTAINERS for p in modules[name].parameters(recurse=False)]
+        if parts != LAYER_PARTS or loose:
+            return False
     dtype = decoder.token_embedding.dtype
     head_dim = decoder.token_embedding.shape[1] // decoder.num_heads
     sizes = head_dim, decoder.layers[0].mlp.dense1.out_features
@@ -183,8 +198,9 @@ class NativeStep:
 
     rows_may_leave = True
 
-    def __init__(self, decoder: Decoder, cache: Cache):
+    def __init__(self, decoder: Decoder, cache: Cache, id_range: slice = slice(None)):
         self.dtype, self.decoder, self.cache = decoder.token_embedding.dtype, decoder, cache
+        self.id_range = id_range  # the ids of the vocabulary that get logits
         self.step = library(self.dtype).decoder_step
         self.held: list[Tensor] = []  # what `layers` and `arguments` point at
         num_rows, num_heads, max_len, head_dim = cache.layers[0].k.shape
@@ -193,13 +209,13 @@ class NativeStep:
         layers = map(self._layer, decoder.layers, cache.layers)
         self.layers = (_Layer * len(cache.layers))(*layers)
         self.arguments = _Decoder(
-            self.layers, self._norm(decoder.output_ln), _Linear(), len(self.layers), num_rows,
+            self.layers, self._norm(decoder.output_ln), self._head(), len(self.layers), num_rows,
             num_images, num_heads, dim, mlp_dim, max_len, memory_len, decoder.layers[0].post_norm,
         )  # fmt: skip
         self.scratch = torch.zeros(num_rows + LANES - 1, 2 * dim + max(3 * dim, mlp_dim))
 
-    def __call__(self, tokens: Tensor, part: slice) -> Tensor:
-        """(R,) ids -> (R, len(part)) float32 logits"""
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(R,) ids -> (R, V) float32 logits, see `DecodeStep`."""
         position, decoder, sizes = self.cache.length, self.decoder, self.arguments
         if len(tokens) != sizes.num_rows:
             raise ValueError(f"tokens must be of {sizes.num_rows} rows, got {len(tokens)}")
@@ -208,10 +224,7 @@ class NativeStep:
             raise ValueError(f"sequence must have at most {most} tokens, got more")
         x = F.embedding(tokens, decoder.token_embedding).float()  # (R, D)
         x += decoder.positions[position]
-        weight, bias = decoder.output_table(part)
-        logits = x.new_empty(len(x), len(weight))
-        head = (address(array, self.dtype) for array in (weight, bias))
-        sizes.head = _Linear(*head, *weight.shape)
+        logits = x.new_empty(len(x), sizes.head.out_features)
         arrays = [ctypes.c_void_p(address(array)) for array in (x, self.scratch, logits)]
         threads = ctypes.c_int32(torch.get_num_threads())
         self.step(ctypes.byref(sizes), *arrays, ctypes.c_int64(position), threads)
@@ -220,7 +233,11 @@ class NativeStep:
 
     def select(self, rows: Tensor, images: Tensor) -> NativeStep:
         """The step of fewer rows, see `DecodeStep`."""
-        return NativeStep(self.decoder, self.cache.select(rows, images))
+        return NativeStep(self.decoder, self.cache.select(rows, images), self.id_range)
+
+    def _head(self) -> _Linear:
+        weight, bias = self.decoder.output_table(self.id_range)
+        return _Linear(self._held_address(weight), self._held_address(bias), *weight.shape)
 
     def _layer(self, layer: DecoderLayer, cache: LayerCache) -> _Layer:
         attention, cross, mlp = layer.self_attention, layer.cross_attention, layer.mlp
