@@ -1,7 +1,7 @@
 """The registry of tasks, which builds their sources and training sets.
 
-For a new task see docs/tasks.md, "A fifth task". A new dataset is an entry in `Task.sources`, and one
-in `infer.tasks.place_of_data`, which says where it lies.
+For a new task see docs/tasks.md, "A fifth task". A new dataset is an entry in `Task.sources`, and
+one in `infer.tasks.place_of_data`, which says where it lies.
 """
 
 import math
