@@ -346,7 +346,7 @@ def test_crops_are_twice_the_box_of_their_own_image(weights, monkeypatch):
     centres_sides = [(y + h / 2, x + w / 2, h, w) for y, x, h, w in regions]
     np.testing.assert_allclose(centres_sides, [(140, 150, 160, 200), (250, 325, 200, 100)], atol=5)
     found = [Detections(b, np.array([1]), np.ones(1), ["person"]) for b in boxes]
-    monkeypatch.setattr("infer.predictor.detect", lambda *_: found)
+    monkeypatch.setattr("infer.detection.detect", lambda *_: found)
     predictor.keypoints(images)
     assert regions[2:] == regions[:2]
 

@@ -193,7 +193,6 @@ def test_commands_of_the_documents_are_understood(page):
         name = script.removesuffix(".py").replace("/", ".")
         shared = ROOT / script.split("/")[0]
         texts = text + "".join(path.read_text() for path in shared.glob("*script.py"))
-        texts += (ROOT / "infer" / "box_arguments.py").read_text()
         texts += (ROOT / "utils" / "cli.py").read_text()
         for option in re.findall(r"(?<=\s)(--[a-z-]+)", rest):
             assert f'"{option}"' in texts, f"{name} has no {option}"
