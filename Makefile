@@ -58,6 +58,7 @@ test: lint  ## linter, formatter check and the tests (no network, no GPU)
 test-processors: $(STAMP)  ## the tests of decoding, as on older processors and with other thread counts
 	@for kind in "default 3" "avx2 1"; do set -- $$kind; echo "== $$1 instructions, $$2 threads"; \
 	    ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=$$2 \
+	    OMP_WAIT_POLICY=passive \
 	    $(BIN)/python -m pytest $(DECODING_TESTS) || exit; done
 
 test-slow: $(STAMP)  ## the tests that train for minutes
