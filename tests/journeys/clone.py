@@ -50,6 +50,7 @@ class Clone:
 
     def __init__(self, folder: Path):
         self.root, self.home = folder / "clone", folder / "home"
+        self.stdout, self.stderr = folder / "stdout", folder / "stderr"  # of the latest command
         self.home.mkdir()
         _run_git("clone", "--quiet", str(ROOT), str(self.root))
         self._copy_uncommitted()
@@ -57,6 +58,8 @@ class Clone:
         self.environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         self.environment |= {
             "HOME": str(self.home),
+            # Threads that spin at a barrier take minutes where other processes need the cores too.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PATH": f"{self.root / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "http_proxy": NOWHERE,
             "https_proxy": NOWHERE,
@@ -71,15 +74,14 @@ class Clone:
             status: the exit status that it has to end with.
             environment: variables beside those of the clone.
         """
+        overdue = False
         with self.start(command, **environment) as process:
             try:
-                stdout, stderr = process.communicate(timeout=seconds)
+                process.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                stdout, stderr = process.communicate()
-                raise AssertionError(
-                    f"{command}\ntook more than {seconds} s; {_shorten(stdout + stderr)}"
-                ) from None
+                overdue = True
+        stdout, stderr = self.stdout.read_text(), self.stderr.read_text()
+        assert not overdue, f"{command}\ntook more than {seconds} s; {_shorten(stdout + stderr)}"
         assert process.returncode == status, (
             f"{command}\nended with status {process.returncode} instead of {status}; "
             f"{_shorten(stdout + stderr)}"
@@ -88,22 +90,27 @@ class Clone:
 
     @contextlib.contextmanager
     def start(self, command: str, **environment: str) -> Iterator[subprocess.Popen]:
-        """The process of a command, in a group of its own; at the end nothing of it is left."""
-        process = subprocess.Popen(
-            ["bash", "-c", command],
-            cwd=self.root,
-            env=self.environment | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # so that workers can be ended with it
-        )
+        """The process of a command, in a group of its own; at the end nothing of it is left.
+
+        It writes to the files `stdout` and `stderr` of the clone: a pipe may be full, and is not at
+        its end before all who hold it are.
+        """
+        with self.stdout.open("w") as stdout, self.stderr.open("w") as stderr:
+            process = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=self.root,
+                env=self.environment | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,  # so that workers can be ended with it
+            )
         try:
             yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
 
     def edit_settings(self, settings: dict[str, object]) -> None:
         """Sets values of `class CFG` in config.py, as its first line tells people to."""

@@ -82,10 +82,10 @@ def interrupt(clone: Clone, command: str, number: int, *, after: int) -> tuple[i
     Returns:
         its exit status, and the last step that it logged.
     """
-    with clone.start(f"exec {command} 2>>training.log") as process:
+    with clone.start(f"exec {command}") as process:
 
         def has_come_so_far() -> bool:
-            assert process.poll() is None, (clone.root / "training.log").read_text()[-2000:]
+            assert process.poll() is None, clone.stderr.read_text()[-2000:]
             runs = clone.root.glob("runs/detection/*/")
             return any(find_last_step(run) >= after for run in runs)
 

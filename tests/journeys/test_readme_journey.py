@@ -155,12 +155,12 @@ def test_a_command_does_what_the_page_says(command, fresh_clone, addresses, requ
 def look_at_tensorboard(clone: Clone, command: str, seconds: int) -> None:
     """Starts it, asks it for the curves of all runs, and ends it."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
-    with clone.start(f"exec {command} 2>tensorboard.log") as process:
-        log = clone.root / "tensorboard.log"
+    with clone.start(f"exec {command}") as process:
 
         def address() -> str | None:
-            assert process.poll() is None, log.read_text()
-            found = re.search(r"http://localhost:\d+/", log.read_text() if log.exists() else "")
+            log = clone.stderr.read_text()
+            assert process.poll() is None, log
+            found = re.search(r"http://localhost:\d+/", log)
             return found and found[0]
 
         wait_until(address, seconds=seconds, what="TensorBoard")
