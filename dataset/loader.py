@@ -94,9 +94,6 @@ class ChangedSource:
             raise AttributeError(name)
         return getattr(self.source, name)
 
-    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
-        raise NotImplementedError
-
 
 class PerObject(ChangedSource):
     """Every object is a sample of its own: its image, and this object alone."""

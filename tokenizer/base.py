@@ -27,6 +27,7 @@ class TaskTokenizer:
     task: ClassVar[str]
     layouts: ClassVar[tuple[str, ...]] = ("official",)  # of the vocabulary, that it can read
     prompt_len: ClassVar[int] = 1  # tokens of the prompt
+    max_new_tokens: int  # of the longest answer, without the prompt; a property of the subclass
 
     def __init__(self, vocab: Vocabulary):
         if vocab.layout not in self.layouts:
@@ -42,11 +43,6 @@ class TaskTokenizer:
         `type(self)(vocab, **self.settings())` decodes the tokens of a model trained with `self`.
         """
         return {}
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Length of the longest answer, without the prompt."""
-        raise NotImplementedError
 
     @property
     def eos_id(self) -> int | None:
@@ -70,22 +66,26 @@ class TaskTokenizer:
         wanted: np.ndarray,
         weight: np.ndarray,
         *,
-        max_len: int,
         eos_weight: float | np.ndarray,
+        max_len: int | None = None,
     ) -> TokenSequence:
-        """Input and target of one sequence, or of N at once, padded to `max_len`.
+        """Input and target of one training sequence, or of N at once, padded to `max_len`.
 
         Args:
             prompt: (P,) tokens with no loss; (N, P) or one for all where there are N.
             shown, wanted: (R,) or (N, R), the response as the decoder reads it and as it should
                 predict it.
             weight: (R,) or (N, R) loss weights of the response.
-            max_len: length T of the result; a longer response is an error.
             eos_weight: weight of every target that is padding; (N, 1) if they differ.
+            max_len: length T of the result; None = that of the tokenizer.
 
         Returns:
             arrays of shape (T,) or (N, T).
+
+        Raises:
+            ValueError: the response is longer.
         """
+        max_len = self.max_len if max_len is None else max_len
         start, end = prompt.shape[-1], prompt.shape[-1] + wanted.shape[-1]
         if end - 1 > max_len:
             raise ValueError(f"sequence must have at most {max_len} tokens, got {end - 1}")

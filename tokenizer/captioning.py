@@ -106,7 +106,6 @@ class CaptionTokenizer(TaskTokenizer):
             padded,
             padded,
             np.where(padded == self.eos_id, self.end_weight, 1),
-            max_len=self.max_len,
             eos_weight=self.pad_weight,
         )
         if self.drop > 0:

@@ -145,7 +145,6 @@ class DetectionTokenizer(TaskTokenizer):
             self.corrupt(response, draws),
             response,
             self.weights(labels),
-            max_len=self.max_len,
             eos_weight=self.eos_weight,
         )
 

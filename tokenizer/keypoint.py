@@ -131,9 +131,7 @@ class KeypointTokenizer(TaskTokenizer):
         shown = response.copy()
         shown[:-1][hidden] = v.invisible
         weight = np.where(response == v.invisible, self.invisible_weight, 1)
-        return self.shift(
-            prompt, shown, response, weight, max_len=self.max_len, eos_weight=self.eos_weight
-        )
+        return self.shift(prompt, shown, response, weight, eos_weight=self.eos_weight)
 
     def decode(
         self, tokens: np.ndarray, box: np.ndarray, size: tuple[int, int]

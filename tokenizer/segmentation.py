@@ -155,7 +155,6 @@ class SegmentationTokenizer(TaskTokenizer):
             responses,
             responses,
             np.ones((), np.float32),
-            max_len=self.max_len,
             eos_weight=np.where(there | self.weigh_absent, self.eos_weight, 0)[:, None],
         )
         if self.first_end_only:
