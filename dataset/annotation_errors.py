@@ -35,6 +35,8 @@ KINDS = {
     "file_name": Kind("invalid file names, or paths outside the image folder", Level.FATAL),
     "image_entry": Kind("images without a usable entry", Level.FATAL),
     "categories": Kind("malformed category lists", Level.FATAL),
+    "same_name": Kind("categories with the name of another", Level.FATAL),
+    "normalised": Kind("files whose boxes look normalised to 0..1", Level.FATAL),
     "image_missing": Kind("missing images", Level.REFUSED),
     "image_unreadable": Kind("images that cannot be read", Level.REFUSED),
     "image_size": Kind("images of another size than their annotation says", Level.REFUSED),
@@ -50,8 +52,10 @@ KINDS = {
     "no_area": Kind("boxes without an area", Level.LEFT_OUT),
     "outside": Kind("boxes outside their image", Level.LEFT_OUT),
     "unlisted": Kind("annotations of images that the file does not list", Level.LEFT_OUT),
-    "few_points": Kind("polygons of fewer than three points", Level.LEFT_OUT),
+    "few_points": Kind("polygons of fewer than three points or without an area", Level.LEFT_OUT),
     "no_outline": Kind("objects without an outline", Level.LEFT_OUT),
+    "only_crowds": Kind("categories of crowds alone", Level.LEFT_OUT),
+    "name_unused": Kind("unused categories with the name of another", Level.LEFT_OUT),
     "empty_caption": Kind("empty captions", Level.LEFT_OUT),
     "id_twice": Kind("annotations with the id of another", Level.NOTED),
     "id_strange": Kind("annotations whose id is not a whole number", Level.NOTED),
@@ -92,16 +96,47 @@ class AnnotationErrors:
             where: e.g. "annotation 12 of image 5".
             detail: what is wrong there.
         """
-        level = KINDS[kind].level
         text = f"{where}: {detail}" if detail else where
-        tolerant = self.report or (self.skip and level is not Level.FATAL)
-        if level in (Level.FATAL, Level.REFUSED) and not tolerant:
-            advice = "correct or remove it" if level is Level.FATAL else SKIP
-            raise UserError(f"{self.source}: {text}; {advice}")
+        if not self.report and self._refuses(kind):
+            raise self._refusal(kind, text)
         self.counts[kind] += 1
         examples = self.examples.setdefault(kind, [])
         if len(examples) < MAX_EXAMPLES:
             examples.append(text)
+
+    def enforce(self) -> None:
+        """Raises the first error of a kind that is refused, for errors that were only counted."""
+        refused = [kind for kind in self.counts if self._refuses(kind)]
+        if refused:
+            more = self.counts.total() - 1
+            raise self._refusal(refused[0], self.examples[refused[0]][0], more)
+
+    def _refuses(self, kind: str) -> bool:
+        level = KINDS[kind].level
+        return level is Level.FATAL or (level is Level.REFUSED and not self.skip)
+
+    def _refusal(self, kind: str, text: str, more: int = 0) -> UserError:
+        advice = "correct or remove it" if KINDS[kind].level is Level.FATAL else SKIP
+        others = f"; {more} more, see dataset/check_dataset.py" if more else ""
+        return UserError(f"{self.source}: {text}; {advice}{others}")
+
+    def merge(self, others: "AnnotationErrors") -> None:
+        """Adds errors that were counted elsewhere."""
+        self.counts.update(others.counts)
+        for kind, texts in others.examples.items():
+            examples = self.examples.setdefault(kind, [])
+            examples += texts[: MAX_EXAMPLES - len(examples)]
+
+    def to_json(self) -> dict:
+        return {"counts": self.counts, "examples": self.examples}
+
+    @classmethod
+    def from_json(cls, source: object, values: dict) -> "AnnotationErrors":
+        """What `to_json` wrote; nothing is refused until `enforce` is called."""
+        errors = cls(source, report=True)
+        errors.counts.update(values["counts"])
+        errors.examples.update(values["examples"])
+        return errors
 
     def notice(self) -> str:
         """One line on what was left out; empty if nothing was."""

@@ -32,19 +32,16 @@ def main(argv=None) -> Path:
     # imported when arguments and settings are understood: OpenCV and others take a while
     import numpy as np
 
-    from dataset.annotation_errors import AnnotationErrors
-    from dataset.coco_captioning import read_captions
-    from dataset.coco_format import coco_paths, read_annotations
+    from dataset.coco_format import all_texts, coco_paths, open_coco
     from tokenizer.text import TextTokenizer
 
     # learn the pieces
     path = args.captions
     if path is None:
         path, _ = coco_paths(cfg.coco_root, "train", kind="captions")
-    rows = read_annotations(path, "captions")["annotations"]
-    captions = [
-        text for texts in read_captions(rows, AnnotationErrors(path)).values() for text in texts
-    ]
+    file = open_coco(path, path.parent, "captions")
+    file.errors.enforce()
+    captions = all_texts(file.arrays, "caption")
     text = TextTokenizer.train(captions, args.vocab_size, lower_case=args.lower_case)
     out = args.out or cfg.caption_vocab
     text.save(out)

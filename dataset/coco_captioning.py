@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.annotation_errors import AnnotationErrors
-from dataset.coco_format import describe, read_coco
+from dataset.coco_format import read_coco, text_at
 from dataset.sample import Sample, read_annotated_image
 from utils.errors import UserError
-from utils.files import fits, shown
 
 
 class CocoCaptions:
@@ -20,6 +18,7 @@ class CocoCaptions:
     makes single spaces.
 
     Attributes:
+        file: the annotation file.
         categories: none; captions have no classes.
         annotation_errors: what is wrong with the file and was left out.
     """
@@ -43,23 +42,15 @@ class CocoCaptions:
             limit: only the first images, in the order of their ids.
             skip_bad: leave out captions that otherwise are errors.
         """
-        file = read_coco(root, split, self.kind, skip_bad=skip_bad)
-        self.annotation_file, self.image_folder = file.path, file.image_folder
+        self.file = file = read_coco(root, split, self.kind, skip_bad=skip_bad)
         self.annotation_errors, self.categories = file.errors, file.categories
-        captions = read_captions(file.rows, file.errors)
-        for image_id in sorted(captions.keys() - set(file.images.ids.tolist())):
-            file.errors.add("unlisted", f"captions of image {image_id}")
-        # the images that have some
-        chosen = np.isin(file.images.ids, list(captions))
-        if limit is not None:
-            chosen &= np.cumsum(chosen) <= limit
-        if not chosen.any():
+        # (I,) numbers of the images that have some
+        self._images = np.flatnonzero(np.diff(file.arrays["first"]) > 0)[:limit]
+        if not len(self):
             raise UserError(f"{file.path} leaves no image to use; check the settings")
-        self._images = file.images.keep(chosen)
-        self._captions = [captions[i] for i in self.image_ids.tolist()]
 
     def __len__(self) -> int:
-        return len(self._captions)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
         return self.read(index)
@@ -67,14 +58,19 @@ class CocoCaptions:
     @property
     def image_ids(self) -> np.ndarray:
         """(I,) int64."""
-        return self._images.ids
+        return self.file.image_ids[self._images]
+
+    @property
+    def annotation_file(self) -> Path:
+        return self.file.path
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
         """Image number `index` with its captions; `at_least` is that of `read_image`."""
-        image_id = int(self.image_ids[index])
+        number = self._images[index]
+        image_id = int(self.file.image_ids[number])
         image, size = read_annotated_image(
             self.image_path(index),
-            tuple(self._images.sizes[index].tolist()),
+            self.file.image_size(number),
             f"image id {image_id} needs it: complete the download or use --set coco_root=FOLDER",
             at_least,
         )
@@ -82,30 +78,13 @@ class CocoCaptions:
 
     def captions(self, index: int) -> list[str]:
         """The captions of an image; it is not read."""
-        return list(self._captions[index])
+        rows = self.file.rows(self._images[index])
+        return [text_at(self.file.arrays, "caption", row) for row in range(rows.start, rows.stop)]
 
     def image_path(self, index: int) -> Path:
-        return self.image_folder / str(self._images.file_names[index])
+        return self.file.image_folder / self.file.image_name(self._images[index])
 
     @property
     def references(self) -> dict[int, list[str]]:
         """The ground truth: image id -> captions."""
-        return dict(zip(self.image_ids.tolist(), self._captions, strict=True))
-
-
-def read_captions(annotations: Sequence[dict], errors: AnnotationErrors) -> dict[int, list[str]]:
-    """Image id -> its captions, of those that say something."""
-    captions: dict[int, list[str]] = {}
-    for row in annotations:
-        if not isinstance(row["caption"], str) or not fits(row["image_id"], int):
-            errors.add(
-                "caption",
-                f"annotation {row.get('id')}",
-                "caption must be text and image_id a whole number, got "
-                f"{shown(row['caption'])} and {shown(row['image_id'])}",
-            )
-        elif text := row["caption"].strip():
-            captions.setdefault(row["image_id"], []).append(text)
-        else:
-            errors.add("empty_caption", describe(row))
-    return captions
+        return {image: self.captions(i) for i, image in enumerate(self.image_ids.tolist())}

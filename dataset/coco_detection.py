@@ -1,57 +1,21 @@
 """Boxes of a COCO `instances_*.json`, and what all sources of COCO objects share.
 
-A source reads its annotation file by functions into a few arrays, and is built from them.
+A source is a file of arrays (`CocoFile`) and a choice of its images and objects.
 """
 
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from dataset.coco_format import (
-    CocoFile,
-    ImageTable,
-    describe,
-    read_annotations,
-    read_coco,
-    read_numbers,
-    read_objects,
-)
+from dataset.coco_format import CocoFile, read_coco
 from dataset.sample import Sample, read_annotated_image
 from utils.categories import Categories, check_class_names
 from utils.errors import UserError
-from utils.files import fits, shown
-
-
-@dataclass(frozen=True)
-class ObjectTable:
-    """Images with their objects: a handful of arrays, so that worker processes share them.
-
-    The objects of image i are rows first[i] to first[i] + counts[i].
-    """
-
-    images: ImageTable
-    first: np.ndarray  # (I,) int64
-    counts: np.ndarray  # (I,) int64
-    boxes: np.ndarray  # (N, 4) float32 xyxy as annotated
-    labels: np.ndarray  # (N,) int16 class ids
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def rows(self, index: int) -> slice:
-        """Where the objects of image number `index` stand."""
-        return slice(self.first[index], self.first[index] + self.counts[index])
-
-    def keep(self, which: np.ndarray) -> "ObjectTable":
-        """The images where `which`, (I,) bool, is true; rows of objects stay where they are."""
-        images = self.images.keep(which)
-        return replace(self, images=images, first=self.first[which], counts=self.counts[which])
 
 
 def choose_classes(categories: Categories, classes: Sequence[str] | None, path: Path) -> Categories:
@@ -62,72 +26,53 @@ def choose_classes(categories: Categories, classes: Sequence[str] | None, path: 
     return categories.only([i for i, name in categories.names.items() if name in classes])
 
 
-def read_targets(
-    file: CocoFile, rows: list[dict], categories: Categories
-) -> tuple[ObjectTable, list[dict]]:
-    """The objects to train on: crowds, and boxes without an area, are no targets.
-
-    Args:
-        rows: annotations of `file`.
-        categories: those in use.
-
-    Returns:
-        all images with their objects, and the annotation of each object.
-    """
-    # crowds are no targets, but bad numbers in them are errors too
-    for key, width in (("image_id", None), ("category_id", None), ("bbox", 4)):
-        read_numbers([row for row in rows if row.get("iscrowd")], key, file.errors, width)
-    found = read_objects(
-        [row for row in rows if not row.get("iscrowd")],
-        file.errors,
-        known=file.categories.source_ids.values(),
-        image_ids=file.images.ids,
-        sizes=file.images.sizes,
-    )
-    # class ids; 0 where the category is not in use
-    labels = np.zeros(len(found.rows), np.int16)
-    for class_id, source_id in categories.source_ids.items():
-        labels[found.category == source_id] = class_id
-    # sort by image, in an image in the order of the file
-    keep = np.flatnonzero(labels > 0)
-    keep = keep[np.argsort(found.image[keep], kind="stable")]
-    first = np.searchsorted(found.image[keep], file.images.ids, "left")
-    end = np.searchsorted(found.image[keep], file.images.ids, "right")
-    boxes = found.boxes[keep].astype(np.float32)
-    table = ObjectTable(file.images, first, end - first, boxes, labels[keep])
-    return table, [found.rows[i] for i in keep]
-
-
-def choose_images(
-    table: ObjectTable, path: Path, *, keep_empty: bool, limit: int | None
-) -> ObjectTable:
-    """The images in use; arguments as those of `CocoDetection`."""
-    if not keep_empty:
-        table = table.keep(table.counts > 0)
-    if limit is not None:
-        table = table.keep(np.arange(len(table)) < limit)
-    if len(table) == 0:
-        raise UserError(f"{path} leaves no image to use; check the settings")
-    return table
-
-
 class CocoObjects:
     """Images sorted by id, each with its objects: the base of the sources with boxes.
 
+    Crowds and boxes without an area are no targets; they stay in `coco`, the ground truth.
+
     Attributes:
+        file: the annotation file.
         categories: the classes in use.
         annotation_errors: what is wrong with the file and was left out.
     """
 
-    kind: ClassVar[str]  # of annotation file, see `coco_paths`
+    kind: ClassVar[str] = "instances"  # of annotation file, see `coco_paths`
 
-    def __init__(self, file: CocoFile, categories: Categories, table: ObjectTable):
-        self.annotation_file, self.image_folder = file.path, file.image_folder
-        self.annotation_errors, self.categories = file.errors, categories
-        self._table = table
+    def __init__(
+        self,
+        file: CocoFile,
+        categories: Categories,
+        *,
+        learnable: np.ndarray | None = None,
+        keep_empty: bool = True,
+        limit: int | None = None,
+    ):
+        """
+        Args:
+            learnable: (N,) bool, annotations that have what the task learns; None = all. The others
+                keep their place among the objects of an image.
+            keep_empty: whether images without a learnable object count.
+            limit: only the first images, in the order of their ids.
+        """
+        self.file, self.categories, self.annotation_errors = file, categories, file.errors
+        used = np.isin(file.class_ids, list(categories.names))
+        self._targets = file.arrays["usable"] & used  # (N,) bool
+        self._learnable = self._targets if learnable is None else self._targets & learnable
+        # (I,) numbers of the images in use
+        images = np.arange(len(file.image_ids))
+        if not keep_empty:
+            images = images[self._counts(self._learnable) > 0]
+        self._images = images[:limit]
+        if not len(self):
+            raise UserError(f"{file.path} leaves no image to use; check the settings")
+
+    def _counts(self, rows: np.ndarray) -> np.ndarray:
+        """(I,) how many annotations of each image are among `rows`, (N,) bool."""
+        return np.diff(np.concatenate([[0], np.cumsum(rows)])[self.file.arrays["first"]])
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
         return self.read(index)
@@ -135,7 +80,11 @@ class CocoObjects:
     @property
     def image_ids(self) -> np.ndarray:
         """(I,) int64."""
-        return self._table.images.ids
+        return self.file.image_ids[self._images]
+
+    @property
+    def annotation_file(self) -> Path:
+        return self.file.path
 
     def read(
         self, index: int, at_least: tuple[int, int] | None = None, only: int | None = None
@@ -146,10 +95,11 @@ class CocoObjects:
             at_least: (H, W) that is needed; a larger JPEG may be decoded smaller (`read_image`).
             only: number of the one object in the image that counts; None = all.
         """
-        image_id, images = int(self.image_ids[index]), self._table.images
+        number = self._images[index]
+        image_id = int(self.file.image_ids[number])
         image, size = read_annotated_image(
             self.image_path(index),
-            tuple(images.sizes[index].tolist()),
+            self.file.image_size(number),
             f"image id {image_id} needs it: complete the download or use --set coco_root=FOLDER",
             at_least,
         )
@@ -161,69 +111,96 @@ class CocoObjects:
         fields = self.more_fields(index)
         return Sample(image, image_id, size, boxes=boxes, labels=labels, **fields).select(keep)
 
+    def object_rows(self, index: int) -> np.ndarray:
+        """(n,) int64, where the objects of an image stand in the arrays of the file."""
+        rows = self.file.rows(self._images[index])
+        return rows.start + np.flatnonzero(self._targets[rows])
+
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """boxes (N, 4) float32 xyxy as annotated, labels (N,); the image is not read."""
-        rows = self._table.rows(index)
-        return self._table.boxes[rows].copy(), self._table.labels[rows].astype(np.int64)
+        """boxes (n, 4) float32 xyxy as annotated, labels (n,) int64; the image is not read."""
+        rows = self.object_rows(index)
+        return self.file.boxes(rows), self.file.class_ids[rows].astype(np.int64)
 
     def more_fields(self, index: int) -> dict:
         """Fields of a `Sample` that a task has beside boxes, for all objects of an image."""
         return {}
 
-    def usable(self, index: int) -> np.ndarray:
-        """(N,) bool, which objects of an image a task can learn."""
-        return np.ones(self._table.counts[index], bool)
+    def learnable_objects(self) -> np.ndarray:
+        """(K, 2) int64, number of the image and of the object in it, of all that can be learned."""
+        first = self.file.arrays["first"][:-1]
+        before = np.concatenate([[0], np.cumsum(self._targets)])  # (N + 1,) targets before a row
+        numbers = np.full(len(first), -1)
+        numbers[self._images] = np.arange(len(self))
+        rows = np.flatnonzero(self._learnable)
+        image = self.file.image_of_rows()[rows]
+        found = np.column_stack([numbers[image], before[rows] - before[first[image]]])
+        return found[found[:, 0] >= 0]
 
     def image_path(self, index: int) -> Path:
-        return self.image_folder / str(self._table.images.file_names[index])
+        return self.file.image_folder / self.file.image_name(self._images[index])
 
     @cached_property
     def coco(self):
-        """The ground truth as a pycocotools `COCO`: these images and classes, crowd included."""
+        """The ground truth as a pycocotools `COCO`: these images and classes, crowds included."""
         from pycocotools.coco import COCO
 
-        content = read_annotations(self.annotation_file)
-        images, known = set(self.image_ids.tolist()), set(self.categories.source_ids.values())
-        # annotations with the fields that pycocotools needs
-        rows = [
-            {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], **row}
-            for row in content["annotations"]
-            if row["image_id"] in images and row["category_id"] in known
+        truth, rows, of_image = COCO(), self.truth_rows(), self.file.image_of_rows()
+        ids = self.file.arrays["id"][rows]
+        if len(np.unique(ids)) < len(ids) or (ids <= 0).any():  # 0 would be "not matched"
+            ids = np.arange(1, len(ids) + 1)
+        boxes, areas = self.file.arrays["bbox"][rows], self.file.arrays["area"][rows]
+        areas = np.where(np.isfinite(areas), areas, boxes[:, 2:].prod(1))
+        columns = {
+            "id": ids,
+            "image_id": self.file.image_ids[of_image[rows]],
+            "category_id": self.file.arrays["category_id"][rows],
+            "bbox": boxes,
+            "area": areas,
+            "iscrowd": self.file.arrays["iscrowd"][rows].astype(int),
+        }
+        lists = [column.tolist() for column in columns.values()]
+        annotations = [
+            dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)
         ]
-        for row in rows:
-            if not fits(row["area"], float):
-                raise UserError(
-                    f"{self.annotation_file}: {describe(row)}: area must be a number, got "
-                    f"{shown(row['area'])}; correct it"
-                )
-        ids = {row["id"] if fits(row.get("id"), int) else 0 for row in rows}
-        if len(ids) < len(rows) or 0 in ids:  # pycocotools takes id 0 for "not matched"
-            rows = [{**row, "id": i} for i, row in enumerate(rows, 1)]
-        # the file without what is not in use
-        truth = COCO()
+        for annotation, row in zip(annotations, rows.tolist(), strict=True):
+            annotation |= self.truth_fields(row, int(of_image[row]))
         truth.dataset = {
             "info": {},
-            "images": [row for row in content["images"] if row["id"] in images],
-            "categories": [row for row in content["categories"] if row["id"] in known],
-            "annotations": rows,
+            "images": [self._image_row(i) for i in self._images.tolist()],
+            "categories": [
+                {"id": self.categories.source_ids[i], "name": name}
+                for i, name in self.categories.names.items()
+            ],
+            "annotations": annotations,
         }
-        create_index(truth)
+        with contextlib.redirect_stdout(io.StringIO()):  # it would print its progress
+            truth.createIndex()
         return truth
 
+    def truth_rows(self) -> np.ndarray:
+        """(n,) int64, the annotations of the ground truth in the arrays of the file."""
+        chosen = np.zeros(len(self.file.image_ids), bool)
+        chosen[self._images] = True
+        used = np.isin(self.file.class_ids, list(self.categories.names))
+        return np.flatnonzero(used & chosen[self.file.image_of_rows()])
 
-def create_index(truth) -> None:
-    """Lets a pycocotools `COCO` index its dataset; it would print its progress."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
+    def truth_fields(self, row: int, image: int) -> dict:
+        """Fields that the scoring of a task needs beside boxes, or other values of these.
+
+        Args:
+            row, image: numbers of the annotation and its image in the file.
+        """
+        return {}
+
+    def _image_row(self, image: int) -> dict:
+        height, width = self.file.image_size(image)
+        sides = {"height": height, "width": width} if height and width else {}
+        name = self.file.image_name(image)
+        return {"id": int(self.file.image_ids[image]), "file_name": name, **sides}
 
 
 class CocoDetection(CocoObjects):
-    """Images sorted by id, with the boxes that can be trained on.
-
-    Crowds and boxes without an area are no targets; they stay in `coco`, the ground truth.
-    """
-
-    kind = "instances"
+    """Images sorted by id, with the boxes that can be trained on."""
 
     def __init__(
         self,
@@ -240,12 +217,10 @@ class CocoDetection(CocoObjects):
             root: folder with train2017, val2017 and annotations (`coco_paths`).
             split: "train" or "val".
             classes: names; only objects of these classes. Their class ids do not change.
-            keep_empty: whether images without objects count, as officially; always in evaluation.
+            keep_empty: whether images without objects count; always in evaluation.
             limit: only the first images, in the order of their ids.
             skip_bad: leave out annotations that otherwise are errors.
         """
         file = read_coco(root, split, self.kind, skip_bad=skip_bad)
         categories = choose_classes(file.categories, classes, file.path)
-        table, _ = read_targets(file, file.rows, categories)
-        table = choose_images(table, file.path, keep_empty=keep_empty, limit=limit)
-        super().__init__(file, categories, table)
+        super().__init__(file, categories, keep_empty=keep_empty, limit=limit)

@@ -1,16 +1,14 @@
 """Keypoints of the objects of a COCO `person_keypoints_*.json`."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from dataset.coco_detection import CocoObjects, choose_images, read_targets
-from dataset.coco_format import CocoFile, read_coco, read_keypoints
+from dataset.coco_detection import CocoObjects
+from dataset.coco_format import CocoFile, read_coco
 from utils.categories import Categories, Skeleton, check_class_names
 from utils.errors import UserError
-from utils.files import fits
 
 
 class CocoKeypoints(CocoObjects):
@@ -42,30 +40,42 @@ class CocoKeypoints(CocoObjects):
             root, split, keep_empty, limit, skip_bad: see `CocoDetection`.
         """
         file = read_coco(root, split, self.kind, skip_bad=skip_bad)
-        categories, skeleton = choose_posed(file, classes)
-        rows = labelled_rows(file, categories, skeleton)
-        table, rows = read_targets(file, rows, categories)
-        # (N, K, 3) of all objects of the table
-        points, _ = read_keypoints(rows, len(skeleton), file.errors)
-        points[points[..., 2] == 0] = 0
-        table = choose_images(table, file.path, keep_empty=keep_empty, limit=limit)
-        super().__init__(file, categories, table)
-        self.skeleton, self._keypoints = skeleton, points.astype(np.float32)
+        categories, self.skeleton = choose_posed(file, classes)
+        labelled = num_labelled(file) > 0
+        super().__init__(file, categories, learnable=labelled, keep_empty=keep_empty, limit=limit)
+        self._targets = self._learnable  # an object without a point is none of the task
 
     def keypoints(self, index: int) -> np.ndarray:
-        """(N, K, 3) float32 x, y, visibility of image number `index`, in the order of `objects`."""
-        return self._keypoints[self._table.rows(index)].copy()
+        """(n, K, 3) float32 x, y, visibility of image number `index`, in the order of `objects`."""
+        rows = self.object_rows(index).tolist()
+        points = [points_of(self.file, row) for row in rows]
+        points = np.float32(points).reshape(-1, len(self.skeleton), 3)
+        points[points[..., 2] == 0] = 0
+        return points
 
     def more_fields(self, index: int) -> dict:
         return {"keypoints": self.keypoints(index), "flip_pairs": self.skeleton.flip_pairs}
 
-    @cached_property
-    def coco(self):
-        """As that of `CocoDetection`, with the number of labelled points, which scoring needs."""
-        truth = super().coco
-        for row in truth.dataset["annotations"]:
-            row["num_keypoints"] = int(np.count_nonzero(np.array(row["keypoints"][2::3]) > 0))
-        return truth
+    def truth_fields(self, row: int, image: int) -> dict:
+        """The points, and the number of labelled ones, which scoring needs."""
+        points = points_of(self.file, row)
+        return {
+            "keypoints": points.ravel().tolist(),
+            "num_keypoints": int(np.count_nonzero(points[:, 2] > 0)),
+        }
+
+
+def points_of(file: CocoFile, row: int) -> np.ndarray:
+    """(K, 3) float64 x, y, visibility of an annotation; K = 0 where its category has no points."""
+    ends = file.arrays["points_end"]
+    return file.arrays["points"][int(ends[row - 1]) if row else 0 : int(ends[row])]
+
+
+def num_labelled(file: CocoFile) -> np.ndarray:
+    """(N,) int64, labelled points of each annotation."""
+    before = np.concatenate([[0], np.cumsum(file.arrays["points"][:, 2] > 0)])
+    ends = file.arrays["points_end"]
+    return np.diff(before[np.concatenate([[0], ends])])
 
 
 def choose_posed(file: CocoFile, classes: Sequence[str] | None) -> tuple[Categories, Skeleton]:
@@ -100,22 +110,3 @@ def choose_posed(file: CocoFile, classes: Sequence[str] | None) -> tuple[Categor
             "choose some that agree with --set classes=NAME,..."
         )
     return file.categories.only(list(posed)), used.pop()
-
-
-def labelled_rows(file: CocoFile, categories: Categories, skeleton: Skeleton) -> list[dict]:
-    """The annotations with a labelled point, without those of which the points are wrong."""
-    used = set(categories.source_ids.values())
-    posed = [
-        row for row in file.rows if fits(row["category_id"], int) and row["category_id"] in used
-    ]
-    _, good = read_keypoints(posed, len(skeleton), file.errors)
-    bad = {id(row) for row, is_good in zip(posed, good, strict=True) if not is_good}
-    return [row for row in file.rows if id(row) not in bad and _is_labelled(row)]
-
-
-def _is_labelled(row: dict) -> bool:
-    """Whether an annotation has a labelled point; those of categories not in use do not matter."""
-    points = row["keypoints"]
-    if row.get("iscrowd") or not isinstance(points, list):
-        return False
-    return any(isinstance(v, (int, float)) and v > 0 for v in points[2::3])

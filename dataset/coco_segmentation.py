@@ -1,97 +1,140 @@
 """Outlines of the objects of a COCO `instances_*.json`."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from dataset.annotation_errors import AnnotationErrors
-from dataset.coco_detection import (
-    CocoObjects,
-    ObjectTable,
-    choose_classes,
-    choose_images,
-    create_index,
-    read_targets,
-)
-from dataset.coco_format import describe, read_coco, read_outline
+from dataset.annotation_errors import LARGEST, AnnotationErrors
+from dataset.coco_detection import CocoObjects, choose_classes
+from dataset.coco_format import CocoFile, is_flat, read_coco, read_outline
+from utils.array_cache import Arrays, cached_arrays
 from utils.errors import UserError
-from utils.masks import cut_polygons, fit_polygons, rle_to_polygons
+from utils.masks import MIN_POINTS, check_length, cut_polygons, fit_polygons, rle_to_polygons
+
+GROUP = 256  # outlines that are read at a time
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """The outlines of N objects as flat arrays, so that worker processes share them.
+    """The outlines of N annotations as flat arrays, so that processes share them.
 
-    Object i has the parts object_ends[i] to object_ends[i + 1], part j has the points part_ends[j]
-    to part_ends[j + 1].
+    Annotation i has the parts object_ends[i] to object_ends[i + 1], part j has the points
+    part_ends[j] to part_ends[j + 1].
     """
 
-    object_ends: np.ndarray  # (N + 1,)
-    part_ends: np.ndarray  # (parts + 1,)
-    points: np.ndarray  # (all, 2) float32 (x, y)
+    arrays: Arrays  # object_ends (N + 1,), part_ends (parts + 1,), points (all, 2) float32 (x, y)
 
-    @classmethod
-    def of(cls, objects: Sequence[Sequence[np.ndarray]]) -> "Outlines":
-        """From the parts of every object, each (M, 2)."""
-        counts = [len(parts) for parts in objects]
-        points = [part for parts in objects for part in parts]
-        return cls(
-            np.cumsum([0, *counts]),
-            np.cumsum([0, *map(len, points)]),
-            np.concatenate([np.zeros((0, 2), np.float32), *points]),
-        )
+    def has_some(self) -> np.ndarray:
+        """(N,) bool, which annotations have an outline."""
+        return np.diff(self.arrays["object_ends"]) > 0
 
-    def has_some(self, rows: slice) -> np.ndarray:
-        """(n,) bool, which of these objects have an outline."""
-        return np.diff(self.object_ends[rows.start : rows.stop + 1]) > 0
+    def num_points(self) -> np.ndarray:
+        """(N,) int64, points of the outline of each annotation."""
+        return np.diff(self.arrays["part_ends"][self.arrays["object_ends"]])
 
-    def parts(self, rows: slice) -> list[list[np.ndarray]]:
-        """The parts of these objects."""
-        objects = self.object_ends[rows.start : rows.stop + 1].tolist()
-        first = objects[0]
-        ends = self.part_ends[first : objects[-1] + 1].tolist()
-        parts = [self.points[start:end] for start, end in pairwise(ends)]
-        return [parts[start - first : end - first] for start, end in pairwise(objects)]
+    def parts(self, row: int) -> list[np.ndarray]:
+        """The parts of an annotation, each (M, 2) float32."""
+        first, last = self.arrays["object_ends"][row : row + 2].tolist()
+        ends = self.arrays["part_ends"][first : last + 1].tolist()
+        return [self.arrays["points"][start:end] for start, end in pairwise(ends)]
 
 
-def read_outlines(
-    rows: list[dict],
-    table: ObjectTable,
-    errors: AnnotationErrors,
-    shorten: Callable[[list[np.ndarray]], list[np.ndarray]],
-) -> Outlines:
-    """The outlines of the images in use; objects of other images get none.
+def open_outlines(file: CocoFile) -> Outlines:
+    """The outlines of an annotation file; what is wrong with them goes to its errors."""
+    arrays = cached_arrays(file.path, "outlines", lambda: _build(file))
+    errors = json.loads(arrays["errors"].tobytes())
+    file.errors.merge(AnnotationErrors.from_json(file.path, errors))
+    return Outlines(arrays)
 
-    Args:
-        rows: the annotation of each object of `table`.
-        shorten: limits the points of an object.
-    """
-    objects: list[list[np.ndarray]] = [[] for _ in rows]
-    for image in range(len(table)):
-        size, place = tuple(table.images.sizes[image].tolist()), table.rows(image)
-        for i in range(place.start, place.stop):
-            parts = read_outline(rows[i], errors, size=size)
-            if parts and isinstance(parts[0], dict):
-                parts = rle_to_polygons(parts[0])
-            if not parts:
-                errors.add("no_outline", describe(rows[i]))
-            objects[i] = shorten(parts)
-    return Outlines.of(objects)
+
+def _build(file: CocoFile) -> dict[str, np.ndarray]:
+    """The arrays of `Outlines`, with their errors as JSON; crowds and unusable boxes have none."""
+    errors = AnnotationErrors(file.path, report=True)
+    rows, image = np.flatnonzero(file.arrays["usable"]), file.image_of_rows()
+    num_parts = np.zeros(len(image), np.int64)
+    points: list[np.ndarray] = []  # of groups
+    lengths: list[np.ndarray] = []
+    for start in range(0, len(rows), GROUP):
+        group = rows[start : start + GROUP].tolist()
+        texts = [file.outline_text(row) for row in group]
+        sizes = [file.image_size(image[row]) for row in group]
+        found = _read_group(texts, sizes)
+        if found is None:  # something in it is unusual
+            parts = []
+            for row, text, size in zip(group, texts, sizes, strict=True):
+                where = file.describe(row, image[row])
+                parts.append(_read_one(text, where, errors, size))
+            found = _flat(parts)
+        num_parts[group], of_group, length = found
+        points.append(of_group)
+        lengths.append(length)
+    return {
+        "object_ends": np.concatenate([[0], np.cumsum(num_parts)]),
+        "part_ends": np.concatenate([[0], np.cumsum(np.concatenate([[], *lengths]))]).astype(int),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *points]),
+        "errors": np.frombuffer(json.dumps(errors.to_json()).encode(), np.uint8).copy(),
+    }
+
+
+def _read_group(texts: list[bytes], sizes: list[tuple[int, int]]) -> tuple | None:
+    """Outlines that are nothing but polygons with an area, at once; None: read them singly."""
+    try:
+        objects = msgspec.json.decode(b"[" + b",".join(texts) + b"]", type=list[list[list[float]]])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    parts = list(chain.from_iterable(objects))
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    if len(objects) != len(texts) or not all(objects):
+        return None
+    if (lengths % 2).any() or (lengths < 2 * MIN_POINTS).any():
+        return None
+    values = np.fromiter(chain.from_iterable(parts), np.float64, lengths.sum())
+    if not (np.abs(values) < LARGEST).all():
+        return None
+    points, ends = values.astype(np.float32).reshape(-1, 2), np.cumsum(lengths // 2).tolist()
+    polygons = [points[start:end] for start, end in pairwise([0, *ends])]
+    if any(map(is_flat, polygons)):
+        return None
+    counts = [len(one) for one in objects]
+    spans = pairwise(np.cumsum([0, *counts]).tolist())
+    try:
+        for size, (start, end) in zip(sizes, spans, strict=True):
+            check_length(polygons[start:end], size)
+    except ValueError:
+        return None
+    return counts, points, lengths // 2
+
+
+def _read_one(
+    text: bytes, where: str, errors: AnnotationErrors, size: tuple[int, int]
+) -> list[np.ndarray]:
+    parts = read_outline(text, where, errors, size=size)
+    if parts and isinstance(parts[0], dict):
+        parts = rle_to_polygons(parts[0])
+    if not parts:
+        errors.add("no_outline", where)
+    return parts
+
+
+def _flat(objects: list[list[np.ndarray]]) -> tuple:
+    """Parts of every object, all points, and points of every part."""
+    parts = list(chain.from_iterable(objects))
+    points = np.concatenate([np.zeros((0, 2), np.float32), *parts])
+    return [len(one) for one in objects], points, np.array([len(part) for part in parts], int)
 
 
 class CocoSegmentation(CocoObjects):
     """Images sorted by id, with the outlines of their objects, those of several parts included.
 
-    Run lengths become outlines, and outlines of more than `max_points` are simplified. Both happen
-    once, when the file is read. Objects without an outline keep their place with an empty list;
-    training drops them (`FilterObjects`).
+    Run lengths become outlines when the file is read for the first time. Outlines of more than
+    `max_points` are simplified when a sample is read. Objects without an outline keep their place
+    with an empty list; training drops them (`FilterObjects`).
     """
-
-    kind = "instances"
 
     def __init__(
         self,
@@ -113,52 +156,42 @@ class CocoSegmentation(CocoObjects):
         """
         file = read_coco(root, split, self.kind, skip_bad=skip_bad)
         categories = choose_classes(file.categories, classes, file.path)
-        table, rows = read_targets(file, file.rows, categories)
-        table = choose_images(table, file.path, keep_empty=keep_empty, limit=limit)
-        # the outlines of the images that are left
-        shorten = cut_polygons if cut_outlines else fit_polygons
-        outlines = read_outlines(rows, table, file.errors, lambda parts: shorten(parts, max_points))
-        if not keep_empty:
-            outlined = [outlines.has_some(table.rows(i)).any() for i in range(len(table))]
-            table = table.keep(np.array(outlined, bool))
-        if len(table) == 0:
+        self._outlines = open_outlines(file)
+        file.errors.enforce()
+        self.max_points, self.cut_outlines = max_points, cut_outlines
+        outlined = self._outlines.has_some()
+        if not keep_empty and not outlined.any():
             raise UserError(f"{file.path} holds no outline to learn; check the settings")
-        super().__init__(file, categories, table)
-        self._outlines = outlines
+        super().__init__(file, categories, learnable=outlined, keep_empty=keep_empty, limit=limit)
 
     def polygons(self, index: int) -> list[list[np.ndarray]]:
         """Per object of image number `index` its parts, each (M, 2) float32 pixels (x, y)."""
-        return self._outlines.parts(self._table.rows(index))
+        shorten = cut_polygons if self.cut_outlines else fit_polygons
+        rows = self.object_rows(index).tolist()
+        return [shorten(self._outlines.parts(row), self.max_points) for row in rows]
 
     def more_fields(self, index: int) -> dict:
         return {"polygons": self.polygons(index)}
 
-    def usable(self, index: int) -> np.ndarray:
-        return self._outlines.has_some(self._table.rows(index))
-
-    @cached_property
-    def coco(self):
-        """As that of `CocoDetection`, with outlines that are safe to draw.
+    def truth_fields(self, row: int, image: int) -> dict:
+        """The outline, safe to draw.
 
         Objects without one become crowds in their boxes: no mask is right or wrong there.
         """
-        truth, rows = super().coco, []
-        errors = AnnotationErrors(self.annotation_file)
-        for row in truth.dataset["annotations"]:
-            image = truth.imgs[row["image_id"]]
-            if not (image.get("height") and image.get("width")):
-                raise UserError(
-                    f"{self.annotation_file}: image {image['id']} states no height and width, "
-                    "which the evaluation of masks needs; add them"
-                )
-            parts = read_outline(row, errors, size=(image["height"], image["width"]))
-            if not parts:
-                x, y, w, h = row["bbox"]
-                corners = [x, y, x + w, y, x + w, y + h, x, y + h]
-                row = {**row, "segmentation": [corners], "iscrowd": 1}
-            elif isinstance(parts[0], np.ndarray) and len(parts) < len(row["segmentation"]):
-                row = {**row, "segmentation": [part.ravel().tolist() for part in parts]}
-            rows.append(row)
-        truth.dataset["annotations"] = rows
-        create_index(truth)
-        return truth
+        size = self.file.image_size(image)
+        if 0 in size:
+            raise UserError(
+                f"{self.file.path}: image {self.file.image_ids[image]} states no height and width, "
+                "which the evaluation of masks needs; add them"
+            )
+        text, where = self.file.outline_text(row), self.file.describe(row, image)
+        errors = AnnotationErrors(self.file.path)
+        parts = read_outline(text, where, errors, size=size)
+        if not parts:
+            x, y, w, h = self.file.arrays["bbox"][row].tolist()
+            corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+            return {"segmentation": [corners], "iscrowd": 1}
+        segmentation = json.loads(text)
+        if isinstance(parts[0], np.ndarray) and len(parts) < len(segmentation):
+            segmentation = [part.ravel().tolist() for part in parts]
+        return {"segmentation": segmentation}

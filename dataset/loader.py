@@ -100,9 +100,7 @@ class PerObject(ChangedSource):
 
     def __init__(self, source):
         super().__init__(source)
-        counted = [np.flatnonzero(source.usable(i)) for i in range(len(source))]
-        items = [(i, n) for i, numbers in enumerate(counted) for n in numbers]
-        self.items = np.array(items, np.int64).reshape(-1, 2)  # (K, 2) image, object in the image
+        self.items = source.learnable_objects()  # (K, 2) image, object in the image
         if not len(self):
             raise UserError(f"{source.annotation_file} has no object to use; check the settings")
 

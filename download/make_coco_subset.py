@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
-from dataset.coco_format import ANNOTATION_KEYS, coco_paths, read_annotations
+from dataset.coco_format import coco_paths, read_annotations
+from dataset.coco_rows import ANNOTATION_KEYS
 from utils.cli import log, parser, run
 from utils.errors import UserError
 

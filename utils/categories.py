@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from utils.errors import UserError
 from utils.files import fits, shown
 
@@ -48,6 +50,15 @@ class Categories:
     def from_names(cls, names: Sequence[str]) -> "Categories":
         """Class ids 1..C in the given order (VOC has no ids of its own)."""
         return cls(dict(enumerate(names, 1)), {i: i for i in range(1, len(names) + 1)})
+
+    def class_ids_of(self, source_ids: np.ndarray) -> np.ndarray:
+        """(N,) ids of the annotation file -> (N,) int16 class ids; 0 of those not among these."""
+        known = sorted((source, class_id) for class_id, source in self.source_ids.items())
+        if not known:
+            return np.zeros(len(source_ids), np.int16)
+        sources, class_ids = np.array(known, np.int64).T
+        place = np.minimum(np.searchsorted(sources, source_ids), len(known) - 1)
+        return np.where(sources[place] == source_ids, class_ids[place], 0).astype(np.int16)
 
     @property
     def ids_of_names(self) -> dict[str, int]:

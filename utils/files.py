@@ -18,6 +18,12 @@ from utils.errors import UserError, one_line
 TEMPORARY = re.compile(r"\.[\w-]+\.\d+(-[0-9a-f]{8})?\.\w+")  # names that `atomic_path` yields
 
 
+def cache_folder() -> Path:
+    """Folder of what can be made again: `pix2seq` in XDG_CACHE_HOME, by default ~/.cache."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "pix2seq"
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with its suffix; it replaces `path` on success.
@@ -147,6 +153,11 @@ def check_fields(values: object, kinds: Mapping[str, object]) -> None:
             kind = kinds[name]
             expected = kind.__name__ if isinstance(kind, type) else str(kind)
             raise ValueError(f"{name} must be of type {expected}, got {shown(value)}")
+
+
+def whole_text(text: str) -> str:
+    """Text without half characters: JSON may hold one half of a surrogate pair."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.annotation_errors import AnnotationErrors
 from dataset.check.report import (
     TOLERANCE,
     Checked,
@@ -17,21 +16,12 @@ from dataset.check.report import (
     label_statistics,
     repeats,
 )
-from dataset.coco_captioning import read_captions
-from dataset.coco_format import (
-    ImageTable,
-    Objects,
-    coco_paths,
-    describe,
-    read_annotations,
-    read_images,
-    read_keypoints,
-    read_numbers,
-    read_objects,
-    read_outline,
-)
+from dataset.coco_format import CocoFile, all_texts, coco_paths, open_coco, read_outline
+from dataset.coco_keypoint import num_labelled, points_of
+from dataset.coco_rows import NO_ID
+from dataset.coco_segmentation import open_outlines
 from dataset.voc_detection import VOC_CLASSES, VocDetection, parse_voc_sets
-from utils.categories import Categories, Skeleton
+from utils.categories import Skeleton
 from utils.cli import log
 from utils.errors import UserError
 from utils.files import shown
@@ -74,143 +64,119 @@ def check_coco(root: Path, split: str, kind: str) -> Checked:
     Raises:
         UserError: there is no such file, or it is of another kind altogether.
     """
-    path, folder = coco_paths(root, split, kind=kind)
-    errors = AnnotationErrors(path, report=True)
-    content = read_annotations(path, kind, errors)
-    images = read_images(content["images"], errors)
-    stated = map(tuple, images.sizes.tolist())
-    names = zip(images.ids.tolist(), images.file_names.tolist(), stated, strict=True)
-    entries = [ImageEntry(f"image {i}", folder / name, size) for i, name, size in names]
+    file = open_coco(*coco_paths(root, split, kind=kind), kind)
+    entries = [
+        ImageEntry(f"image {image_id}", file.image_folder / file.image_name(i), file.image_size(i))
+        for i, image_id in enumerate(file.image_ids.tolist())
+    ]
     for entry in entries:
         if 0 in entry.size:
-            errors.add("size_unstated", entry.name)
-    checked = Checked(str(path), errors, entries, [])
-    _note_ids(content["annotations"], errors)
-    CHECKS[kind](checked, content, images)
+            file.errors.add("size_unstated", entry.name)
+    checked = Checked(str(file.path), file.errors, entries, [])
+    _note_ids(file)
+    CHECKS[kind](checked, file)
     return checked
 
 
-def _check_instances(checked: Checked, content: dict, images: ImageTable) -> None:
-    errors, categories = checked.errors, _categories(content, checked.errors)
-    # boxes
-    objects = _objects(content["annotations"], images, categories, errors)
-    place = np.searchsorted(images.ids, objects.image)  # (N,) number of the image
-    _note_boxes(objects, images.sizes[place], errors)
-    sizes = [tuple(size) for size in images.sizes.tolist()]
+def _check_instances(checked: Checked, file: CocoFile) -> None:
+    rows = np.flatnonzero(file.arrays["usable"])
+    _note_boxes(file, rows)
     # outlines, those of crowds too
-    points = np.zeros(len(objects.rows), int)
-    for i, (row, number) in enumerate(zip(objects.rows, place.tolist(), strict=True)):
-        parts = read_outline(row, errors, size=sizes[number])
-        if not parts:
-            errors.add("no_outline", describe(row))
-        points[i] = sum(len(part) for part in parts if not isinstance(part, dict))
-    crowds = [row for row in content["annotations"] if row.get("iscrowd")]
-    for row in crowds:
-        read_outline(row, errors)
-    for number in np.flatnonzero(np.bincount(place, minlength=len(sizes)) == 0):
-        errors.add("empty", checked.images[number].name)
+    outlines, place = open_outlines(file), file.image_of_rows()
+    crowds = np.flatnonzero(file.arrays["iscrowd"])
+    for row in crowds.tolist():
+        read_outline(file.outline_text(row), file.describe(row, place[row]), file.errors)
+    points = outlines.num_points()[rows]
+    per_image = np.bincount(place[rows], minlength=len(file.image_ids))
+    for number in np.flatnonzero(per_image == 0):
+        file.errors.add("empty", checked.images[number].name)
     # statistics
-    names = {categories.source_ids[i]: name for i, name in categories.names.items()}
-    lines, panels = label_statistics(objects.boxes, objects.category, place, len(sizes), names)
+    names, labels, boxes = file.categories.names, file.class_ids[rows], file.boxes(rows)
+    lines, panels = label_statistics(boxes, labels, place[rows], len(per_image), names)
     checked.summary = [
-        f"{len(sizes)} images, {len(content['annotations'])} annotations, {len(crowds)} of crowds",
+        f"{len(per_image)} images, {len(place)} annotations, {len(crowds)} of crowds",
         distribution("points per outline", points[points > 0]),
         *lines,
     ]
     checked.panels = [*panels, Panel("points per outline", points[points > 0])]
-    of_image = _grouper(place)
 
     def draw(number: int, picture: np.ndarray) -> np.ndarray:
-        rows = of_image(number)
-        labels = [names[k] for k in objects.category[rows].tolist()]
-        masks = [_mask(objects.rows[i], picture.shape[:2]) for i in rows]
+        mine = rows[place[rows] == number]
+        words = [names[k] for k in file.class_ids[mine].tolist()]
+        masks = [_mask(outlines.parts(row), picture.shape[:2]) for row in mine.tolist()]
         if masks:
-            picture = draw_masks(picture, np.stack(masks), labels)
-        return draw_detections(picture, objects.boxes[rows], labels)
+            picture = draw_masks(picture, np.stack(masks), words)
+        return draw_detections(picture, file.boxes(mine), words)
 
-    checked.draw, checked.drawable = draw, np.unique(place).tolist()
+    checked.draw, checked.drawable = draw, np.flatnonzero(per_image).tolist()
 
 
-def _check_keypoints(checked: Checked, content: dict, images: ImageTable) -> None:
-    errors, categories = checked.errors, _categories(content, checked.errors)
-    # the skeletons of the file, and the annotations that fit them
-    skeletons: dict[int, Skeleton] = {}
-    for row in content["categories"]:
+def _check_keypoints(checked: Checked, file: CocoFile) -> None:
+    # the skeletons of the file
+    skeletons: dict[int, Skeleton] = {}  # by class id
+    rows_of_file = {row["id"]: row for row in file.category_rows}
+    for class_id, source_id in file.categories.source_ids.items():
         try:
-            if row.get("keypoints"):
-                skeletons[row["id"]] = Skeleton.from_coco(row)
-        except (ValueError, KeyError, AttributeError) as error:
-            errors.add("categories", "categories", str(error))
-    rows = []
-    for category, skeleton in skeletons.items():
-        mine = [row for row in content["annotations"] if row["category_id"] == category]
-        _, good = read_keypoints(mine, len(skeleton), errors)
-        rows += [row for row, is_good in zip(mine, good, strict=True) if is_good]
-    category, good = read_numbers(content["annotations"], "category_id", errors)
-    unknown = good & ~np.isin(category, list(categories.source_ids.values()))
-    for i in np.flatnonzero(unknown):
-        detail = f"it has the unknown category {category[i]}"
-        errors.add("unknown_category", describe(content["annotations"][i]), detail)
+            if rows_of_file[source_id].get("keypoints"):
+                skeletons[class_id] = Skeleton.from_coco(rows_of_file[source_id])
+        except ValueError as error:
+            file.errors.add("categories", "categories", str(error))
+    posed = np.isin(file.class_ids, list(skeletons))
     # objects with a labelled point
-    crowds = sum(bool(row.get("iscrowd")) for row in rows)
-    labelled = [row for row in rows if any(v > 0 for v in row["keypoints"][2::3])]
-    objects = _objects(labelled, images, categories, errors)
-    place = np.searchsorted(images.ids, objects.image)
-    _note_boxes(objects, images.sizes[place], errors)
-    points = [np.array(row["keypoints"], float).reshape(-1, 3) for row in objects.rows]
-    for row, xyv, (height, width) in zip(objects.rows, points, images.sizes[place], strict=True):
+    place, labelled = file.image_of_rows(), num_labelled(file)
+    rows = np.flatnonzero(file.arrays["usable"] & posed & (labelled > 0))
+    _note_boxes(file, rows)
+    points = {row: points_of(file, row) for row in rows.tolist()}
+    for row, xyv in points.items():
+        height, width = file.image_size(place[row])
         far = ((xyv[:, :2] < 0) | (xyv[:, :2] > [width or np.inf, height or np.inf])).any(1)
         for joint in np.flatnonzero(far & (xyv[:, 2] > 0)):
-            errors.add("point_outside", describe(row), f"point {joint} at {xyv[joint].tolist()}")
+            where = file.describe(row, place[row])
+            file.errors.add("point_outside", where, f"point {joint} at {xyv[joint].tolist()}")
     # statistics
     seen = Counter(
-        skeletons[category].names[joint]
-        for category, xyv in zip(objects.category.tolist(), points, strict=True)
+        skeletons[int(file.class_ids[row])].names[joint]
+        for row, xyv in points.items()
         for joint in np.flatnonzero(xyv[:, 2] > 0)
     )
-    per_object = np.array([(xyv[:, 2] > 0).sum() for xyv in points], int)
-    per_image = np.bincount(place, minlength=len(images.ids))
+    per_image = np.bincount(place[rows], minlength=len(file.image_ids))
+    crowds = np.count_nonzero(posed & file.arrays["iscrowd"])
     checked.summary = [
-        f"{len(images.ids)} images, {len(rows)} annotations, {crowds} of crowds, "
-        f"{len(points)} with a labelled point, on {np.count_nonzero(per_image)} images",
-        distribution("labelled points per object", per_object),
+        f"{len(per_image)} images, {np.count_nonzero(posed)} annotations, {crowds} of crowds, "
+        f"{len(rows)} with a labelled point, on {np.count_nonzero(per_image)} images",
+        distribution("labelled points per object", labelled[rows]),
     ]
-    area = (objects.boxes[:, 2:] - objects.boxes[:, :2]).prod(1)
+    boxes = file.boxes(rows)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     checked.panels = [
         bars("objects on which a point is labelled", seen.most_common()),
-        Panel("labelled points per object", per_object),
+        Panel("labelled points per object", labelled[rows]),
         Panel("objects with points per image", per_image),
         Panel("box size: square root of the area, pixels", np.sqrt(area), logarithmic=True),
     ]
-    of_image = _grouper(place)
 
     def draw(number: int, picture: np.ndarray) -> np.ndarray:
-        for i in of_image(number):
-            edges = skeletons[int(objects.category[i])].edges
-            picture = draw_keypoints(picture, points[i][None], edges, colors=[COLORS[i % 3]])
+        for row in rows[place[rows] == number].tolist():
+            edges = skeletons[int(file.class_ids[row])].edges
+            picture = draw_keypoints(picture, points[row][None], edges, colors=[COLORS[row % 3]])
         return picture
 
-    checked.draw, checked.drawable = draw, np.unique(place).tolist()
+    checked.draw, checked.drawable = draw, np.flatnonzero(per_image).tolist()
 
 
 COLORS = ((255, 200, 0), (0, 190, 200), (240, 50, 230))
 
 
-def _check_captions(checked: Checked, content: dict, images: ImageTable) -> None:
-    captions = read_captions(content["annotations"], checked.errors)
-    places = {image_id: number for number, image_id in enumerate(images.ids.tolist())}
-    for image_id in sorted(captions.keys() - places.keys()):
-        checked.errors.add("unlisted", f"captions of image {image_id}")
-    captions = {places[i]: texts for i, texts in captions.items() if i in places}
-    texts = [text for group in captions.values() for text in group]
-    lengths = np.array([len(text.split()) for text in texts], int)
-    per_image = np.array([len(captions.get(i, ())) for i in range(len(images.ids))], int)
+def _check_captions(checked: Checked, file: CocoFile) -> None:
+    texts = all_texts(file.arrays, "caption")
+    per_image = np.diff(file.arrays["first"])
     for number in np.flatnonzero(per_image == 0):
-        checked.errors.add("empty", checked.images[number].name, "no caption")
+        file.errors.add("empty", checked.images[number].name, "no caption")
     words = Counter(word.strip(".,!?\"'").lower() for text in texts for word in text.split())
     words.pop("", None)
+    lengths = np.array([len(text.split()) for text in texts], int)
     checked.summary = [
-        f"{len(images.ids)} images, {len(texts)} captions, {len(words)} different words",
+        f"{len(per_image)} images, {len(texts)} captions, {len(words)} different words",
         distribution("captions per image", per_image),
         distribution("words per caption", lengths),
     ]
@@ -219,8 +185,9 @@ def _check_captions(checked: Checked, content: dict, images: ImageTable) -> None
         Panel("words per caption", lengths),
         Panel("captions per image", per_image),
     ]
-    checked.draw, checked.drawable = lambda number, picture: picture, sorted(captions)
-    checked.title = lambda number: f"{checked.images[number].name}: {captions[number][0]}"
+    checked.draw = lambda number, picture: picture
+    checked.drawable = np.flatnonzero(per_image).tolist()
+    checked.title = lambda n: f"{checked.images[n].name}: {texts[file.arrays['first'][n]]}"
 
 
 CHECKS: dict[str, Callable] = {
@@ -230,64 +197,35 @@ CHECKS: dict[str, Callable] = {
 }
 
 
-def _categories(content: dict, errors: AnnotationErrors) -> Categories:
-    try:
-        return Categories.from_coco(content["categories"])
-    except ValueError as error:
-        errors.add("categories", "categories", str(error))
-        return Categories({}, {})
+def _note_ids(file: CocoFile) -> None:
+    ids, counts = np.unique(file.arrays["id"], return_counts=True)
+    for annotation_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
+        if annotation_id == NO_ID:
+            file.errors.add("id_strange", f"{count} annotations", "no id that is a whole number")
+        elif count > 1:
+            file.errors.add("id_twice", f"annotation {annotation_id}", f"{count} times")
 
 
-def _objects(
-    rows: list[dict], images: ImageTable, categories: Categories, errors: AnnotationErrors
-) -> Objects:
-    return read_objects(
-        [row for row in rows if not row.get("iscrowd")],
-        errors,
-        known=categories.source_ids.values(),
-        image_ids=images.ids,
-        sizes=images.sizes,
-    )
+def _note_boxes(file: CocoFile, rows: np.ndarray) -> None:
+    """Boxes that are usable, but odd: of the annotations `rows`, (n,)."""
+    place, boxes = file.image_of_rows()[rows], file.boxes(rows)
+    sizes = file.arrays["image_size"][place]  # (n, 2) (H, W), 0 if not stated
 
+    def add(kind: str, i: int, more: str = "") -> None:
+        where, bbox = file.describe(rows[i], place[i]), file.arrays["bbox"][rows[i]].tolist()
+        file.errors.add(kind, where, f"bbox {bbox}{more}")
 
-def _note_ids(rows: list[dict], errors: AnnotationErrors) -> None:
-    ids = [row["id"] for row in rows if isinstance(row.get("id"), int)]
-    for row in rows:
-        if not isinstance(row.get("id", 0), int):
-            errors.add("id_strange", describe(row))
-    for annotation_id, count in Counter(ids).items():
-        if count > 1:
-            errors.add("id_twice", f"annotation {annotation_id}", f"{count} times")
-
-
-def _note_boxes(objects: Objects, sizes: np.ndarray, errors: AnnotationErrors) -> None:
-    """Boxes that are usable, but odd; sizes: (N, 2) (H, W) of their images, 0 if not stated."""
-    keys = np.column_stack([objects.image, objects.category, objects.boxes.round(2)])  # (N, 6)
+    keys = np.column_stack([place, file.class_ids[rows], boxes.round(2)])  # (n, 6)
     for i in np.flatnonzero(repeats(keys)):
-        errors.add("same_box", describe(objects.rows[i]), f"bbox {objects.rows[i]['bbox']}")
+        add("same_box", i)
     upper = np.where(sizes > 0, sizes, np.inf)[:, ::-1]
-    far = (objects.boxes[:, :2] < -TOLERANCE) | (objects.boxes[:, 2:] > upper + TOLERANCE)
+    far = (boxes[:, :2] < -TOLERANCE) | (boxes[:, 2:] > upper + TOLERANCE)
     for i in np.flatnonzero(far.any(1)):
-        size = "x".join(map(str, sizes[i].tolist()))
-        errors.add(
-            "reaches_out",
-            describe(objects.rows[i]),
-            f"bbox {objects.rows[i]['bbox']} of a picture of {size} (HxW)",
-        )
+        add("reaches_out", i, f" of a picture of {'x'.join(map(str, sizes[i].tolist()))} (HxW)")
 
 
-def _grouper(place: np.ndarray) -> Callable[[int], np.ndarray]:
-    """Image number -> which objects are on it."""
-    order = np.argsort(place, kind="stable")
-    ordered = place[order]
-    return lambda number: order[slice(*np.searchsorted(ordered, (number, number + 1)))]
-
-
-def _mask(row: dict, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool; empty where the outline cannot be used."""
-    parts = read_outline(row, AnnotationErrors("", report=True), size=size)
-    if parts and isinstance(parts[0], dict):
-        return rle_to_mask(parts[0])
+def _mask(parts: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool; empty where there is no outline."""
     return rle_to_mask(polygons_to_rle(parts, size))
 
 

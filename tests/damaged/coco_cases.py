@@ -152,7 +152,7 @@ COCO = [
         "category id is text",
         _category(id="1"),
         DETECTION,
-        "bad categories",
+        "entry 0 of 'categories': id must be a whole number, got '1'",
     ),
     Case(
         "instances JSON",
@@ -271,7 +271,7 @@ COCO = [
         "no image_id",
         _row("instances", image_id=...),
         DETECTION,
-        "annotation 1 of 'annotations': it has no 'image_id'",
+        "annotation 1 of image None: it has no 'image_id'",
     ),
     Case(
         "instances JSON",
@@ -310,7 +310,7 @@ COCO = [
         "polygon of two points",
         _row("instances", segmentation=[[1, 2, 3, 4]]),
         SEGMENTATION,
-        "fewer than three points, 1",
+        "fewer than three points or without an area, 1",
         notice=True,
     ),
     Case(
@@ -410,7 +410,7 @@ COCO = [
         "caption is a number",
         _row("captions", caption=7),
         CAPTIONING,
-        "annotation 1: caption must be text",
+        "annotation 1 of image 1: caption must be text",
     ),
     Case(
         "captions JSON",
@@ -425,7 +425,7 @@ COCO = [
         "of an image it does not list",
         _row("captions", image_id=9),
         CAPTIONING,
-        "does not list, 1 .captions of image 9",
+        "does not list, 1 .annotation 1 of image 9",
         notice=True,
     ),
 ]

@@ -1,0 +1,286 @@
+"""A COCO annotation file as flat arrays, which all processes of a machine share."""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import attrgetter
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from dataset.annotation_errors import LARGEST, AnnotationErrors
+from dataset.coco_rows import NO_ID, Image, Instance, Object, Posed, read_strictly, read_tolerantly
+from utils.errors import UserError
+from utils.files import shown
+
+NORMALISED = 2.0  # pixels; where most boxes end below it they are shares of the picture
+MOST = 0.9
+Columns = dict[str, np.ndarray]
+
+
+def build_index(path: Path, kind: str) -> Columns:
+    """All that the sources need of an annotation file.
+
+    Args:
+        kind: a key of `ANNOTATION_KEYS`.
+
+    Returns:
+        image_id (I,) int64 ascending, image_size (I, 2) int32 (H, W) or (0, 0), file_name and
+        file_name_end (texts), first (I + 1,) int64: where the annotations of each image begin.
+        Of the annotations id (N,) int64 or `NO_ID`. Of captions caption and
+        caption_end (texts). Of objects category_id (N,) int64, bbox (N, 4) float64 xywh, area (N,)
+        float64, iscrowd (N,) bool, usable (N,) bool: a box in the picture, of a known category.
+        Of instances outline_span (N, 2) int64, in the file or in outline_text. Of keypoints points
+        (P, 3) float64 and points_end (N,) int64. meta: JSON of categories and errors.
+
+    Raises:
+        UserError: this is no such file.
+    """
+    errors = AnnotationErrors(path, report=True)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return _index(*read_strictly(data, kind), errors, kind, data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
+        del data  # not as the format has it: the tolerant reader says why
+    errors = AnnotationErrors(path, report=True)
+    return _index(*read_tolerantly(path, kind, errors), errors, kind, None)
+
+
+def _index(
+    images: list[Image],
+    rows: Sequence,
+    categories: list[dict],
+    errors: AnnotationErrors,
+    kind: str,
+    data: bytes | None,
+) -> Columns:
+    """Typed rows as the columns that `build_index` returns.
+
+    Args:
+        data: the file that outlines are views of; None = they are texts of their own.
+    """
+    out = _image_columns(images, errors)
+    image_id, number = _column(rows, "image_id"), _column(rows, "id")
+    keep = np.isin(image_id, out["image_id"])
+
+    def leave_out(name: str, bad: np.ndarray, detail: Callable[[int], str]) -> None:
+        for i in np.flatnonzero(bad):
+            errors.add(name, describe(int(number[i]), int(image_id[i])), detail(i))
+
+    columns = {"id": number}
+    crowd = np.zeros(len(rows), bool)
+    if kind == "captions":
+        texts = [row.caption.strip() for row in rows]
+        empty = ~np.fromiter(map(bool, texts), bool, len(texts))
+        leave_out("empty_caption", keep & empty, lambda i: "")
+        keep &= ~empty
+    else:
+        columns |= _object_columns(rows)
+        crowd = columns["iscrowd"]
+        if kind == "person_keypoints":
+            keep &= _fitting_points(rows, columns["category_id"], categories, leave_out)
+        if kind == "instances":
+            span, text = _outline_spans(rows, data)
+            columns["outline_span"] = span
+            out |= {} if text is None else {"outline_text": text}
+    leave_out("unlisted", ~np.isin(image_id, out["image_id"]) & ~crowd, lambda i: "")
+
+    # By image, in an image in the order of the file.
+    place = np.searchsorted(out["image_id"], image_id[keep])
+    order = np.flatnonzero(keep)[np.argsort(place, kind="stable")]
+    out["first"] = np.searchsorted(np.sort(place), np.arange(len(out["image_id"]) + 1))
+    out |= {name: column[order] for name, column in columns.items()}
+    if kind == "captions":
+        out |= texts_as_arrays("caption", [texts[i] for i in order.tolist()])
+    else:
+        out["usable"] = _usable(out, categories, errors)
+        _note_crowds(out, categories, errors)
+        categories = _without_repeated_names(categories, out["category_id"], errors)
+    if kind == "person_keypoints":
+        points = [rows[i].keypoints for i in order.tolist()]
+        out["points_end"] = np.cumsum([len(values) // 3 for values in points], dtype=np.int64)
+        values = np.fromiter(chain.from_iterable(points), np.float64)
+        out["points"] = values.reshape(-1, 3)
+    meta = json.dumps({"categories": categories, "errors": errors.to_json()})
+    return out | {"meta": np.frombuffer(meta.encode(), np.uint8).copy()}
+
+
+def describe(annotation_id: int, image_id: int) -> str:
+    """An annotation in a message."""
+    name = f"annotation {annotation_id}" if annotation_id != NO_ID else "an annotation"
+    return f"{name} of image {image_id}"
+
+
+def texts_as_arrays(name: str, texts: Sequence[str]) -> Columns:
+    """Texts as one array of UTF-8 and one of their ends; `text_at` reads them."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return {name: np.frombuffer(b"".join(encoded), np.uint8).copy(), f"{name}_end": ends}
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path of a file stays below the folder that it starts from."""
+    if not name or "\0" in name or "\\" in name or name.startswith("/") or name[1:2] == ":":
+        return False
+    return ".." not in name.split("/") and not name.endswith("/")
+
+
+def _image_columns(images: list[Image], errors: AnnotationErrors) -> Columns:
+    good: dict[int, Image] = {}
+    for image in images:
+        if not is_inside(image.file_name):
+            errors.add(
+                "file_name",
+                f"image {image.id}",
+                f"file_name must stay in the image folder, got {shown(image.file_name)}",
+            )
+        elif image.id in good:
+            errors.add("image_id_twice", f"image id {image.id} twice")
+        else:
+            good[image.id] = image
+    rows = [good[image_id] for image_id in sorted(good)]
+    sizes = [(row.height, row.width) for row in rows]
+    return {
+        "image_id": _column(rows, "id"),
+        "image_size": np.array(sizes, np.int32).reshape(-1, 2),
+        **texts_as_arrays("file_name", [row.file_name for row in rows]),
+    }
+
+
+def _object_columns(rows: Sequence[Object]) -> Columns:
+    boxes = np.fromiter(chain.from_iterable(row.bbox for row in rows), np.float64, 4 * len(rows))
+    if not (np.abs(boxes) < LARGEST).all():
+        raise OverflowError("a box is too large")
+    return {
+        "category_id": _column(rows, "category_id"),
+        "bbox": boxes.reshape(-1, 4),
+        "area": _column(rows, "area", np.float64),
+        "iscrowd": _column(rows, "iscrowd", bool),
+    }
+
+
+def _column(rows: Sequence, name: str, dtype: type = np.int64) -> np.ndarray:
+    return np.fromiter(map(attrgetter(name), rows), dtype, len(rows))
+
+
+def _outline_spans(rows: Sequence[Instance], data: bytes | None) -> tuple:
+    """(N, 2) int64, where the outlines begin and end; and their text, None = the file."""
+    lengths = np.fromiter((len(memoryview(row.segmentation)) for row in rows), np.int64, len(rows))
+    if data is None:
+        ends = np.cumsum(lengths)
+        text = b"".join(bytes(row.segmentation) for row in rows)
+        return np.column_stack([ends - lengths, ends]), np.frombuffer(text, np.uint8).copy()
+    addresses = (_address(row.segmentation) for row in rows)
+    start = np.fromiter(addresses, np.int64, len(rows)) - _address(data)
+    start[lengths == 0] = 0
+    return np.column_stack([start, start + lengths]), None
+
+
+def _address(data: bytes | msgspec.Raw) -> int:
+    return np.frombuffer(data, np.uint8).__array_interface__["data"][0] if len(data) else 0
+
+
+def _fitting_points(
+    rows: Sequence[Posed], category_id: np.ndarray, categories: list[dict], leave_out: Callable
+) -> np.ndarray:
+    """(N,) bool, which rows have as many keypoints as their category; others lose theirs."""
+    numbers = {
+        row["id"]: len(row["keypoints"])
+        for row in categories
+        if isinstance(row.get("keypoints"), list) and row["keypoints"]
+    }
+    bad, strange = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    for i, (row, category) in enumerate(zip(rows, category_id.tolist(), strict=True)):
+        wanted = numbers.get(category)
+        if wanted is None:
+            row.keypoints = []  # its category has no points
+            continue
+        bad[i] = len(row.keypoints) != 3 * wanted
+        strange[i] = not bad[i] and not {0, 1, 2}.issuperset(row.keypoints[2::3])
+
+    def detail(i: int) -> str:
+        wanted = 3 * numbers[int(category_id[i])]
+        return f"keypoints must be {wanted} numbers, got {shown(rows[i].keypoints)}"
+
+    leave_out("not_numbers", bad, detail)
+    leave_out("not_numbers", strange, lambda i: "the visibility of keypoints must be 0, 1 or 2")
+    return ~(bad | strange)
+
+
+def _usable(out: Columns, categories: list[dict], errors: AnnotationErrors) -> np.ndarray:
+    """(N,) bool, which objects are no crowd and have a box in the picture."""
+    good = ~out["iscrowd"]
+    boxes, category = out["bbox"].copy(), out["category_id"]
+    place = np.repeat(np.arange(len(out["image_id"])), np.diff(out["first"]))  # (N,)
+    image_id = out["image_id"][place]
+
+    def leave_out(name: str, bad: np.ndarray, detail: Callable[[int], str]) -> None:
+        for i in np.flatnonzero(good & bad):
+            where = describe(int(out["id"][i]), int(image_id[i]))
+            errors.add(name, where, detail(i))
+        good[bad] = False
+
+    def bbox(i: int) -> str:
+        return f"bbox {shown(out['bbox'][i].tolist())}"
+
+    leave_out(
+        "unknown_category",
+        ~np.isin(category, [row["id"] for row in categories]),
+        lambda i: f"it has the unknown category {category[i]}",
+    )
+    boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
+    narrow = boxes.astype(np.float32)  # as samples have them
+    leave_out("no_area", ~(narrow[:, 2:] > narrow[:, :2]).all(1), bbox)
+    # without a stated size no box is outside
+    upper = np.tile(out["image_size"][place][:, ::-1].astype(np.float32), 2)  # (N, 4)
+    upper[(upper == 0).any(1)] = np.inf
+    inside = np.clip(narrow, 0, upper)
+    leave_out("outside", ~(inside[:, 2:] > inside[:, :2]).all(1), bbox)
+    tiny = (narrow[good, 2:] <= NORMALISED).all(1)
+    if len(tiny) and tiny.mean() > MOST and (upper[good] > 4 * NORMALISED).all():
+        first = int(np.flatnonzero(good)[0])
+        where = describe(int(out["id"][first]), int(image_id[first]))
+        detail = f"{bbox(first)}; {tiny.sum()} of {len(tiny)} boxes end below {NORMALISED:g} pixels"
+        errors.add("normalised", where, f"{detail}; COCO boxes are x, y, width, height in pixels")
+    return good
+
+
+def _note_crowds(out: Columns, categories: list[dict], errors: AnnotationErrors) -> None:
+    """Names the categories that have crowds alone."""
+    for row in categories:
+        mine = out["category_id"] == row["id"]
+        if mine.any() and out["iscrowd"][mine].all():
+            detail = f"all its {mine.sum()} annotations have iscrowd=1, which are no targets"
+            errors.add("only_crowds", f"category {shown(row['name'])}", detail)
+
+
+def _without_repeated_names(
+    rows: list[dict], category_id: np.ndarray, errors: AnnotationErrors
+) -> list[dict]:
+    """Of categories of one name those with annotations; some exports list an empty one beside it.
+
+    Two of one name that both have annotations cannot be told apart by anybody.
+    """
+    used = set(np.unique(category_id).tolist())
+    by_name: dict[str, list[dict]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], []).append(row)
+    dropped = []
+    for name, same in by_name.items():
+        if len({row["id"] for row in same}) < len(same) or len(same) == 1:
+            continue  # an id that stands there twice is named elsewhere
+        ids = ", ".join(str(row["id"]) for row in same)
+        annotated = [row for row in same if row["id"] in used]
+        if len(annotated) > 1:
+            errors.add(
+                "same_name", f"categories {ids}", f"all are called {shown(name)}; merge or rename"
+            )
+        else:
+            errors.add("name_unused", f"categories {ids}", f"all are called {shown(name)}")
+        kept = annotated or same[:1]
+        dropped += [row for row in same if row not in kept]
+    return [row for row in rows if row not in dropped]
