@@ -42,6 +42,7 @@ KINDS = {
     "image_size": Kind("images of another size than their annotation says", Level.REFUSED),
     "xml_missing": Kind("missing XML annotations", Level.REFUSED),
     "xml": Kind("XML files that are not VOC annotations", Level.REFUSED),
+    "unusable": Kind("tasks that this dataset cannot be used for", Level.FATAL),
     # of annotations
     "entry": Kind("annotations that lack a field", Level.REFUSED),
     "not_numbers": Kind("fields with other values than the numbers they need", Level.REFUSED),

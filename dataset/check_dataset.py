@@ -46,6 +46,7 @@ def main(argv=None) -> None:
     # these take seconds to import: only now, when arguments and settings are understood
     from dataset.check.annotations import check_coco_files, check_voc_sets
     from dataset.check.report import check_images, save_figures
+    from dataset.check.use import check_use
     from dataset.tasks import find_task
 
     # the annotation files
@@ -54,11 +55,14 @@ def main(argv=None) -> None:
         kinds = list(dict.fromkeys(spec.annotation_kind for spec in specs))
         splits = [args.split] if args.split else ["train", "val"]
         groups = check_coco_files(cfg.coco_root, splits, kinds)
+        parts = {split: (cfg.coco_root, split) for split in splits}
     else:
         if not any(dataset in find_task(task).sources for task in tasks):
             raise UserError(f"{dataset} has no annotations of {args.task}; use --task all")
         sets = args.split or f"{cfg.voc_sets},{cfg.voc_eval_sets}"
         groups = check_voc_sets(cfg.voc_root, sets, cfg.classes or None)
+        parts = {"train": (cfg.voc_root, args.split or cfg.voc_sets)}
+        parts |= {} if args.split else {"val": (cfg.voc_root, cfg.voc_eval_sets)}
 
     # the report, and the images of each folder or set
     num_errors = 0
@@ -69,6 +73,10 @@ def main(argv=None) -> None:
         images = check_images(name, group, decode=args.decode, threads=cfg.num_workers)
         print(images.text(), end="\n\n")
         num_errors += sum(checked.num_errors for checked in (*group, images))
+    tasks = [task for task in tasks if dataset in find_task(task).sources]
+    use = check_use(cfg, tasks, parts, dataset=dataset, decode=args.decode)
+    print(use.text(), end="\n\n")
+    num_errors += use.num_errors
     print(f"{num_errors} errors" if num_errors else "nothing that training would refuse")
     log(f"pictures of the labels: {out_dir}")
     if num_errors:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from dataset.advice import missing_objects
 from dataset.coco_format import CocoFile, read_coco
 from dataset.sample import Sample, read_annotated_image
 from utils.categories import Categories, check_class_names
@@ -65,7 +66,7 @@ class CocoObjects:
             images = images[self._counts(self._learnable) > 0]
         self._images = images[:limit]
         if not len(self):
-            raise UserError(f"{file.path} leaves no image to use; check the settings")
+            raise UserError(f"no image to use: {missing_objects(self) or 'limit is 0'}")
 
     def _counts(self, rows: np.ndarray) -> np.ndarray:
         """(I,) how many annotations of each image are among `rows`, (N,) bool."""
@@ -136,6 +137,27 @@ class CocoObjects:
         found = np.column_stack([numbers[image], before[rows] - before[first[image]]])
         return found[found[:, 0] >= 0]
 
+    def objects_per_image(self) -> np.ndarray:
+        """(M,) int64, learnable objects of each image in use."""
+        return self._counts(self._learnable)[self._images]
+
+    def objects_per_class(self) -> dict[int, int]:
+        """Class id -> its learnable objects on the images in use."""
+        labels = self.file.class_ids[self._in_use() & self._learnable]
+        counts = np.bincount(labels, minlength=max(self.categories.names, default=0) + 1)
+        return {class_id: int(counts[class_id]) for class_id in self.categories.names}
+
+    def num_crowds(self) -> int:
+        """Annotations of crowds of the classes in use, on all images."""
+        used = np.isin(self.file.class_ids, list(self.categories.names))
+        return int(np.count_nonzero(used & self.file.arrays["iscrowd"]))
+
+    def _in_use(self) -> np.ndarray:
+        """(N,) bool, the annotations of the images in use."""
+        chosen = np.zeros(len(self.file.image_ids), bool)
+        chosen[self._images] = True
+        return chosen[self.file.image_of_rows()]
+
     def image_path(self, index: int) -> Path:
         return self.file.image_folder / self.file.image_name(self._images[index])
 
@@ -179,10 +201,8 @@ class CocoObjects:
 
     def truth_rows(self) -> np.ndarray:
         """(n,) int64, the annotations of the ground truth in the arrays of the file."""
-        chosen = np.zeros(len(self.file.image_ids), bool)
-        chosen[self._images] = True
         used = np.isin(self.file.class_ids, list(self.categories.names))
-        return np.flatnonzero(used & chosen[self.file.image_of_rows()])
+        return np.flatnonzero(used & self._in_use())
 
     def truth_fields(self, row: int, image: int) -> dict:
         """Fields that the scoring of a task needs beside boxes, or other values of these.

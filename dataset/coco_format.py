@@ -24,6 +24,16 @@ from utils.masks import MIN_POINTS, check_length, check_rle
 FLAT = 1e-3  # pixels: points that are no farther from a line enclose nothing
 
 
+def folder_name(split: str) -> str:
+    """The image folder of a split: "train" -> "train2017"; other names are folders already."""
+    return f"{split}2017" if split in ("train", "val", "test") else split
+
+
+def annotation_path(root: Path, split: str, kind: str) -> Path:
+    """Where the annotation file of a split should be; arguments as those of `coco_paths`."""
+    return root.expanduser() / "annotations" / f"{kind}_{folder_name(split)}.json"
+
+
 def coco_paths(
     root: str | Path | None, split: str, *, kind: str = "instances"
 ) -> tuple[Path, Path]:
@@ -34,7 +44,6 @@ def coco_paths(
         split: "train", "val", or a folder name such as "train2014".
         kind: "instances", "person_keypoints" or "captions".
     """
-    name = f"{split}2017" if split in ("train", "val", "test") else split
     if root is None:
         raise UserError("no COCO folder given; use --set coco_root=FOLDER")
     root = Path(root).expanduser()
@@ -43,7 +52,8 @@ def coco_paths(
             f"COCO folder {root} does not exist; get it with download/download_coco.sh "
             "or use --set coco_root=FOLDER"
         )
-    annotations, images = root / "annotations" / f"{kind}_{name}.json", root / name
+    name = folder_name(split)
+    annotations, images = annotation_path(root, split, kind), root / name
     if not annotations.is_file():
         raise UserError(
             f"annotation file {annotations} does not exist; --set coco_root=FOLDER must name the "
@@ -115,6 +125,10 @@ class CocoFile:
         if "outline_text" in self.arrays:
             return self.arrays["outline_text"]
         return np.memmap(self.path, np.uint8, "r").view(np.ndarray)
+
+    def release(self) -> None:
+        """Gives back the pages of the file; they are read again when somebody asks."""
+        self.__dict__.pop("_outlines", None)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_outlines"}

@@ -16,6 +16,7 @@ from utils.files import shown
 
 NORMALISED = 2.0  # pixels; where most boxes end below it they are shares of the picture
 MOST = 0.9
+GROUP = 1024  # rows whose keypoints are read at a time
 Columns = dict[str, np.ndarray]
 
 
@@ -32,7 +33,8 @@ def build_index(path: Path, kind: str) -> Columns:
         caption_end (texts). Of objects category_id (N,) int64, bbox (N, 4) float64 xywh, area (N,)
         float64, iscrowd (N,) bool, usable (N,) bool: a box in the picture, of a known category.
         Of instances outline_span (N, 2) int64, in the file or in outline_text. Of keypoints points
-        (P, 3) float64 and points_end (N,) int64. meta: JSON of categories and errors.
+        (P, 3) float64, points_end (N,) int64 and num_labelled (N,) int16. meta: JSON of categories
+        and errors.
 
     Raises:
         UserError: this is no such file.
@@ -82,7 +84,10 @@ def _index(
         columns |= _object_columns(rows)
         crowd = columns["iscrowd"]
         if kind == "person_keypoints":
-            keep &= _fitting_points(rows, columns["category_id"], categories, leave_out)
+            points, count, fitting = _point_columns(
+                rows, columns["category_id"], categories, leave_out
+            )
+            keep &= fitting
         if kind == "instances":
             span, text = _outline_spans(rows, data)
             columns["outline_span"] = span
@@ -101,10 +106,7 @@ def _index(
         _note_crowds(out, categories, errors)
         categories = _without_repeated_names(categories, out["category_id"], errors)
     if kind == "person_keypoints":
-        points = [rows[i].keypoints for i in order.tolist()]
-        out["points_end"] = np.cumsum([len(values) // 3 for values in points], dtype=np.int64)
-        values = np.fromiter(chain.from_iterable(points), np.float64)
-        out["points"] = values.reshape(-1, 3)
+        out |= _take_points(points, count, order)
     meta = json.dumps({"categories": categories, "errors": errors.to_json()})
     return out | {"meta": np.frombuffer(meta.encode(), np.uint8).copy()}
 
@@ -184,31 +186,56 @@ def _address(data: bytes | msgspec.Raw) -> int:
     return np.frombuffer(data, np.uint8).__array_interface__["data"][0] if len(data) else 0
 
 
-def _fitting_points(
+def _point_columns(
     rows: Sequence[Posed], category_id: np.ndarray, categories: list[dict], leave_out: Callable
-) -> np.ndarray:
-    """(N,) bool, which rows have as many keypoints as their category; others lose theirs."""
-    numbers = {
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The keypoints of all rows one after the other.
+
+    Returns:
+        (P, 3) x, y, visibility; (N,) how many each row has, 0 where its category has none; and (N,)
+        bool, which rows have as many as their category.
+    """
+    sizes = {
         row["id"]: len(row["keypoints"])
         for row in categories
-        if isinstance(row.get("keypoints"), list) and row["keypoints"]
+        if isinstance(row.get("keypoints"), list)
     }
-    bad, strange = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-    for i, (row, category) in enumerate(zip(rows, category_id.tolist(), strict=True)):
-        wanted = numbers.get(category)
-        if wanted is None:
-            row.keypoints = []  # its category has no points
-            continue
-        bad[i] = len(row.keypoints) != 3 * wanted
-        strange[i] = not bad[i] and not {0, 1, 2}.issuperset(row.keypoints[2::3])
+    wanted = 3 * np.array([sizes.get(category, 0) for category in category_id.tolist()], np.int64)
+    groups, lengths = [np.zeros(0)], [np.zeros(0, np.int64)]
+    for start in range(0, len(rows), GROUP):
+        texts = b",".join(row.keypoints for row in rows[start : start + GROUP])
+        lists = msgspec.json.decode(b"[" + texts + b"]", type=list[list[float]])
+        groups.append(np.fromiter(chain.from_iterable(lists), np.float64))
+        lengths.append(np.fromiter(map(len, lists), np.int64, len(lists)))
+    values, length = np.concatenate(groups), np.concatenate(lengths)
+    if not (np.abs(values) < LARGEST).all():
+        raise OverflowError("a keypoint is too far")
+    bad = (wanted > 0) & (length != wanted)
 
     def detail(i: int) -> str:
-        wanted = 3 * numbers[int(category_id[i])]
-        return f"keypoints must be {wanted} numbers, got {shown(rows[i].keypoints)}"
+        text = bytes(rows[i].keypoints).decode()
+        return f"keypoints must be {wanted[i]} numbers, got {shown(json.loads(text))}"
 
     leave_out("not_numbers", bad, detail)
+    fitting = (wanted > 0) & ~bad
+    points = values[np.repeat(fitting, length)].reshape(-1, 3)
+    count = np.where(fitting, length // 3, 0)
+    unknown = np.repeat(np.arange(len(rows)), count)[~np.isin(points[:, 2], (0, 1, 2))]
+    strange = np.zeros(len(rows), bool)
+    strange[unknown] = True
     leave_out("not_numbers", strange, lambda i: "the visibility of keypoints must be 0, 1 or 2")
-    return ~(bad | strange)
+    return points, count, ~(bad | strange)
+
+
+def _take_points(points: np.ndarray, count: np.ndarray, order: np.ndarray) -> Columns:
+    """The keypoints of the rows `order`, (n,), one after the other."""
+    start, count = (np.cumsum(count) - count)[order], count[order]
+    end = np.cumsum(count)
+    place = np.repeat(start - (end - count), count) + np.arange(count.sum())
+    points = points[place]
+    seen = np.concatenate([[0], np.cumsum(points[:, 2] > 0)])
+    labelled = seen[end] - seen[end - count]
+    return {"points": points, "points_end": end, "num_labelled": labelled.astype(np.int16)}
 
 
 def _usable(out: Columns, categories: list[dict], errors: AnnotationErrors) -> np.ndarray:

@@ -41,7 +41,7 @@ class CocoKeypoints(CocoObjects):
         """
         file = read_coco(root, split, self.kind, skip_bad=skip_bad)
         categories, self.skeleton = choose_posed(file, classes)
-        labelled = num_labelled(file) > 0
+        labelled = file.arrays["num_labelled"] > 0
         super().__init__(file, categories, learnable=labelled, keep_empty=keep_empty, limit=limit)
         self._targets = self._learnable  # an object without a point is none of the task
 
@@ -69,13 +69,6 @@ def points_of(file: CocoFile, row: int) -> np.ndarray:
     """(K, 3) float64 x, y, visibility of an annotation; K = 0 where its category has no points."""
     ends = file.arrays["points_end"]
     return file.arrays["points"][int(ends[row - 1]) if row else 0 : int(ends[row])]
-
-
-def num_labelled(file: CocoFile) -> np.ndarray:
-    """(N,) int64, labelled points of each annotation."""
-    before = np.concatenate([[0], np.cumsum(file.arrays["points"][:, 2] > 0)])
-    ends = file.arrays["points_end"]
-    return np.diff(before[np.concatenate([[0], ends])])
 
 
 def choose_posed(file: CocoFile, classes: Sequence[str] | None) -> tuple[Categories, Skeleton]:

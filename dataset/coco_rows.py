@@ -29,26 +29,27 @@ NO_ID = -1  # of an annotation
 # ---- typed rows --------------------------------------------------------------------------------
 
 Side = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
+Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Image(msgspec.Struct, gc=False):
-    id: int
+    id: Id
     file_name: str
     height: Side = 0
     width: Side = 0
 
 
 class Caption(msgspec.Struct, gc=False):
-    image_id: int
+    image_id: Id
     caption: str
-    id: int = NO_ID
+    id: Id = NO_ID
 
 
 class Object(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
+    image_id: Id
+    category_id: Id
     bbox: tuple[float, float, float, float]
-    id: int = NO_ID
+    id: Id = NO_ID
     iscrowd: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
     area: float = math.nan
 
@@ -58,11 +59,11 @@ class Instance(Object, gc=False):
 
 
 class Posed(Object, gc=False, kw_only=True):
-    keypoints: list[float]
+    keypoints: msgspec.Raw  # a list of numbers
 
 
 class Category(msgspec.Struct, gc=False):
-    id: int
+    id: Id
     name: str
     keypoints: list[str] = []
     skeleton: list[tuple[int, int]] = []
@@ -157,7 +158,7 @@ def _where(row: object, number: int, name: str) -> str:
     if row.get("id") is None:
         return f"entry {number} of {name!r}"
     if name == "images":
-        return f"image {row['id']}"
+        return f"image {shown(row['id'])}"
     return f"annotation {shown(row['id'])} of image {shown(row.get('image_id'))}"
 
 
@@ -187,7 +188,7 @@ def read_posed(row: dict) -> Posed:
     _need(row, ("keypoints",))
     fields = _object_fields(row)
     points = [] if row["keypoints"] is None else _numbers(row, "keypoints", None)
-    return Posed(*fields, keypoints=points)
+    return Posed(*fields, keypoints=msgspec.Raw(json.dumps(points).encode()))
 
 
 def _need(row: dict, keys: Sequence[str]) -> None:

@@ -11,10 +11,17 @@ import numpy as np
 
 from dataset.annotation_errors import LARGEST, AnnotationErrors
 from dataset.coco_detection import CocoObjects, choose_classes
-from dataset.coco_format import CocoFile, is_flat, read_coco, read_outline
+from dataset.coco_format import FLAT, CocoFile, read_coco, read_outline
 from utils.array_cache import Arrays, cached_arrays
 from utils.errors import UserError
-from utils.masks import MIN_POINTS, check_length, cut_polygons, fit_polygons, rle_to_polygons
+from utils.masks import (
+    MAX_LENGTH,
+    MAX_TURNS,
+    MIN_POINTS,
+    cut_polygons,
+    fit_polygons,
+    rle_to_polygons,
+)
 
 GROUP = 256  # outlines that are read at a time
 
@@ -73,6 +80,7 @@ def _build(file: CocoFile) -> dict[str, np.ndarray]:
         num_parts[group], of_group, length = found
         points.append(of_group)
         lengths.append(length)
+    file.release()
     return {
         "object_ends": np.concatenate([[0], np.cumsum(num_parts)]),
         "part_ends": np.concatenate([[0], np.cumsum(np.concatenate([[], *lengths]))]).astype(int),
@@ -88,6 +96,8 @@ def _read_group(texts: list[bytes], sizes: list[tuple[int, int]]) -> tuple | Non
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     parts = list(chain.from_iterable(objects))
+    if not parts:
+        return None
     lengths = np.fromiter(map(len, parts), np.int64, len(parts))
     if len(objects) != len(texts) or not all(objects):
         return None
@@ -96,18 +106,27 @@ def _read_group(texts: list[bytes], sizes: list[tuple[int, int]]) -> tuple | Non
     values = np.fromiter(chain.from_iterable(parts), np.float64, lengths.sum())
     if not (np.abs(values) < LARGEST).all():
         return None
-    points, ends = values.astype(np.float32).reshape(-1, 2), np.cumsum(lengths // 2).tolist()
-    polygons = [points[start:end] for start, end in pairwise([0, *ends])]
-    if any(map(is_flat, polygons)):
+    points, ends = values.astype(np.float32).reshape(-1, 2), np.cumsum(lengths // 2)
+    areas, perimeters = _measure(values.reshape(-1, 2), ends)
+    parts_of = np.fromiter(map(len, objects), np.int64, len(objects))
+    perimeter = np.add.reduceat(perimeters, np.cumsum(parts_of) - parts_of)  # of each object
+    sides = np.array(sizes).sum(1)
+    far = perimeter > np.minimum(MAX_TURNS * sides, MAX_LENGTH)
+    if (areas <= FLAT * perimeters).any() or (far & (sides > 0)).any():
         return None
-    counts = [len(one) for one in objects]
-    spans = pairwise(np.cumsum([0, *counts]).tolist())
-    try:
-        for size, (start, end) in zip(sizes, spans, strict=True):
-            check_length(polygons[start:end], size)
-    except ValueError:
-        return None
-    return counts, points, lengths // 2
+    return parts_of, points, lengths // 2
+
+
+def _measure(points: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(parts,) areas and (parts,) perimeters of outlines (all, 2) that end at `ends` (parts,)."""
+    starts = np.concatenate([[0], ends[:-1]])
+    following = np.arange(1, len(points) + 1)
+    following[ends - 1] = starts  # outlines are closed
+    sides = points[following] - points
+    own = points - np.repeat(points[starts], np.diff(ends, prepend=0), axis=0)
+    cross = own[:, 0] * sides[:, 1] - own[:, 1] * sides[:, 0]
+    lengths = np.hypot(sides[:, 0], sides[:, 1])
+    return np.abs(np.add.reduceat(cross, starts)) / 2, np.add.reduceat(lengths, starts)
 
 
 def _read_one(
@@ -160,8 +179,6 @@ class CocoSegmentation(CocoObjects):
         file.errors.enforce()
         self.max_points, self.cut_outlines = max_points, cut_outlines
         outlined = self._outlines.has_some()
-        if not keep_empty and not outlined.any():
-            raise UserError(f"{file.path} holds no outline to learn; check the settings")
         super().__init__(file, categories, learnable=outlined, keep_empty=keep_empty, limit=limit)
 
     def polygons(self, index: int) -> list[list[np.ndarray]]:
@@ -169,6 +186,10 @@ class CocoSegmentation(CocoObjects):
         shorten = cut_polygons if self.cut_outlines else fit_polygons
         rows = self.object_rows(index).tolist()
         return [shorten(self._outlines.parts(row), self.max_points) for row in rows]
+
+    def outline_points(self) -> np.ndarray:
+        """(n,) int64, points of every outline that is learned."""
+        return self._outlines.num_points()[self._in_use() & self._learnable]
 
     def more_fields(self, index: int) -> dict:
         return {"polygons": self.polygons(index)}

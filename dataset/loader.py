@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -110,6 +111,9 @@ class PerObject(ChangedSource):
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
         image, number = self.items[index].tolist()
         return self.source.read(image, at_least, only=number)
+
+    def image_path(self, index: int) -> Path:
+        return self.source.image_path(int(self.items[index, 0]))
 
 
 class ReplaceUnreadable(ChangedSource):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.advice import caption_budget, object_budget, outline_budget
 from dataset.coco_captioning import CocoCaptions
 from dataset.coco_detection import CocoDetection
 from dataset.coco_keypoint import CocoKeypoints
@@ -25,6 +26,7 @@ from tokenizer.detection import DetectionTokenizer
 from tokenizer.keypoint import KeypointTokenizer
 from tokenizer.segmentation import SegmentationTokenizer
 from tokenizer.tasks import build_tokenizer as build_tokenizer  # for those who build all of it
+from tokenizer.text import TextTokenizer
 from utils.cli import log
 from utils.errors import UserError
 
@@ -68,6 +70,21 @@ def _encode_captioning(tokenizer: CaptionTokenizer) -> Encode:
     return encode
 
 
+def _advise_detection(cfg, source) -> list[str]:
+    return object_budget(source, cfg.max_objects, "max_objects")
+
+
+def _advise_segmentation(cfg, source) -> list[str]:
+    return outline_budget(source, cfg.max_points)
+
+
+def _advise_captioning(cfg, source) -> list[str]:
+    if not cfg.caption_vocab.is_file():
+        return []
+    text = TextTokenizer.load(cfg.caption_vocab)
+    return caption_budget(source, text, cfg.max_caption_tokens)
+
+
 @dataclass(frozen=True)
 class Task:
     """The parts of a task, from annotation to tokens; its tokenizer is in `tokenizer/tasks.py`.
@@ -81,6 +98,8 @@ class Task:
     sources: dict[str, type]  # dataset name -> class of source: (root, split, **options)
     encode: Callable[[TaskTokenizer], Encode]  # picks a Sample's fields for the tokenizer
     augmentation: dict = field(default_factory=dict)  # where it differs from `train_transforms`
+    # (settings, source) -> lines on what of the source does not fit the settings
+    advise: Callable[[object, object], list[str]] = lambda cfg, source: []
 
     @property
     def annotation_kind(self) -> str:
@@ -92,11 +111,13 @@ TASKS: dict[str, Task] = {
     "detection": Task(
         sources={"coco": CocoDetection, "voc": VocDetection},
         encode=_encode_detection,
+        advise=_advise_detection,
     ),
     "segmentation": Task(
         sources={"coco": CocoSegmentation},
         encode=_encode_segmentation,
         augmentation={"max_scale": 1.0},  # the picture is never cut, only made smaller
+        advise=_advise_segmentation,
     ),
     "keypoint": Task(
         sources={"coco": CocoKeypoints},
@@ -107,6 +128,7 @@ TASKS: dict[str, Task] = {
         sources={"coco": CocoCaptions},
         encode=_encode_captioning,
         augmentation={"flip_prob": 0.0},  # captions say left and right
+        advise=_advise_captioning,
     ),
 }
 

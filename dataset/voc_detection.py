@@ -254,6 +254,21 @@ class VocDetection:
         keep = labels > 0
         return annotation.boxes[keep], labels[keep], annotation.difficult[keep]
 
+    def objects_per_image(self) -> np.ndarray:
+        """(M,) int64, objects of each image that are learned."""
+        return np.array([len(self._learned(i)) for i in range(len(self))], np.int64)
+
+    def objects_per_class(self) -> dict[int, int]:
+        """Class id -> its objects that are learned."""
+        labels = np.concatenate([self._learned(i) for i in range(len(self))] or [[]]).astype(int)
+        counts = np.bincount(labels, minlength=len(self.categories.names) + 1)
+        return {class_id: int(counts[class_id]) for class_id in self.categories.names}
+
+    def _learned(self, index: int) -> np.ndarray:
+        """(n,) labels of the objects of an image that are no difficult ones."""
+        _, labels, difficult = self.objects(index)
+        return labels[~difficult]
+
     def image_path(self, index: int) -> Path:
         return self._images[index]
 

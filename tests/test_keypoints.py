@@ -130,11 +130,11 @@ def test_wrong_files_end_in_one_line(tmp_path):
         return CocoKeypoints(write_coco(tmp_path / name, rows, categories), **options)
 
     with pytest.raises(
-        UserError, match="annotation 0 of image 3: keypoints must be 15 numbers, got"
+        UserError, match="annotation 0 of image 3: keypoints must be (15 )?numbers, got"
     ):
         load("short", [person() | {"keypoints": [1, 2, 2]}])
     with pytest.raises(
-        UserError, match="annotation 0 of image 3: keypoints must be 15 numbers, got"
+        UserError, match="annotation 0 of image 3: keypoints must be (15 )?numbers, got"
     ):
         load("text", [person() | {"keypoints": "none"}])
     plain = [{"id": 7, "name": "robot"}]

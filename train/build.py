@@ -4,8 +4,16 @@ from dataclasses import dataclass
 
 import torch
 
+from dataset.advice import (
+    check_learnable,
+    compare_classes,
+    image_paths,
+    missing_objects,
+    overlap_text,
+    same_files,
+)
 from dataset.loader import ReplaceUnreadable, build_train_loader
-from dataset.tasks import build_source, build_train_set
+from dataset.tasks import build_source, build_train_set, find_task
 from dataset.transforms import load_pixel_transforms
 from infer.tasks import place_of_data
 from infer.trained_model import read_meta
@@ -101,6 +109,7 @@ def build_run(cfg, tasks: list[str], world: World, device: torch.device) -> Run:
     categories = join_categories(sources)
     tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
+    look_at_data(cfg, sources, eval_sources, world)
     streams = build_streams(cfg, sources, tokenizers, world)
     steps = count_run_steps(cfg, streams)
 
@@ -123,6 +132,33 @@ def build_source_of(cfg, task: str, *, train: bool):
     source = build_source(task, cfg.dataset, root, split, limit=limit or None, **options)
     settings.check_source(source)  # now, not after the first epoch
     return source
+
+
+def look_at_data(cfg, sources: dict, eval_sources: dict, world: World = ALONE) -> None:
+    """Says what of the data does not fit together or the settings, before anything is trained.
+
+    Args:
+        sources, eval_sources: task -> samples to train on, and those to judge by.
+
+    Raises:
+        UserError: there is nothing to learn, or the ground truth cannot be scored.
+    """
+    lines = []
+    for task, source in sources.items():
+        judged = eval_sources[task]
+        check_learnable(source)
+        found = [*find_task(task).advise(cfg, source)]
+        found.append(compare_classes(source.categories, judged.categories))
+        if problem := missing_objects(judged):
+            found.append(f"no object to judge by: {problem}")
+        if cfg.eval_split != "train":
+            pairs = same_files(image_paths(source), image_paths(judged))
+            found.append(overlap_text(pairs, len(judged)))
+        lines += [f"notice: {task}: {line}" for line in found if line]
+        if world.is_main:
+            getattr(judged, "coco", None)  # it is needed later, and complains now
+    for line in dict.fromkeys(lines):
+        log(line)
 
 
 def join_categories(sources: dict) -> Categories:

@@ -16,8 +16,15 @@ from dataset.check.report import (
     label_statistics,
     repeats,
 )
-from dataset.coco_format import CocoFile, all_texts, coco_paths, open_coco, read_outline
-from dataset.coco_keypoint import num_labelled, points_of
+from dataset.coco_format import (
+    CocoFile,
+    all_texts,
+    annotation_path,
+    coco_paths,
+    open_coco,
+    read_outline,
+)
+from dataset.coco_keypoint import points_of
 from dataset.coco_rows import NO_ID
 from dataset.coco_segmentation import open_outlines
 from dataset.voc_detection import VOC_CLASSES, VocDetection, parse_voc_sets
@@ -45,7 +52,7 @@ def check_coco_files(
     groups: dict[str, list[Checked]] = {}
     for split in splits:
         for kind in kinds:
-            path = root.expanduser() / "annotations" / f"{kind}_{split}2017.json"
+            path = annotation_path(root, split, kind)
             if len(splits) * len(kinds) > 1 and root.is_dir() and not path.is_file():
                 log(f"notice: no {path}")
                 continue
@@ -123,7 +130,7 @@ def _check_keypoints(checked: Checked, file: CocoFile) -> None:
             file.errors.add("categories", "categories", str(error))
     posed = np.isin(file.class_ids, list(skeletons))
     # objects with a labelled point
-    place, labelled = file.image_of_rows(), num_labelled(file)
+    place, labelled = file.image_of_rows(), file.arrays["num_labelled"]
     rows = np.flatnonzero(file.arrays["usable"] & posed & (labelled > 0))
     _note_boxes(file, rows)
     points = {row: points_of(file, row) for row in rows.tolist()}

@@ -1,0 +1,223 @@
+"""What is worth a word about a dataset before anybody trains on it.
+
+A set may have nothing to learn, more objects than a sequence holds, classes that nobody knows, or
+the same pictures to train on and to judge by.
+"""
+
+import difflib
+import filecmp
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.categories import Categories
+from utils.errors import UserError
+
+NUM_NAMES = 5  # that a line shows
+NUM_CAPTIONS = 5000  # that are measured
+SIDE, WAVES = 64, 12  # of the small copy of a picture, pixels; frequencies each way
+NEAR = 8  # of the bits of a fingerprint, in which copies may differ
+
+
+def check_learnable(source) -> None:
+    """Refuses a set without an object to learn.
+
+    Args:
+        source: to train on; one without `objects_per_class` is not looked at.
+
+    Raises:
+        UserError: there is none.
+    """
+    if problem := missing_objects(source):
+        raise UserError(f"no object to learn: {problem}")
+
+
+def missing_objects(source) -> str:
+    """Why a set has no object; empty if it has one."""
+    if not hasattr(source, "objects_per_class") or any(source.objects_per_class().values()):
+        return ""
+    names = list(source.categories.names.values())
+    crowds = source.num_crowds() if hasattr(source, "num_crowds") else 0
+    others = f"; {crowds} annotations have iscrowd=1, which are no targets" * (crowds > 0)
+    return (
+        f"{source.annotation_errors.source} has no annotated object of {_listed(names)} on the "
+        f"images in use{others}; check the file and the setting classes"
+    )
+
+
+def compare_classes(known: Categories, judged: Categories) -> str:
+    """Which classes to judge by nobody will ever predict; empty if there are none.
+
+    Args:
+        known: of the training set.
+        judged: of the validation set. Classes are matched by name.
+
+    Raises:
+        UserError: the two have no class in common.
+    """
+    names, wanted = list(known.names.values()), list(judged.names.values())
+    strange = [name for name in wanted if name not in names]
+    if not strange:
+        return ""
+    near = {name: nearest(name, names) for name in strange[:NUM_NAMES]}
+    text = _listed([repr(n) + f" (near it: {near[n]!r})" * bool(near[n]) for n in near], strange)
+    if len(strange) == len(wanted):
+        raise UserError(
+            f"the validation set has no class in common with the training set: it has {text}; "
+            "classes are matched by name: correct one of the two"
+        )
+    return (
+        f"the validation set has {len(strange)} classes that the training set has not, so that "
+        f"nothing is ever found of them: {text}"
+    )
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """The name that is most like another one, whatever the case; empty if none is."""
+    folded = {other.casefold().strip(): other for other in names}
+    near = difflib.get_close_matches(name.casefold().strip(), folded, n=1, cutoff=0.6)
+    return folded[near[0]] if near else ""
+
+
+# ---- budgets -----------------------------------------------------------------------------------
+
+
+def object_budget(source, most: int, name: str) -> list[str]:
+    """A line if images have more objects than a sequence holds.
+
+    Args:
+        most: objects that it holds.
+        name: of the setting.
+    """
+    counts = source.objects_per_image()
+    over = counts > most
+    if not over.any():
+        return []
+    return [
+        f"{over.sum()} of {len(counts)} images have more than {name}={most} objects: "
+        f"{(counts - most)[over].sum()} of {counts.sum()} objects are left out in every epoch; "
+        f"{name}={counts.max()} holds them all"
+    ]
+
+
+def outline_budget(source, most: int) -> list[str]:
+    """A line if outlines have more points than a sequence holds."""
+    counts = source.outline_points()
+    over = counts > most
+    if not over.any():
+        return []
+    high = int(np.percentile(counts, 99))
+    return [
+        f"{over.sum()} of {len(counts)} outlines have more than max_points={most} points and are "
+        f"simplified; the largest has {counts.max()}, max_points={high} holds 99 % of them whole"
+    ]
+
+
+def caption_budget(source, text, most: int) -> list[str]:
+    """A line if captions have more pieces than an answer holds.
+
+    Args:
+        text: the text tokenizer.
+        most: tokens of an answer, </s> included.
+    """
+    lengths: list[int] = []
+    for index in range(len(source)):
+        lengths += [len(text.encode(caption)) + 1 for caption in source.captions(index)]
+        if len(lengths) >= NUM_CAPTIONS:
+            break
+    over = np.array(lengths) > most
+    if not over.any():
+        return []
+    return [
+        f"{over.sum()} of {len(lengths)} captions have more than max_caption_tokens={most} tokens "
+        f"and are cut; max_caption_tokens={max(lengths)} holds them all"
+    ]
+
+
+# ---- pictures in two parts ---------------------------------------------------------------------
+
+
+def image_paths(source) -> list[Path]:
+    """The files of the images in use, each once."""
+    source = getattr(source, "source", source)  # of samples of one object: the images themselves
+    return [source.image_path(index) for index in range(len(source))]
+
+
+def same_files(ours: Iterable[Path], theirs: Iterable[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of files of one name and the same bytes."""
+    by_name = {path.name: path for path in theirs}
+    pairs = [(path, by_name[path.name]) for path in ours if path.name in by_name]
+    return [pair for pair in pairs if _equal(*pair)]
+
+
+def _equal(one: Path, other: Path) -> bool:
+    try:
+        return one == other or filecmp.cmp(one, other, shallow=False)
+    except OSError:  # a missing picture is told elsewhere
+        return False
+
+
+def same_pictures(
+    ours: Sequence[Path], theirs: Sequence[Path], *, decode: bool
+) -> list[tuple[Path, Path]]:
+    """Pairs of files of the same bytes, whatever their names.
+
+    Args:
+        decode: look at the pictures too; copies of another size or format are found.
+    """
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in theirs:
+        if path.is_file():
+            by_size[path.stat().st_size].append(path)
+    sizes = [(path, path.stat().st_size) for path in ours if path.is_file()]
+    pairs = [(path, other) for path, size in sizes for other in by_size[size]]
+    pairs = [pair for pair in pairs if _equal(*pair)]
+    if not decode:
+        return pairs
+    known, (one, other) = set(pairs), (_fingerprints(paths) for paths in (ours, theirs))
+    for path, bits in one.items():
+        for twin, twin_bits in other.items():
+            if (bits ^ twin_bits).bit_count() <= NEAR and (path, twin) not in known:
+                pairs.append((path, twin))
+    return pairs
+
+
+def _fingerprints(paths: Iterable[Path]) -> dict[Path, int]:
+    """Bits that copies of a picture share: the signs of its lowest frequencies."""
+    import cv2
+
+    from utils.images import read_image
+
+    found = {}
+    for path in paths:
+        try:
+            image, _ = read_image(path, at_least=(SIDE, SIDE))
+        except UserError:
+            continue
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        waves = cv2.dct(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+        waves = waves[:WAVES, :WAVES].ravel()[1:]  # the first is the brightness
+        if np.abs(waves).max() < 1:  # one colour is like any other
+            continue
+        found[path] = int.from_bytes(np.packbits(waves > np.median(waves)).tobytes(), "big")
+    return found
+
+
+def overlap_text(pairs: Sequence[tuple[Path, Path]], num_judged: int) -> str:
+    """A line about pictures to train on that are among those to judge by; empty without any."""
+    if not pairs:
+        return ""
+    judged = {theirs for _, theirs in pairs}
+    shown = "; ".join(f"{ours} and {theirs}" for ours, theirs in pairs[:2])
+    return (
+        f"{len(judged)} of {num_judged} pictures to judge by are pictures to train on as well, so "
+        f"that results look too good: {shown}{'; …' * (len(pairs) > 2)}"
+    )
+
+
+def _listed(texts: Sequence[str], of: Sequence[str] = ()) -> str:
+    """The first few of some texts."""
+    more = max(len(of), len(texts)) - NUM_NAMES
+    return ", ".join(texts[:NUM_NAMES]) + (f" and {more} more" if more > 0 else "")
