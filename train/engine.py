@@ -23,7 +23,6 @@ from train.guards import (
     Stopped,
     StopSignal,
     check_stop,
-    memory_errors,
     report_skipped,
 )
 from train.loss import amp_dtype, autocast, batch_loss, token_weights
@@ -41,7 +40,7 @@ from train.settings import check_settings
 from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
-from utils.devices import World
+from utils.devices import World, memory_errors
 
 
 def train(cfg, tasks: list[str]) -> Path:

@@ -1,7 +1,7 @@
 """This module handles what disturbs a training.
 
-Losses may be no numbers, memory may be too little, and samples may be bad. A signal or the time
-limit ends a training between two steps.
+Losses may be no numbers, and samples may be bad. A signal or the time limit ends a training between
+two steps.
 """
 
 import json
@@ -10,8 +10,6 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from tqdm import tqdm
 from dataset.batch import Batch, padding_of
 from train.state import TaskStream
 from utils.devices import ALONE, World
-from utils.errors import UserError, one_line
+from utils.errors import UserError
 from utils.files import atomic_path
 
 MAX_PENDING = 4  # steps whose outcome may still be unknown
@@ -137,29 +135,6 @@ class Statistics:
         """Brings back those from before unless `finite`, a bool on the device, is true."""
         for buffer, before in self.kept:
             buffer.copy_(torch.where(finite, buffer, before))
-
-
-@contextmanager
-def memory_errors(device: torch.device) -> Iterator[None]:
-    """Too little memory is one line with remedies."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        message = str(error)
-        if "DataLoader worker" in message:  # killed, or out of shared memory
-            raise UserError(
-                f"a worker that loads images was ended ({one_line(error)[:150]}): most often too "
-                "little memory or shared memory (docker run --shm-size=8g); lower num_workers, "
-                "prefetch_batches or batch_size"
-            ) from error
-        on_cpu = "DefaultCPUAllocator" in message or "not enough memory" in message
-        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu):
-            raise
-        raise UserError(
-            f"out of memory on {device}: halve batch_size and double accumulate_steps (the same "
-            "training), or set recompute_activations=true, amp=bf16, fsdp=true (several GPUs), "
-            "or a smaller img_size or eval_batch_size"
-        ) from error
 
 
 class Stopped(Exception):
