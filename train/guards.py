@@ -10,6 +10,8 @@ import signal
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ MAX_PENDING = 4  # steps whose outcome may still be unknown
 MAX_FILES = 10  # of batches kept for inspection
 MAX_OVERFLOWS = 100  # in a row: the scale of fp16 starts at 2 ** 16 and halves with each
 SHOWN = 3  # images that are named
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; not on Windows
 
 
 class NonFiniteWatch:
@@ -137,18 +140,35 @@ class Statistics:
             buffer.copy_(torch.where(finite, buffer, before))
 
 
-class Stopped(Exception):
-    """Training was asked to stop between two steps: a signal, or the time is up."""
+class Stopped(BaseException):
+    """Training was asked to stop: a signal, or the time is up.
+
+    No `except Exception` on the way, such as that of a library that reads images, may catch it.
+    """
 
 
 class StopSignal:
-    """Ctrl-C, SIGTERM and the time limit, all asked for between two steps."""
+    """Ctrl-C, SIGTERM, a closed terminal and the time limit, all asked for between two steps."""
 
     def __init__(self, max_minutes: float):
         self.signal = 0
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(HANGUP) not in (None, signal.SIG_IGN):  # nohup ignores it
+            numbers.append(HANGUP)
+        self._at_once = False
         self._previous = {number: signal.signal(number, self._remember) for number in numbers}
+
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """A signal in this context raises `Stopped` at once: for work that is done again later."""
+        try:
+            self._at_once = True
+            if self.signal:
+                raise Stopped(self.reason())
+            yield
+        finally:
+            self._at_once = False
 
     def restore(self) -> None:
         """Gives the signals back to whoever had them before."""
@@ -156,9 +176,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number, _frame) -> None:
-        if self.signal:  # the second Ctrl-C does not wait
+        if number == self.signal and number != HANGUP:  # the second Ctrl-C does not wait
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
+        if self._at_once:
+            raise Stopped(self.reason())
 
     def reason(self) -> str:
         if self.signal:
