@@ -5,6 +5,8 @@ A file is checked before memory is allocated: a damaged or malicious one costs n
 
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -115,6 +117,24 @@ def check_finite(path: object, tensors: Mapping[str, torch.Tensor]) -> None:
             raise UserError(f"{name} in {path} holds NaN or infinity: the file is damaged")
 
 
+def write_tensors(
+    path: str | Path, tensors: dict[str, torch.Tensor], texts: dict[str, str]
+) -> None:
+    """Writes a safetensors file, atomically.
+
+    Args:
+        texts: its metadata.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=texts)
+        except SafetensorError as error:  # of a full disk, too: it holds the number in words
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise OSError(one_line(error)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
 def save_model(
     model: Pix2Seq, path: str | Path, *, meta: dict | None = None, dtype: torch.dtype | None = None
 ) -> None:
@@ -133,8 +153,7 @@ def save_model(
         "config": json.dumps(model.config.to_json()),
         "meta": json.dumps(model.meta if meta is None else meta),
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=texts)
+    write_tensors(path, tensors, texts)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
@@ -146,7 +165,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no weight file at {path}; train one, or name another with --weights")
+        raise UserError(f"no weight file at {path}; train one, or name another")
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}

@@ -12,7 +12,7 @@ from models import save_model
 from train.distributed import whole_model
 from train.state import TrainState
 from utils.cli import log
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import TEMPORARY, atomic_path
 
 NAME = "last.ckpt"  # the newest; the one before it is last-1.ckpt, and so on
@@ -41,10 +41,12 @@ def save_checkpoint(
         return run_dir / NAME
     with atomic_path(run_dir / NAME) as path:
         try:
-            torch.save(values, path)
-        except RuntimeError as error:  # torch's word for a full disk
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"cannot write {run_dir / NAME}: {reason}") from error
+            with path.open("wb") as file:
+                torch.save(values, file)
+        except RuntimeError as error:  # torch hides why the file refused
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise UserError(f"cannot write {run_dir / NAME}: {one_line(error)}") from error
         if rotate:
             _make_room(run_dir, keep)
     return run_dir / NAME

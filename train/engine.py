@@ -43,6 +43,7 @@ from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
 from utils.devices import World, memory_errors
+from utils.files import check_place
 
 
 def train(cfg, tasks: list[str]) -> Path:
@@ -79,6 +80,8 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
     device = check_settings(cfg, tasks, world)
+    if world.is_main:
+        check_place(run_dir or cfg.runs_dir)
     with memory_errors(device):
         run = build_run(cfg, tasks, world, device)
         saver = _open_folder(run, run_dir)

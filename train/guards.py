@@ -16,15 +16,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset.batch import Batch, padding_of
+from models.weights import write_tensors
 from train.state import TaskStream
 from utils.devices import ALONE, World
 from utils.errors import UserError
-from utils.files import atomic_path
 
 MAX_PENDING = 4  # steps whose outcome may still be unknown
 MAX_FILES = 10  # of batches kept for inspection
@@ -121,8 +120,7 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
                 if isinstance(value := getattr(batch, field.name), Tensor):
                     tensors[f"{number}.{task}.{field.name}"] = value.clone().contiguous()
     path = folder / f"step_{step:07}_rank_{rank}.safetensors"
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"image_ids": json.dumps(ids)})
+    write_tensors(path, tensors, {"image_ids": json.dumps(ids)})
     return path
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import fits, read_json, shown
+from utils.streams import ReaderGone, safe_streams
 
 
 def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.ArgumentParser:
@@ -48,20 +49,22 @@ def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.A
 def run(main: Callable) -> typing.NoReturn:
     """Runs a script's `main`; a `UserError` ends in one line on stderr and exit status 2."""
     debug, status = "--debug" in sys.argv, 0
-    try:
-        main()
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    except BrokenPipeError:  # e.g. `… | head`
-        sys.stderr.close()
-    except SystemExit as left:  # of argparse, or of a training that was told to stop
-        status = left.code
+    with safe_streams():
+        try:
+            main()
+            sys.stdout.flush()
+        except UserError as error:
+            if debug:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = 130
+        except ReaderGone:  # e.g. `… | head`
+            status = 128 + 13  # as a program that SIGPIPE ends
+        except SystemExit as left:  # of argparse, or of a training that was told to stop
+            status = left.code
     _leave(status)
 
 
