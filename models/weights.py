@@ -7,7 +7,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -156,14 +157,19 @@ def save_model(
     write_tensors(path, tensors, texts)
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
-    """The model of a weight file, in float32 and eval mode.
+def read_header(path: str | Path) -> tuple[ModelConfig, dict]:
+    """`ModelConfig` and `meta` of a weight file, without its tensors.
 
     Raises:
-        UserError: the file is missing, is not a weight file of this project, or its tensors do not
-            fit its config.
+        UserError: the file is missing or is not a weight file of this project.
     """
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        return read_metadata(path, file.metadata())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A weight file of ours, open."""
     if not path.is_file():
         raise UserError(f"no weight file at {path}; train one, or name another")
     try:
@@ -174,13 +180,24 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
                     f"{path} was not written by this project (format {texts.get('format')!r}, "
                     f"wanted {FORMAT!r}); convert it, see download/"
                 )
-            config, meta = read_metadata(path, texts)
-            check_tensors(path, file, config)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is no safetensors file ({one_line(error)}); convert it, see download/"
         ) from error
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
+    """The model of a weight file, in float32 and eval mode.
+
+    Raises:
+        UserError: the file is missing, is not a weight file of this project, or its tensors do not
+            fit its config.
+    """
+    with _opened(Path(path)) as file:
+        config, meta = read_metadata(path, file.metadata())
+        check_tensors(path, file, config)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_finite(path, tensors)
     model = build_model(config)
     model.load_state_dict(tensors)

@@ -27,6 +27,7 @@ from train.guards import (
     check_stop,
     report_skipped,
 )
+from train.init_weights import start_settings
 from train.loss import amp_dtype, autocast, batch_loss, token_weights
 from train.optim import guarded_step
 from train.run_folder import (
@@ -34,7 +35,8 @@ from train.run_folder import (
     RunRecords,
     find_run_dir,
     new_run_dir,
-    read_settings,
+    settings_of_run,
+    write_caption_vocab,
     write_environment,
     write_settings,
 )
@@ -73,17 +75,27 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
         run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, dataset=cfg.dataset))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
-            return _run(cfg, tasks, world)
-        return _run(load(inherited=read_settings(run_dir)), tasks, world, run_dir)
+            return _run(start_settings(load), tasks, world)
+        return _run(load(inherited=settings_of_run(run_dir)), tasks, world, run_dir)
+
+
+def start(tasks: list[str], load: Callable) -> Path:
+    """Starts a run of the command line; the model of `init_weights` comes before CFG and preset.
+
+    Args:
+        load: called as load(inherited=settings of the weight file, or None) -> settings.
+    """
+    with session() as world:
+        return _run(start_settings(load), tasks, world)
 
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
-    device = check_settings(cfg, tasks, world)
+    device = check_settings(cfg, tasks, world, resumed=run_dir is not None)
     if world.is_main:
         check_place(run_dir or cfg.runs_dir)
     with memory_errors(device):
-        run = build_run(cfg, tasks, world, device)
+        run = build_run(cfg, tasks, world, device, resumed=run_dir is not None)
         saver = _open_folder(run, run_dir)
         if world.is_main:
             log(start_text(run, saver.run_dir))
@@ -112,6 +124,7 @@ def _open_folder(run: Run, run_dir: Path | None) -> Saver:
             log(f"all {run.steps.total} steps are done; to go on, raise max_steps or epochs")
     if world.is_main:
         write_settings(run_dir, settings_dict(cfg) | {"tasks": run.tasks})
+        write_caption_vocab(run_dir, state.model.meta)
         write_environment(run_dir, seed=cfg.seed, device=state.model.device, step=state.step)
     return saver
 

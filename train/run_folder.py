@@ -36,6 +36,7 @@ VARIABLES = (  # beginnings of names of environment variables that change what i
     *("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "OMP_", "MKL_", "CUBLAS_"),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"),
 )
+CAPTION_VOCAB = "caption_vocab.json"
 STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
@@ -226,6 +227,19 @@ def read_settings(run_dir: Path) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{run_dir / 'settings.json'} holds no settings; resume another run")
     return values
+
+
+def settings_of_run(run_dir: Path) -> dict:
+    """The settings that a run goes on with: its captions are spelled with its own vocabulary."""
+    settings, vocab = read_settings(run_dir), run_dir / CAPTION_VOCAB
+    return settings | ({"caption_vocab": str(vocab)} if vocab.is_file() else {})
+
+
+def write_caption_vocab(run_dir: Path, meta: dict) -> None:
+    """Keeps the caption vocabulary, so that the run goes on without the file it came from."""
+    text = meta["tasks"].get("captioning", {}).get("text")
+    if text is not None:
+        write_json_atomic(run_dir / CAPTION_VOCAB, text, indent=None)
 
 
 def write_environment(run_dir: Path, *, seed: int, device: torch.device, step: int) -> None:

@@ -3,6 +3,7 @@
 The states of the random generators are kept in types that load without unpickling.
 """
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -182,6 +183,8 @@ class TrainState:
             values["streams"][task]["skipped"] = [line for part in lines for line in part]
         values |= {name: getattr(self, name) for name in NUMBERS}
         values |= {"format": FORMAT, "rng": self.world.gather(rng_state())}  # by rank
+        record = {"config": self.model.config.to_json(), "meta": self.model.meta}
+        values["record"] = json.dumps(record)  # text: it need not be unpickled
         return values
 
     def load_state_dict(self, values: dict) -> None:
