@@ -325,12 +325,12 @@ def _worker_arguments(num_workers: int, prefetch: int = 2) -> dict:
         arguments |= {
             "persistent_workers": True,
             "prefetch_factor": prefetch,
-            "worker_init_fn": _init_worker,
+            "worker_init_fn": init_worker,
         }
     return arguments
 
 
-def _init_worker(_worker_id: int) -> None:
+def init_worker(_worker_id: int) -> None:
     """One thread per worker: OpenCV and torch would each take all cores in every one.
 
     A session of its own keeps Ctrl-C and a signal to the process group away from the worker, so

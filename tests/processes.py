@@ -19,10 +19,10 @@ from infer.batches import EvalLoop
 from infer.predictor import Predictor
 from tests.training import StopAt, resume
 from train import engine
-from train.distributed import session
 from train.run_folder import RunRecords
 from utils.cli import run, snapshot
 from utils.errors import UserError
+from utils.processes import session
 
 EVALUATORS = {
     "detection": detection.evaluate,

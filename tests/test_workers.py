@@ -52,7 +52,7 @@ def test_workers_may_be_started_in_every_way(multi_settings, method):
     for data in train_sets(multi_settings).values():
         keys = [(0, 0), (0, 1)]
         options = {"batch_sampler": [keys], "num_workers": 1, "multiprocessing_context": method}
-        (batch,) = Loader(data, collate, worker_init_fn=loaders._init_worker, **options)
+        (batch,) = Loader(data, collate, worker_init_fn=loaders.init_worker, **options)
         assert_same(batch, collate([data[key] for key in keys]))
 
 

@@ -18,7 +18,7 @@ from infer.results import Report
 from train.build import Run, build_run
 from train.checkpoint import Saver, load_checkpoint, remove_leftovers
 from train.console import Progress, end_text, start_text
-from train.distributed import session, synchronised, whole
+from train.distributed import synchronised, whole
 from train.guards import (
     NonFiniteWatch,
     Statistics,
@@ -46,6 +46,7 @@ from train.validate import evaluate
 from utils.cli import log, settings_dict
 from utils.devices import World, memory_errors
 from utils.files import check_place
+from utils.processes import session
 
 
 def train(cfg, tasks: list[str]) -> Path:

@@ -20,11 +20,11 @@ from models.encoder import image_statistics
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
-from train.distributed import local_device
 from train.loss import LossType, amp_dtype
 from train.optim import base_lr, check_average, check_lr_factors, parse_schedule
 from utils.devices import World, pick_device
 from utils.errors import UserError
+from utils.processes import local_device
 
 LEAST = {  # setting -> its smallest value
     **dict.fromkeys(("accumulate_steps", "num_lengths", "prefetch_batches"), 1),

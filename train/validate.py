@@ -69,7 +69,7 @@ def validate(
     Masks and keypoints are asked for in the boxes of the ground truth: nothing else is judged.
 
     Args:
-        world: the processes that share the images; all of them get the whole report.
+        world: the processes that share the images; see `evaluate_task`.
 
     Returns:
         the report, and a picture (H, W, 3) uint8 RGB.

@@ -150,7 +150,7 @@ def snapshot(
             expected = getattr(kinds[name], "__name__", kinds[name])
             raise UserError(
                 f"the saved settings are damaged: {name} must be of type {expected}, got "
-                f"{shown(value)}; resume another run"
+                f"{shown(value)}; correct them (settings.json)"
             )
         cfg.__dict__[name] = _from_plain(value, kinds[name])
     # --config

@@ -85,7 +85,7 @@ def memory_errors(device: torch.device) -> Iterator[None]:
 class World:
     """This process among the others; alone, every method is a no-op.
 
-    All processes have to call `gather`, `broadcast` and `sum`, in the same order.
+    All processes have to call `gather`, `collect`, `broadcast` and `sum`, in the same order.
     """
 
     rank: int = 0
@@ -103,6 +103,14 @@ class World:
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def collect(self, value) -> list:
+        """`value` of every process, by rank, on the first one; the others get nothing."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
 
     def broadcast(self, value):
         """The value of rank 0, whatever this process gives."""
