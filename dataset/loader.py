@@ -225,8 +225,8 @@ class Loader(DataLoader):
                         del batch  # error -> traceback -> this frame -> error: workers would linger
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
-            if self.num_workers and (told := worker_error(error)):
-                raise told from error
+            if self.num_workers and (reason := worker_error(error)):
+                raise reason from error
             raise
 
 
@@ -355,5 +355,5 @@ def _send_error(queue: Queue, error: BaseException, message: object) -> None:
     """
     if not isinstance(message, tuple):  # the pipe itself is broken
         os._exit(1)
-    told = worker_error(error) or UserError(f"a worker cannot send its batch: {one_line(error)}")
-    queue.put((message[0], told))
+    reason = worker_error(error) or UserError(f"a worker cannot send its batch: {one_line(error)}")
+    queue.put((message[0], reason))
