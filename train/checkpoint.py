@@ -216,8 +216,9 @@ class Saver:
         """
         if self._saved == (state.step, state.evaluated):
             return
-        model = whole_model(state.model)
-        if state.world.is_main:
+        is_main = state.world.is_main
+        model = whole_model(state.model, keep=is_main, device=torch.device("cpu"))
+        if is_main:
             save_model(model, self.run_dir / "last.safetensors")
             if state.ema is not None:
                 save_model(state.ema.module, self.run_dir / "last_ema.safetensors")

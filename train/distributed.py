@@ -6,10 +6,12 @@ and costs time.
 """
 
 import gc
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -49,7 +51,27 @@ def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Modul
 
 def _copies(model: nn.Module, *, unused: bool) -> DistributedDataParallel:
     ids = [model.device] if model.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
+    # Buffers would be sent in every forward: constant positions, and batch statistics, which
+    # SyncBatchNorm keeps equal anyway (`share_statistics` does it elsewhere).
+    options = inspect.signature(DistributedDataParallel).parameters  # renamed in torch 2.14
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(
+        model, device_ids=ids, find_unused_parameters=unused, **{sync: False}
+    )
+
+
+@torch.no_grad()
+def share_statistics(model: nn.Module, world: World) -> None:
+    """Gives all processes the batch statistics of the first: they evaluate one and the same model.
+
+    Without SyncBatchNorm, which needs CUDA, each process has statistics of its own images.
+    """
+    if world.size == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 def wrap_again(model: Pix2Seq, *, unused: bool) -> DistributedDataParallel:
@@ -87,8 +109,8 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def whole(values, *, to_host: bool = False):
-    """Sharded tensors anywhere in `values` become plain ones, on every process.
+def whole(values, *, to_host: bool = False, keep: bool = True):
+    """Sharded tensors anywhere in `values` become plain ones; all processes have to call it.
 
     `torch.distributed.checkpoint.state_dict` is no substitute: before the first step, reading the
     optimiser's state there makes a step with zero gradients, which counts in the bias correction,
@@ -96,26 +118,39 @@ def whole(values, *, to_host: bool = False):
 
     Args:
         to_host: keep them in the memory of the host: on the device is then one at a time.
+        keep: False on a process that does not need them: it only helps the others.
     """
 
     def gather(value):
         if not isinstance(value, DTensor):
             return value
         full = value.full_tensor()
+        if not keep:
+            return None
         return full.cpu() if to_host else full
 
     return tree_map(gather, values)
 
 
-def whole_model(model: Pix2Seq) -> Pix2Seq:
-    """`model`, or with FSDP a plain copy of it: every process decodes at its own pace."""
+def whole_model(
+    model: Pix2Seq, *, keep: bool = True, device: torch.device | None = None
+) -> Pix2Seq | None:
+    """`model`, or with FSDP a plain copy of it: every process decodes at its own pace.
+
+    Args:
+        keep: see `whole`; without it there is no copy.
+        device: of the copy; None = that of the model.
+    """
     if not isinstance(model, FSDPModule):
         return model
+    values = whole(model.state_dict(), to_host=True, keep=keep)
+    if not keep:
+        return None
     with torch.random.fork_rng(devices=()):  # the initial weights are drawn, then overwritten
         out = build_model(model.config)
-    out.load_state_dict(whole(model.state_dict()))
+    out.load_state_dict(values)
     out.meta = model.meta
-    return out.to(model.device)
+    return out.to(device or model.device)
 
 
 def load_whole_model(model: Pix2Seq, values: dict[str, Tensor]) -> None:
@@ -125,12 +160,17 @@ def load_whole_model(model: Pix2Seq, values: dict[str, Tensor]) -> None:
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, values: dict) -> None:
-    """Inverse of `whole(optimizer.state_dict())`."""
-    optimizer.load_state_dict(values)
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if value.shape == parameter.shape:
-                state[name] = _like(value, parameter)
+    """Inverse of `whole(optimizer.state_dict())`.
+
+    Each tensor is sharded before the next one reaches the device: whole, the state may not fit.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {name: _like(value, parameters[number]) for name, value in of_one.items()}
+        for number, of_one in values["state"].items()
+        if number < len(parameters)  # others are refused below
+    }
+    optimizer.load_state_dict(values | {"state": state})
 
 
 def _like(value: Tensor, other: Tensor | None) -> Tensor:

@@ -174,8 +174,12 @@ class TrainState:
             self.ema.update(self.model, self.step)
 
     def state_dict(self) -> dict:
-        """Of whole tensors, whatever the processes; all of them have to call it."""
-        values = {name: whole(getattr(self, name).state_dict(), to_host=True) for name in MODULES}
+        """Of whole tensors, whatever the processes; all have to call it, the first has them all."""
+        keep = self.world.is_main  # who writes
+        values = {
+            name: whole(getattr(self, name).state_dict(), to_host=True, keep=keep)
+            for name in MODULES
+        }
         values["ema"] = None if self.ema is None else self.ema.module.state_dict()
         values["streams"] = {task: s.state_dict() for task, s in self.streams.items()}
         for task, stream in self.streams.items():  # of all processes

@@ -10,6 +10,7 @@ from infer.results import Report
 from infer.tasks import draw_task, evaluate_task
 from models import Pix2Seq, save_model
 from train.build import Run
+from train.distributed import share_statistics
 from train.guards import StopSignal
 from train.run_folder import NoRecords, RunRecords
 from utils.devices import ALONE, World
@@ -30,6 +31,7 @@ def evaluate(
     """
     state, reports = run.state, {}
     model = state.judged
+    share_statistics(model, state.world)
 
     # Score and draw each task; -1 is no value but says that no object is of that size.
     with stop.interrupts():

@@ -53,7 +53,7 @@ class _Stream:
     """A text stream that ends no program by a line that cannot be written or shown.
 
     A log may lose its reader (`| tee` that ended, a terminal that was closed) or its disk: lines
-    that nobody reads are dropped. What the console's encoding lacks is shown as an escape, `\\u732b`.
+    that nobody reads are dropped. What the console's encoding lacks is shown as an escape.
     """
 
     def __init__(self, stream: typing.TextIO | None):
