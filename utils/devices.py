@@ -50,6 +50,8 @@ def worker_error(error: BaseException) -> UserError | None:
     text = one_line(error, 150)
     if "Too many open files" in text:
         remedy = "raise the limit (ulimit -n), or lower num_workers or the batch size"
+    elif "AF_UNIX path too long" in text:
+        remedy = "set TMPDIR to a folder with a shorter path"
     elif "DataLoader worker (pid" in text or "shared memory" in text or "shm" in text:
         remedy = (
             "most often too little memory or shared memory (docker run --shm-size=8g); lower "
