@@ -144,12 +144,12 @@ def _second(root: Path, tasks: list[str]) -> dict:
 
 def _worker(root: Path, tasks: list[str]) -> dict:
     """Growth of what a forked worker has to itself, while it looks at all annotations once."""
-    from dataset.loader import _init_worker
+    from dataset.loader import init_worker
 
     sources = open_sources(root, tasks)
     receive, send = os.pipe()
     if os.fork() == 0:
-        _init_worker(0)
+        init_worker(0)
         before = _own()
         for source in sources:
             for index in range(len(source)):

@@ -129,16 +129,26 @@ class Batch:
 
 @dataclass
 class EvalBatch:
-    """Originals, resized on the device (`letterbox_batch`)."""
+    """Originals, resized on the device (`letterbox_batch`).
 
-    images: list[Tensor]  # B of uint8 (3, h, w)
+    All lie in one tensor: each tensor that a loader process sends costs a file descriptor.
+    """
+
+    pixels: Tensor  # (n,) uint8, the images one after the other
+    sizes: list[tuple[int, int]]  # B of (h, w)
     image_ids: list[int | str]
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.sizes)
+
+    @property
+    def images(self) -> list[Tensor]:
+        """B of uint8 (3, h, w)."""
+        parts = self.pixels.split([3 * h * w for h, w in self.sizes])
+        return [part.view(3, *size) for part, size in zip(parts, self.sizes, strict=True)]
 
     def pin_memory(self) -> "EvalBatch":
-        return replace(self, images=[image.pin_memory() for image in self.images])
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 def collate(items: Sequence[TrainItem], num_lengths: int = 0) -> Batch:
@@ -180,7 +190,8 @@ def _stack_images(items: Sequence[TrainItem]) -> Tensor:
 
 def collate_originals(rows: list[tuple[Tensor, int | str]]) -> EvalBatch:
     images, image_ids = zip(*rows, strict=True)
-    return EvalBatch(list(images), list(image_ids))
+    sizes = [tuple(image.shape[1:]) for image in images]
+    return EvalBatch(torch.cat([image.reshape(-1) for image in images]), sizes, list(image_ids))
 
 
 def trim(batch: dict[str, np.ndarray], num_lengths: int = 0) -> dict[str, np.ndarray]:

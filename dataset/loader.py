@@ -4,10 +4,13 @@ Two sources here change what another one reads: one sample per object, and other
 those that cannot be read.
 """
 
+import gc
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import cv2
@@ -15,15 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dataset.batch import TrainItem, collate, collate_originals
 from dataset.sample import Sample
 from tokenizer.base import TokenSequence
-from utils.devices import ALONE, World, num_cores
-from utils.errors import UserError
+from utils.devices import ALONE, World, num_cores, worker_error
+from utils.errors import UserError, one_line
 
 REMAINDERS = ("keep", "drop")
 MAX_TRIES = 20  # images in a row; then something else is wrong
+
+# torch looks at this when it ends the workers of a loader that could not start all of them, and
+# has not set it by then: it would print a traceback and leave them running
+_MultiProcessingDataLoaderIter._workers_status = defaultdict(lambda: True)
 
 
 class EpochSampler(Sampler):
@@ -202,19 +210,27 @@ class EvalSet(Dataset):
 
 
 class Loader(DataLoader):
-    """A DataLoader that raises a `UserError` as its one line, also out of a worker process."""
+    """A DataLoader that raises a `UserError` as its one line, also out of a worker process.
+
+    A worker that cannot start, ends or cannot deliver is one line too.
+    """
 
     def __init__(self, dataset: Dataset, collate_fn: Callable, **arguments):
         super().__init__(_Guarded(dataset), collate_fn=_GuardedCollate(collate_fn), **arguments)
 
     def __iter__(self):
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                try:
-                    raise batch
-                finally:
-                    del batch  # error -> traceback -> this frame -> error: workers would linger
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, UserError):
+                    try:
+                        raise batch
+                    finally:
+                        del batch  # error -> traceback -> this frame -> error: workers would linger
+                yield batch
+        except (RuntimeError, OSError, EOFError) as error:
+            if self.num_workers and (reason := worker_error(error)):
+                raise reason from error
+            raise
 
 
 @dataclass
@@ -312,17 +328,39 @@ def _worker_arguments(num_workers: int, prefetch: int = 2) -> dict:
         arguments |= {
             "persistent_workers": True,
             "prefetch_factor": prefetch,
-            "worker_init_fn": _init_worker,
+            "worker_init_fn": init_worker,
         }
     return arguments
 
 
-def _init_worker(_worker_id: int) -> None:
+def init_worker(_worker_id: int) -> None:
     """One thread per worker: OpenCV and torch would each take all cores in every one.
+
+    What the training process had made is frozen: a collection that looked at it would copy its
+    pages into every worker.
 
     A session of its own keeps Ctrl-C and a signal to the process group away from the worker, so
     that the training process alone decides when to save and stop.
     """
-    os.setsid()
+    if hasattr(os, "setsid"):
+        os.setsid()
+    gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    Queue._on_queue_feeder_error = _send_error
+
+
+def _send_error(queue: Queue, error: BaseException, message: object) -> None:
+    """Sends why a batch could not be sent, in its place.
+
+    A batch leaves the worker in a thread of the queue. There it needs shared memory, a file
+    descriptor and a socket in the folder for temporary files. Python would print the error and drop
+    the batch, for which the training would wait for ever.
+
+    Args:
+        message: (number, batch), as the worker put it.
+    """
+    if not isinstance(message, tuple):  # the pipe itself is broken
+        os._exit(1)
+    reason = worker_error(error) or UserError(f"a worker cannot send its batch: {one_line(error)}")
+    queue.put((message[0], reason))

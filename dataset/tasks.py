@@ -7,6 +7,7 @@ one in `infer.tasks.place_of_data`, which says where it lies.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,44 +31,39 @@ from tokenizer.text import TextTokenizer
 from utils.cli import log
 from utils.errors import UserError
 
-Encode = Callable[[Sample, np.random.Generator], TokenSequence]
+# Functions of modules, not inside functions: worker processes that are not forked unpickle them.
 
 
-def _encode_detection(tokenizer: DetectionTokenizer) -> Encode:
-    def encode(sample: Sample, rng: np.random.Generator) -> TokenSequence:
-        geometry = sample.geometry
-        return tokenizer.sequence(
-            sample.boxes, sample.labels, geometry.size, rng, extent=geometry.unpadded
-        )
-
-    return encode
-
-
-def _encode_segmentation(tokenizer: SegmentationTokenizer) -> Encode:
-    def encode(sample: Sample, rng: np.random.Generator) -> TokenSequence:
-        size = sample.geometry.size
-        return tokenizer.sequence(sample.boxes, sample.labels, sample.polygons, size, rng)
-
-    return encode
+def _encode_detection(
+    tokenizer: DetectionTokenizer, sample: Sample, rng: np.random.Generator
+) -> TokenSequence:
+    geometry = sample.geometry
+    return tokenizer.sequence(
+        sample.boxes, sample.labels, geometry.size, rng, extent=geometry.unpadded
+    )
 
 
-def _encode_keypoints(tokenizer: KeypointTokenizer) -> Encode:
+def _encode_segmentation(
+    tokenizer: SegmentationTokenizer, sample: Sample, rng: np.random.Generator
+) -> TokenSequence:
+    size = sample.geometry.size
+    return tokenizer.sequence(sample.boxes, sample.labels, sample.polygons, size, rng)
+
+
+def _encode_keypoints(
+    tokenizer: KeypointTokenizer, sample: Sample, rng: np.random.Generator
+) -> TokenSequence:
+    rows = list(zip(sample.boxes, sample.labels, sample.keypoints, strict=True))
+    if len(rows) > 1:
+        raise ValueError(f"keypoints need samples of one object, got {len(rows)}")
     nothing = np.zeros(4), 0, np.zeros((len(tokenizer.skeleton), 3))  # the window left no person
-
-    def encode(sample: Sample, rng: np.random.Generator) -> TokenSequence:
-        rows = list(zip(sample.boxes, sample.labels, sample.keypoints, strict=True))
-        if len(rows) > 1:
-            raise ValueError(f"keypoints need samples of one object, got {len(rows)}")
-        return tokenizer.sequence(*(rows[0] if rows else nothing), sample.geometry.size, rng)
-
-    return encode
+    return tokenizer.sequence(*(rows[0] if rows else nothing), sample.geometry.size, rng)
 
 
-def _encode_captioning(tokenizer: CaptionTokenizer) -> Encode:
-    def encode(sample: Sample, rng: np.random.Generator) -> TokenSequence:
-        return tokenizer.sequence(sample.captions, rng)
-
-    return encode
+def _encode_captioning(
+    tokenizer: CaptionTokenizer, sample: Sample, rng: np.random.Generator
+) -> TokenSequence:
+    return tokenizer.sequence(sample.captions, rng)
 
 
 def _advise_detection(cfg, source) -> list[str]:
@@ -96,7 +92,8 @@ class Task:
     """
 
     sources: dict[str, type]  # dataset name -> class of source: (root, split, **options)
-    encode: Callable[[TaskTokenizer], Encode]  # picks a Sample's fields for the tokenizer
+    # picks the fields of a Sample for the tokenizer; a function of a module, which can be pickled
+    encode: Callable[[TaskTokenizer, Sample, np.random.Generator], TokenSequence]
     augmentation: dict = field(default_factory=dict)  # where it differs from `train_transforms`
     # (settings, source) -> lines on what of the source does not fit the settings
     advise: Callable[[object, object], list[str]] = lambda cfg, source: []
@@ -203,4 +200,4 @@ def build_train_set(
         transforms = evaluation(size, resize_mode, crop=crop)
     # no picture is made larger than this; of a crop to a box nobody knows
     at_least = tuple(math.ceil(side * largest) for side in size) if crop is None else None
-    return TrainSet(source, transforms, spec.encode(tokenizer), seed, at_least)
+    return TrainSet(source, transforms, partial(spec.encode, tokenizer), seed, at_least)

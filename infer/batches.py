@@ -1,8 +1,10 @@
 """Images in batches: those that a caller has, and all images of a dataset for an evaluation."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,11 @@ from tqdm import tqdm
 
 from dataset.batch import EvalBatch
 from dataset.loader import build_eval_loader
+from infer.results import Report
 from utils.devices import ALONE, World
 from utils.images import as_image
+
+BATCHES_AHEAD = 2  # that the model predicts while earlier ones are not finished
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -55,12 +60,35 @@ class EvalLoop:
     batch_size: int = 16
     num_workers: int = 0  # processes that load images; 0 = this one
     progress: bool = False  # draw a bar
-    world: World = ALONE  # the processes that share the images; all of them get the whole result
+    world: World = ALONE  # the processes that share the images
 
     @classmethod
     def from_settings(cls, cfg, world: World = ALONE) -> "EvalLoop":
         """The loop that the settings describe."""
         return cls(cfg.eval_batch_size, cfg.num_workers, progress=True, world=world)
+
+
+def evaluate_all(
+    source,
+    predict: Callable[[EvalBatch], list],
+    score: Callable[[dict], Report],
+    loop: EvalLoop = EvalLoop(),
+) -> Report:
+    """Predicts all images on all processes and scores them on the first one.
+
+    Args:
+        predict, loop: see `predict_all`.
+        score: called with the predictions.
+
+    Returns:
+        the report; that of the other processes is without the rows of the results.
+    """
+    found = predict_all(source, predict, loop)
+    report = score(found) if loop.world.is_main else None
+    if loop.world.size == 1:
+        return report
+    numbers = loop.world.broadcast(replace(report, results=[]) if report else None)
+    return report or numbers
 
 
 def predict_all(
@@ -71,10 +99,11 @@ def predict_all(
     Every process takes whole batches, and draws belong to an image.
 
     Args:
-        predict: a batch -> one prediction per image.
+        predict: a batch -> one prediction per image, or a `Future` of one.
 
     Returns:
-        image id -> prediction, in the order of the source, on every process.
+        image id -> prediction, in the order of the source, on the first process; the others get
+        nothing.
     """
     world = loop.world
     loader = build_eval_loader(
@@ -86,12 +115,24 @@ def predict_all(
     # This process takes every `world.size`-th batch.
     numbered = zip(itertools.count(world.rank, world.size), loader, strict=False)
     mine: dict[int, list[tuple]] = {}  # number of the batch -> (image id, prediction) of each
+    unfinished: deque[int] = deque()  # batches whose predictions may be `Future`s
     # None: no bar without a terminal
     disable = None if loop.progress and world.is_main else True
     with tqdm(total=len(source), desc="evaluate", unit="image", disable=disable) as bar:
         for number, batch in numbered:
             mine[number] = list(zip(batch.image_ids, predict(batch), strict=True))
+            unfinished.append(number)
+            if len(unfinished) > BATCHES_AHEAD:
+                first = unfinished.popleft()
+                mine[first] = _finished(mine[first])
             bar.update(min(len(batch) * world.size, bar.total - bar.n))
+    for number in unfinished:
+        mine[number] = _finished(mine[number])
     # The batches of all processes, in order.
-    batches = {number: rows for part in world.gather(mine) for number, rows in part.items()}
+    batches = {number: rows for part in world.collect(mine) for number, rows in part.items()}
     return dict(row for number in sorted(batches) for row in batches[number])
+
+
+def _finished(rows: list[tuple]) -> list[tuple]:
+    """Waits for the predictions of a batch."""
+    return [(i, one.result() if isinstance(one, Future) else one) for i, one in rows]

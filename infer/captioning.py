@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dataset.batch import EvalBatch
-from infer.batches import EvalLoop, predict_all
+from infer.batches import EvalLoop, evaluate_all
 from infer.results import Captions, Report
 from infer.trained_model import Encoded, TrainedModel
 from models.beam_search import beam_search
@@ -178,9 +178,11 @@ def evaluate(
     def predict(batch: EvalBatch) -> list[Captions]:
         return caption(trained, batch.images, options, image_ids=batch.image_ids)
 
-    found = predict_all(source, predict, loop)
-    results = [row for image_id, captions in found.items() for row in captions.to_coco(image_id)]
-    return score_results(source.references, results)
+    def score(found: dict[int | str, Captions]) -> Report:
+        rows = [row for image_id, captions in found.items() for row in captions.to_coco(image_id)]
+        return score_results(source.references, rows)
+
+    return evaluate_all(source, predict, score, loop)
 
 
 def score_results(references: dict[int, list[str]], results: list[dict]) -> Report:

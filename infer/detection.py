@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from dataset.geometry import Geometry
-from infer.batches import EvalLoop, predict_all
+from infer.batches import EvalLoop, evaluate_all
 from infer.results import Detections, Report, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
@@ -160,10 +160,12 @@ def evaluate(
             trained, batch.images, options, image_ids=batch.image_ids, categories=categories
         )
 
-    found = predict_all(source, predict, loop)
-    if hasattr(source, "coco"):
-        return score_coco(source, found, categories, "bbox")
-    return score_voc(source, found, categories)
+    def score(found: dict[int | str, Detections]) -> Report:
+        if hasattr(source, "coco"):
+            return score_coco(source, found, categories, "bbox")
+        return score_voc(source, found, categories)
+
+    return evaluate_all(source, predict, score, loop)
 
 
 def score_voc(source, found: dict[str, Detections], categories: Categories) -> Report:

@@ -6,11 +6,15 @@ python infer/evaluate.py --task segmentation --boxes detected --weights W
 python infer/evaluate.py --task keypoint --boxes gt --weights W
 python infer/evaluate.py --task captioning --dataset coco --split val --weights W
 python infer/evaluate.py --task all --weights W
+torchrun --nproc-per-node 8 infer/evaluate.py --task all --weights W
 
 Prints the table of average precision and writes into --out-dir: results.json (rows of the COCO
 results format), metrics.json and per_class.csv (of captioning: one row per image). Of several tasks
 ("a,b", or all that the weights know and the dataset has) it prints a line each, and each has a
 folder of its own in --out-dir.
+
+Weights in the folder of a run are evaluated with the settings of that run (dataset, folders, sets,
+decoding), below those of --config and --set.
 """
 
 import sys
@@ -23,53 +27,87 @@ from infer.script import predictor_of
 from tokenizer.vocabulary import TASKS
 from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
+from utils.files import check_place, read_json
 
 
 def main(argv=None):
-    # The command line and the settings
+    # The command line and the settings; those of the run that made the weights are the defaults
     args = _parser().parse_args(argv)
-    cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
-    dataset, split = args.dataset or cfg.dataset, args.split or "val"
-    tasks = None if args.task == "all" else pick_names("--task", args.task, TASKS)
+    saved = settings_beside(args.weights)
+    cfg = load_settings(args, PRESETS["default"], presets=PRESETS, inherited=saved)
+    dataset, split = args.dataset or cfg.dataset, args.split or cfg.eval_split
+    chosen = args.task or ",".join(saved["tasks"] if saved else ["detection"])
+    tasks = None if chosen == "all" else pick_names("--task", chosen, TASKS)
+    name = f"{chosen}_{dataset}_{split}".replace(":", "-").replace(",", "+")
+    out_dir = args.out_dir or Path("results") / name
+    check_place(out_dir)
 
     # What takes long to import comes after the command line is understood.
     from infer.results import compact_table
     from infer.tasks import Request, evaluate_task
+    from utils.devices import memory_errors, pick_device
+    from utils.processes import local_device, session
 
-    # The weights and the data
-    predictor = predictor_of(args.weights, cfg, args.device)
-    tasks = tasks or _tasks_of(predictor, dataset)
-    for task in tasks:
-        predictor.require(task)  # before the first of them takes its time
-    sources = {task: _source(cfg, task, dataset, split) for task in tasks}
+    with session() as world:
+        # The weights and the data
+        if saved:
+            log(f"settings of {args.weights.parent}: {' '.join(data_settings(cfg, dataset))}")
+        device = local_device(pick_device(args.device or cfg.device), world)
+        predictor = predictor_of(args.weights, cfg, str(device))
+        tasks = tasks or _tasks_of(predictor, dataset)
+        for task in tasks:
+            predictor.require(task)  # before the first of them takes its time
+        sources = {task: _source(cfg, task, dataset, split) for task in tasks}
 
-    # Evaluate one task after the other
-    name = f"{args.task}_{dataset}_{split}".replace(":", "-").replace(",", "+")
-    out_dir = args.out_dir or Path("results") / name
-    request = Request(args.boxes, args.max_objects)
-    reports = {}
-    for task, source in sources.items():
-        reports[task] = evaluate_task(task, cfg, predictor, source, request)
-        reports[task].save(out_dir / task if len(tasks) > 1 else out_dir)
+        # Evaluate one task after the other; the first process has the results
+        request = Request(args.boxes, args.max_objects)
+        reports = {}
+        for task, source in sources.items():
+            with memory_errors(device):
+                reports[task] = evaluate_task(task, cfg, predictor, source, request, world=world)
+            if world.is_main:
+                reports[task].save(out_dir / task if len(tasks) > 1 else out_dir)
+        if not world.is_main:
+            return
 
-    # Print
-    if len(tasks) == 1:
-        _print(reports[tasks[0]])
-    else:
-        print(compact_table(reports, {task: len(source) for task, source in sources.items()}))
-    folders = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
-    log(f"wrote results.json, metrics.json and per_class.csv to {folders}")
+        # Print
+        if len(tasks) == 1:
+            _print(reports[tasks[0]])
+        else:
+            print(compact_table(reports, {task: len(source) for task, source in sources.items()}))
+        folders = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
+        log(f"wrote results.json, metrics.json and per_class.csv to {folders}")
+
+
+def settings_beside(weights: Path) -> dict | None:
+    """The settings of the run whose folder the weights lie in; None: they lie elsewhere."""
+    path = weights.parent / "settings.json"
+    if not path.is_file():
+        return None
+    values = read_json(path, "correct it, or move the weights elsewhere")
+    tasks = values.get("tasks") if isinstance(values, dict) else None
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        return None  # of another program
+    return values
+
+
+def data_settings(cfg, dataset: str) -> list[str]:
+    """Settings that say which images are evaluated, as "name=value"."""
+    names = ["coco_root"] if dataset == "coco" else ["voc_root", "voc_eval_sets"]
+    names = ["dataset", *names, "eval_split", "classes", "eval_limit", "train_limit"]
+    values = {name: getattr(cfg, name) for name in names}
+    return [f"{name}={value}" for name, value in values.items() if value not in ((), 0)]
 
 
 def _parser():
     args = parser(__doc__, presets=PRESETS)
     args.add_argument(
         "--task",
-        default="detection",
-        help=f"of {', '.join(TASKS)}, several with commas, or all; default: detection",
+        help=f"of {', '.join(TASKS)}, several with commas, or all; default: those of the run that "
+        "made the weights, else detection",
     )
     args.add_argument("--dataset", help="coco or voc; default: the setting")
-    args.add_argument("--split", help="train, val, or VOC sets such as 2007:test")
+    args.add_argument("--split", help="train, val, or VOC sets such as 2007:test; default: val")
     args.add_argument("--weights", type=Path, required=True)
     args.add_argument("--out-dir", type=Path, help="default: results/<task>_<dataset>_<split>")
     args.add_argument("--max-objects", type=int, help="ask for fewer objects than trained for")

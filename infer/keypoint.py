@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from dataset.geometry import Geometry
-from infer.batches import EvalLoop, predict_all
+from infer.batches import EvalLoop, evaluate_all
 from infer.boxes import BoxSource
 from infer.detection import DetectionOptions
 from infer.keypoint_resampling import generate_resampled
@@ -261,8 +261,10 @@ def evaluate(
             trained, batch.images, of_boxes, labels, scores, options, image_ids=batch.image_ids
         )
 
-    found = predict_all(source, predict, loop)
-    return score_coco(source, found, categories, "keypoints", sigmas)
+    def score(found: dict[int | str, Keypoints]) -> Report:
+        return score_coco(source, found, categories, "keypoints", sigmas)
+
+    return evaluate_all(source, predict, score, loop)
 
 
 def check_sigmas(sigmas: Sequence[float] | None, skeleton: Skeleton) -> list[float] | None:

@@ -203,11 +203,10 @@ class Report:
     def save(self, folder: str | Path) -> None:
         """Writes results.json, metrics.json and per_class.csv."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(folder / "results.json", self.results, indent=None)
         write_json_atomic(folder / "metrics.json", self.metrics)
         with atomic_path(folder / "per_class.csv") as path:
-            self.per_class.to_csv(path, index=False)
+            self.per_class.to_csv(path, index=False, errors="backslashreplace")
 
 
 def compact_table(reports: dict[str, Report], num_images: dict[str, int]) -> str:

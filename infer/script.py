@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.cli import log, parser
 from utils.errors import UserError
-from utils.files import write_json_atomic
+from utils.files import check_place, write_json_atomic
 from utils.images import load_image
 
 DTYPES = ("float32", "bfloat16")
@@ -45,6 +45,20 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
     )
     args.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: the setting")
     return args
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Tries the places for pictures and JSON, before anything takes its time.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    if getattr(args, "out_dir", None) is not None:
+        check_place(args.out_dir)
+    if args.json not in (None, "-"):
+        if Path(args.json).is_dir():
+            raise UserError(f"cannot write --json {args.json}: it is a folder; name a file in it")
+        check_place(Path(args.json).parent)
 
 
 def pick_threshold(args: argparse.Namespace, cfg) -> float:
@@ -142,12 +156,15 @@ def read_box_arguments(
 def load_predictor(args: argparse.Namespace, cfg, weights: Path):
     """Loads `--weights`, else the weights of the setting, else the demo weights.
 
+    The places for the results are tried first.
+
     Args:
         weights: the setting.
 
     Raises:
-        UserError: none of these files is there.
+        UserError: none of these files is there, or no result can be written.
     """
+    check_places(args)
     if args.weights is not None:
         return predictor_of(args.weights, cfg, args.device)
     if weights.is_file():

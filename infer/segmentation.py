@@ -5,8 +5,15 @@ Masks are also scored and drawn here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +22,21 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from dataset.geometry import Geometry
-from infer.batches import EvalLoop, predict_all
+from dataset.loader import init_worker
+from infer.batches import EvalLoop, evaluate_all
 from infer.boxes import BoxSource
 from infer.detection import DetectionOptions
 from infer.results import InstanceMasks, Report, columns, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.segmentation import SegmentationTokenizer
-from utils.errors import UserError
+from utils.devices import num_cores
+from utils.errors import UserError, one_line
 from utils.masks import majority_mask
 from utils.visualize import draw_detections, draw_masks
 
 CROPS = 16  # that are encoded together
+WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,42 @@ def segment(
     Returns:
         B `InstanceMasks`, in the order of the boxes.
     """
+    outlines = sample_outlines(
+        trained, images, boxes, labels, scores, options, encoded=encoded, image_ids=image_ids
+    )
+    return [one.masks() for one in outlines]
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Sampled outlines of the objects of one image; what takes no model is still to be done."""
+
+    boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the given boxes
+    labels: np.ndarray  # (N,) int64 class ids
+    scores: np.ndarray  # (N,) float32
+    names: list[str]  # (N,) class names
+    samples: list[tuple[np.ndarray, Geometry]]  # N of (num_samples, T) ids, and where they are
+    tokenizer: SegmentationTokenizer
+    threshold: float
+
+    def masks(self) -> InstanceMasks:
+        """Fills the outlines of each object and combines them."""
+        rles = [combine_samples(self.tokenizer, *one, self.threshold) for one in self.samples]
+        return InstanceMasks(self.boxes, self.labels, self.scores, self.names, rles)
+
+
+def sample_outlines(
+    trained: TrainedModel,
+    images: Sequence[Tensor],
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray] | None = None,
+    options: SegmentationOptions = SegmentationOptions(),
+    *,
+    encoded: Encoded | None = None,
+    image_ids: Sequence[int | str] | None = None,
+) -> list[Outlines]:
+    """The part of `segment` that needs the model; the same arguments."""
     # What a caller may leave out
     if image_ids is None:
         image_ids = [0] * len(images)
@@ -110,17 +156,19 @@ def segment(
     labels = [np.asarray(k, np.int64).reshape(-1) for k in labels]
     if scores is None:
         scores = [np.ones(len(k), np.float32) for k in labels]
-    # Masks, from whole images or from crops
+    # Outlines, from whole images or from crops
     tokenizer = trained.tokenizer("segmentation")
     if tokenizer.crop is None:
         encoded = encoded or trained.encode(images)
-        rles = _decode(trained, encoded, boxes, labels, options, image_ids)
+        samples = _decode(trained, encoded, boxes, labels, options, image_ids)
     else:
-        rles = _segment_crops(trained, images, boxes, labels, options, image_ids)
-    names = trained.categories.names
+        samples = _decode_crops(trained, images, boxes, labels, options, image_ids)
+    names, threshold = trained.categories.names, options.threshold
     return [
-        InstanceMasks(b, k, np.asarray(s, np.float32), [names[int(i)] for i in k], r)
-        for b, k, s, r in zip(boxes, labels, scores, rles, strict=True)
+        Outlines(
+            b, k, np.asarray(s, np.float32), [names[int(i)] for i in k], r, tokenizer, threshold
+        )
+        for b, k, s, r in zip(boxes, labels, scores, samples, strict=True)
     ]
 
 
@@ -145,18 +193,18 @@ def combine_samples(
     return majority_mask(outlines, geometry.orig_size, threshold)
 
 
-def _segment_crops(
+def _decode_crops(
     trained: TrainedModel,
     images: Sequence[Tensor],
     boxes: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],
     options: SegmentationOptions,
     image_ids: Sequence[int | str],
-) -> list[list[dict]]:
+) -> list[list[tuple[np.ndarray, Geometry]]]:
     """As `_decode`, but every object is seen in the surroundings of its box."""
     pad = trained.tokenizer("segmentation").crop
     flat_boxes, flat_labels = np.concatenate(boxes), np.concatenate(labels)  # (R, 4), (R,)
-    rles: list[list[dict]] = [[] for _ in images]
+    samples: list[list[tuple]] = [[] for _ in images]
     for part, owners, encoded in trained.crop_batches(images, boxes, pad, CROPS):
         found = _decode(
             trained,
@@ -166,9 +214,9 @@ def _segment_crops(
             options,
             [image_ids[i] for i in owners],
         )
-        for i, (rle,) in zip(owners, found, strict=True):
-            rles[i].append(rle)
-    return rles
+        for i, (of_object,) in zip(owners, found, strict=True):
+            samples[i].append(of_object)
+    return samples
 
 
 def _decode(
@@ -178,12 +226,12 @@ def _decode(
     labels: Sequence[np.ndarray],
     options: SegmentationOptions,
     image_ids: Sequence[int | str],
-) -> list[list[dict]]:
-    """Run lengths of the mask of every object, per image."""
+) -> list[list[tuple[np.ndarray, Geometry]]]:
+    """Per image of every object: the sampled ids (num_samples, T), and where they are."""
     model, tokenizer = trained.model, trained.tokenizer("segmentation")
     prompts = _prompts(tokenizer, encoded, boxes, labels)  # per image (N, 6)
     num_samples = 1 if options.top_k == 1 else options.num_samples  # greedy samples are all alike
-    rles: list[list[dict]] = [[{}] * len(p) for p in prompts]
+    found: list[list] = [[None] * len(p) for p in prompts]
     for pieces in pack_objects([len(p) for p in prompts], max(options.max_rows // num_samples, 1)):
         most = pieces[0][2] - pieces[0][1]
         # Images with fewer objects repeat theirs, so that the sequences of an image stand together.
@@ -210,13 +258,12 @@ def _decode(
             unscored_range=tokenizer.answer_range if options.grammar else None,
             uniforms=uniforms,
         )
-        # The samples of an object become its mask.
+        # The samples of each object
         tokens = tokens.cpu().numpy().reshape(len(pieces), most, num_samples, -1)
         for (i, first, end), of_image in zip(pieces, tokens, strict=True):
             for n, samples in zip(range(first, end), of_image, strict=False):
-                geometry = encoded.geometries[i]
-                rles[i][n] = combine_samples(tokenizer, samples, geometry, options.threshold)
-    return rles
+                found[i][n] = samples, encoded.geometries[i]
+    return found
 
 
 def _prompts(
@@ -274,15 +321,58 @@ def evaluate(
     # One encoder pass serves detection and masks; of crops the masks need passes of their own.
     whole = trained.tokenizer("segmentation").crop is None or box_source.is_detected
 
-    def predict(batch: EvalBatch) -> list[InstanceMasks]:
-        encoded = trained.encode(batch.images) if whole else None
-        found = columns(box_source.find(batch, encoded))
-        return segment(
-            trained, batch.images, *found, options, encoded=encoded, image_ids=batch.image_ids
-        )
+    def score(found: dict[int | str, InstanceMasks]) -> Report:
+        return score_coco(source, found, categories, "segm")
 
-    found = predict_all(source, predict, loop)
-    return score_coco(source, found, categories, "segm")
+    with _mask_processes(loop.num_workers) as submit:
+
+        def predict(batch: EvalBatch) -> list[Future | InstanceMasks]:
+            encoded = trained.encode(batch.images) if whole else None
+            found = columns(box_source.find(batch, encoded))
+            outlines = sample_outlines(
+                trained, batch.images, *found, options, encoded=encoded, image_ids=batch.image_ids
+            )
+            return [submit(one) for one in outlines]
+
+        return evaluate_all(source, predict, score, loop)
+
+
+@contextmanager
+def _mask_processes(
+    num_workers: int,
+) -> Iterator[Callable[[Outlines], Future | InstanceMasks]]:
+    """Gives a function that combines outlines in other processes, while the model goes on.
+
+    Args:
+        num_workers: processes; 0 = in this one, at once.
+    """
+    if not num_workers:
+        yield Outlines.masks
+        return
+    pool = ProcessPoolExecutor(
+        min(num_workers, num_cores()), initializer=_start_mask_process, initargs=(os.getpid(),)
+    )
+    try:
+        yield partial(pool.submit, Outlines.masks)
+    except (BrokenProcessPool, OSError) as error:
+        raise UserError(
+            f"a process that combines masks ended or cannot start ({one_line(error)}): most often "
+            "too little memory; lower num_workers, or use num_workers=0"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_mask_process(parent: int) -> None:
+    """As a process that loads images; it ends when its parent is killed."""
+    init_worker(0)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def draw(image: np.ndarray, found: InstanceMasks) -> np.ndarray:

@@ -67,7 +67,8 @@ def evaluate_task(
     """Scores the weights on a source of the task, as the settings say.
 
     Args:
-        world: the processes that share the images; all of them get the whole report.
+        world: the processes that share the images; the first one gets the whole report, the others
+            one without the rows of the results.
 
     Raises:
         UserError: the weights do not know the task, or cannot be judged on this source.

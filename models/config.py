@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from utils.files import check_fields
 
+NAMES = {"image_size": "img_size"}  # fields that have another name as a setting
 RATES = ("drop_path", "drop_units", "drop_attention")
 CHOICES = {
     "projection": ("linear", "linear_p", "mlp", "average"),
@@ -118,3 +119,20 @@ class ModelConfig:
         """
         check_fields(values, typing.get_type_hints(cls))
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def different_settings(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+    """In what two models differ, in words; dropout belongs to a training, not to a model."""
+    pairs = ((name, value, getattr(ours, name)) for name, value in vars(theirs).items())
+    return [
+        f"{NAMES.get(name, name)} is {_shown(value)} there and {_shown(own)} here"
+        for name, value, own in pairs
+        if value != own and name not in RATES
+    ]
+
+
+def _shown(value: object) -> object:
+    """A square image is one number, as the setting has it."""
+    if isinstance(value, tuple) and len(set(value)) == 1:
+        return value[0]
+    return value

@@ -5,7 +5,10 @@ A file is checked before memory is allocated: a damaged or malicious one costs n
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -115,6 +118,24 @@ def check_finite(path: object, tensors: Mapping[str, torch.Tensor]) -> None:
             raise UserError(f"{name} in {path} holds NaN or infinity: the file is damaged")
 
 
+def write_tensors(
+    path: str | Path, tensors: dict[str, torch.Tensor], texts: dict[str, str]
+) -> None:
+    """Writes a safetensors file, atomically.
+
+    Args:
+        texts: its metadata.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=texts)
+        except SafetensorError as error:  # of a full disk, too: it holds the number in words
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise OSError(one_line(error)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
 def save_model(
     model: Pix2Seq, path: str | Path, *, meta: dict | None = None, dtype: torch.dtype | None = None
 ) -> None:
@@ -133,8 +154,37 @@ def save_model(
         "config": json.dumps(model.config.to_json()),
         "meta": json.dumps(model.meta if meta is None else meta),
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=texts)
+    write_tensors(path, tensors, texts)
+
+
+def read_header(path: str | Path) -> tuple[ModelConfig, dict]:
+    """`ModelConfig` and `meta` of a weight file, without its tensors.
+
+    Raises:
+        UserError: the file is missing or is not a weight file of this project.
+    """
+    with _opened(Path(path)) as file:
+        return read_metadata(path, file.metadata())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A weight file of ours, open."""
+    if not path.is_file():
+        raise UserError(f"no weight file at {path}; train one, or name another")
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            if texts.get("format") != FORMAT:
+                raise UserError(
+                    f"{path} was not written by this project (format {texts.get('format')!r}, "
+                    f"wanted {FORMAT!r}); convert it, see download/"
+                )
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is no safetensors file ({one_line(error)}); convert it, see download/"
+        ) from error
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
@@ -144,24 +194,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
         UserError: the file is missing, is not a weight file of this project, or its tensors do not
             fit its config.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no weight file at {path}; train one, or name another with --weights")
-    try:
-        with safe_open(path, framework="pt") as file:
-            texts = file.metadata() or {}
-            if texts.get("format") != FORMAT:
-                raise UserError(
-                    f"{path} was not written by this project (format {texts.get('format')!r}, "
-                    f"wanted {FORMAT!r}); convert it, see download/"
-                )
-            config, meta = read_metadata(path, texts)
-            check_tensors(path, file, config)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is no safetensors file ({one_line(error)}); convert it, see download/"
-        ) from error
+    with _opened(Path(path)) as file:
+        config, meta = read_metadata(path, file.metadata())
+        check_tensors(path, file, config)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_finite(path, tensors)
     model = build_model(config)
     model.load_state_dict(tensors)

@@ -19,10 +19,11 @@ from infer.batches import EvalLoop
 from infer.predictor import Predictor
 from tests.training import StopAt, resume
 from train import engine
-from train.distributed import session
+from train.distributed import share_statistics
 from train.run_folder import RunRecords
 from utils.cli import run, snapshot
 from utils.errors import UserError
+from utils.processes import session
 
 EVALUATORS = {
     "detection": detection.evaluate,
@@ -79,6 +80,15 @@ def evaluate_case(weights: str, root: str, task: str, world) -> dict:
     return {"results": report.results, "metrics": report.metrics}
 
 
+def statistics_case(world) -> list[list[float]]:
+    """The statistics of batch norm on every process, before and after they are shared."""
+    norm = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
+    norm[0].running_mean += world.rank + 1
+    before = world.gather(norm[0].running_mean.item())
+    share_statistics(norm, world)
+    return [before, world.gather(norm[0].running_mean.item())]
+
+
 def fail_on_rank_1(kind: str, world) -> None:
     """The others are in the middle of an exchange that rank 1 never joins."""
     if world.rank == 1:
@@ -91,6 +101,8 @@ def main() -> None:
         for case in json.loads(Path(sys.argv[1]).read_text()):
             if "fail" in case:
                 fail_on_rank_1(case["fail"], world)
+            elif "statistics" in case:
+                out = statistics_case(world)
             elif "overrides" in case:
                 out = train_case(case["overrides"], case["tasks"], case.get("stop", 0))
             else:

@@ -77,6 +77,7 @@ def together(settings, multi_weights, demo_set, tmp_path_factory):
         cases[f"evaluate_{task}"] = {
             "weights": str(multi_weights), "root": str(demo_set), "task": task,
         }  # fmt: skip
+    cases["statistics"] = {"statistics": True}
     for name, case in cases.items():
         case["out"] = str(folder / f"{name}.json")
     processes = start(list(cases.values()), folder)
@@ -123,6 +124,10 @@ def test_sharded_weights_train_as_copies_do(together):
     print("fsdp", difference(together["fsdp"], together["ddp"]))
     assert difference(together["fsdp"], together["ddp"]) < 1e-5
     assert weights_difference(together["fsdp"], together["ddp"]) < 1e-4
+
+
+def test_all_processes_evaluate_with_the_statistics_of_the_first(together):
+    assert together["statistics"] == [[1, 2], [1, 1]]
 
 
 def test_two_processes_resume_bit_for_bit(together):

@@ -12,8 +12,9 @@ from tests.conftest import TINY
 from tests.training import state_of
 from train.distributed import recompute_activations
 from train.engine import train_step
-from train.guards import MAX_OVERFLOWS, NonFiniteWatch, Statistics, memory_errors
+from train.guards import MAX_OVERFLOWS, NonFiniteWatch, Statistics
 from train.optim import guarded_step
+from utils.devices import memory_errors
 from utils.errors import UserError
 
 NAN, INF = float("nan"), float("inf")

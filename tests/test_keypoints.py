@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,7 +183,8 @@ def test_prompt_box_image_and_points_stay_in_one_frame():
     augmentation = TASKS["keypoint"].augmentation | {"min_scale": 0.5}
     transforms = train_transforms((128, 160), **augmentation)
     tokenizer = KeypointTokenizer(Vocabulary(), NAMES)
-    encode, rng, flips = TASKS["keypoint"].encode(tokenizer), np.random.default_rng(0), 0
+    encode = partial(TASKS["keypoint"].encode, tokenizer)
+    rng, flips = np.random.default_rng(0), 0
     for seed in range(25):
         low, high = rng.uniform([40, 40], [70, 60]), rng.uniform([110, 90], [150, 110])
         points = rng.uniform(low, high, (5, 2))

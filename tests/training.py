@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,9 @@ class StopAt:
     def reason(self) -> str:
         self.left -= 1
         return "asked" if self.left == 0 else ""
+
+    def interrupts(self):
+        return nullcontext()
 
     def restore(self) -> None: ...
 

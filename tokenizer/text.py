@@ -17,7 +17,7 @@ from tokenizers import (
 )
 
 from utils.errors import UserError, one_line
-from utils.files import write_text_atomic
+from utils.files import read_json, write_text_atomic
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 PAD, END, UNKNOWN = range(3)
@@ -93,7 +93,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":
-        """From the JSON file of `save`, a SentencePiece `.model` file, or a weight file.
+        """From a JSON file (`save`, `to_json`), a SentencePiece `.model` file, or a weight file.
 
         Raises:
             UserError: the file is missing or is no such file.
@@ -107,6 +107,9 @@ class TextTokenizer:
         if path.suffix == ".safetensors":
             return cls._of_weights(path)
         content = path.read_bytes()
+        if content[:20].lstrip(b"{ \n\r\t").startswith((b'"tokenizers"', b'"sentencepiece"')):
+            values = read_json(path, "make a caption vocabulary with build_captioning_vocab.py")
+            return cls.from_json(values)
         return cls(content if path.suffix == ".model" else _from_text(content, str(path)))
 
     @classmethod

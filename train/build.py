@@ -22,7 +22,7 @@ from models.pix2seq import smooth_coordinates
 from tokenizer.base import TaskTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.distributed import parallelise, recompute_activations
-from train.init_weights import start_from
+from train.init_weights import settings_taken, start_from
 from train.loss import LossType
 from train.optim import (
     Freeze,
@@ -95,8 +95,13 @@ class Run:
         return due and self.state.evaluated < self.state.step
 
 
-def build_run(cfg, tasks: list[str], world: World, device: torch.device) -> Run:
+def build_run(
+    cfg, tasks: list[str], world: World, device: torch.device, *, resumed: bool = False
+) -> Run:
     """Everything at step 0; the settings have been checked (`check_settings`).
+
+    Args:
+        resumed: a checkpoint will be loaded: no other weights are read or fetched.
 
     Raises:
         UserError: data, weights or settings that do not go together.
@@ -114,7 +119,9 @@ def build_run(cfg, tasks: list[str], world: World, device: torch.device) -> Run:
     steps = count_run_steps(cfg, streams)
 
     # Model, optimiser and schedule.
-    model, weights_from = build_model_of_run(cfg, vocab, tokenizers, categories, device)
+    model, weights_from = build_model_of_run(
+        cfg, vocab, tokenizers, categories, device, resumed=resumed
+    )
     state = build_state(cfg, model, streams, steps, world)
     if world.rank:  # all processes draw the same weights, but not the same dropout
         seed_all(cfg.seed + world.rank)
@@ -293,14 +300,19 @@ def build_model_of_run(
     task_tokenizers: dict[str, TaskTokenizer],
     categories: Categories,
     device: torch.device,
+    *,
+    resumed: bool = False,
 ) -> tuple[Pix2Seq, str]:
     """A new model, or the one of `init_weights`, with the record that its weight files carry.
+
+    Args:
+        resumed: its weights come from a checkpoint, later.
 
     Returns:
         the model, and where its weights come from.
     """
     config = build_model_config(cfg, vocab, task_tokenizers)
-    pretrained = cfg.pretrained and cfg.init_weights is None
+    pretrained = cfg.pretrained and cfg.init_weights is None and not resumed
     model = build_model(config, pretrained=pretrained)
     if cfg.smooth_init:
         smooth_coordinates(model, vocab.coord_range)
@@ -313,10 +325,14 @@ def build_model_of_run(
 
     # Where the weights come from.
     origin = "encoder pretrained, the rest new" if pretrained else "new, nothing is pretrained"
-    if cfg.init_weights is not None:
+    if resumed:
+        origin = "those of the checkpoint"
+    elif cfg.init_weights is not None:
         source = load_model(cfg.init_weights)
         read_meta(source.meta, source.config, str(cfg.init_weights))  # checked, like the weights
         report = start_from(model, source)
+        if taken := settings_taken(cfg):
+            log(f"settings as in {cfg.init_weights}: {' '.join(taken)}")
         log(report.text(cfg.init_weights))
         origin = f"{cfg.init_weights}, which gives {report.share:.0%} of the parameters"
 

@@ -1,6 +1,7 @@
 """The complete state of a run in one file: written atomically, the newest few kept, read without
 unpickling, and where the newest is damaged the one before it is used."""
 
+import json
 import pickle
 import time
 import zipfile
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from models import save_model
+from models import ModelConfig, Pix2Seq, save_model
+from models.config import different_settings
 from train.distributed import whole_model
 from train.state import TrainState
 from utils.cli import log
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import TEMPORARY, atomic_path
 
 NAME = "last.ckpt"  # the newest; the one before it is last-1.ckpt, and so on
@@ -41,10 +43,12 @@ def save_checkpoint(
         return run_dir / NAME
     with atomic_path(run_dir / NAME) as path:
         try:
-            torch.save(values, path)
-        except RuntimeError as error:  # torch's word for a full disk
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"cannot write {run_dir / NAME}: {reason}") from error
+            with path.open("wb") as file:
+                torch.save(values, file)
+        except RuntimeError as error:  # torch hides why the file refused
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise UserError(f"cannot write {run_dir / NAME}: {one_line(error)}") from error
         if rotate:
             _make_room(run_dir, keep)
     return run_dir / NAME
@@ -87,11 +91,14 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
 
         # Put its values into the state, which may be of another model.
         try:
+            check_record(values.get("record"), state.model)
             state.load_state_dict(values)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 400)
             raise UserError(
-                f"cannot continue from {path}: {reason}; resume with the settings it was made with"
+                f"cannot continue from {path}: {reason}; resume with the settings and the data it "
+                "was made with, or start a new run from its weights: --set "
+                f"init_weights={run_dir / 'last.safetensors'}"
             ) from error
 
         # Set the damaged ones aside, once all processes have read.
@@ -103,6 +110,53 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
         f"cannot continue from {run_dir}: all its checkpoints ({len(paths)}) are damaged; start a "
         f"new run from its weights: --set init_weights={run_dir / 'last.safetensors'}"
     )
+
+
+def check_record(record: str | None, model: Pix2Seq) -> None:
+    """Checks that the model of a checkpoint means what this one means: a run keeps its model.
+
+    Args:
+        record: what `TrainState.state_dict` wrote; None: it was written before there was one.
+
+    Raises:
+        ValueError: another shape, other classes, bins, keypoints or pieces of text.
+    """
+    if record is None:
+        return
+    values = json.loads(record)
+    if changes := different_settings(ModelConfig.from_json(values["config"]), model.config):
+        raise ValueError(f"a run keeps its model, and {', '.join(changes)}")
+    meta, own = values["meta"], json.loads(json.dumps(model.meta))
+    classes = [_class_names(each["categories"]) for each in (meta, own)]
+    if classes[0] != classes[1]:
+        theirs, ours = (_few(rows, other) for rows, other in (classes, classes[::-1]))
+        raise ValueError(
+            f"a run keeps its classes, and it knows {theirs}, the data has {ours} (a new run maps "
+            "classes by name)"
+        )
+    bins = [each["vocabulary"]["num_bins"] for each in (meta, own)]
+    if bins[0] != bins[1]:
+        raise ValueError(f"a run keeps its tokens, and num_bins is {bins[0]} there, {bins[1]} here")
+    for task, name, words in (
+        ("keypoint", "names", "keypoints"),
+        ("captioning", "text", "caption_vocab"),
+    ):
+        theirs, ours = (each["tasks"].get(task, {}).get(name) for each in (meta, own))
+        if theirs != ours:
+            shown_parts = f": {', '.join(theirs)}; {', '.join(ours)}" if name == "names" else ""
+            raise ValueError(f"its {words} are others than those here{shown_parts}")
+
+
+def _class_names(categories: list[dict]) -> dict[int, str]:
+    return {row["id"]: row["name"] for row in categories}
+
+
+def _few(classes: dict[int, str], others: dict[int, str]) -> str:
+    """The first classes that are not the same ones in the other."""
+    rows = [f"{i} {name}" for i, name in classes.items() if others.get(i) != name]
+    if not rows:
+        return f"only {len(classes)} of them"
+    return ", ".join(rows[:5]) + (", …" if len(rows) > 5 else "")
 
 
 _DAMAGE = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -162,8 +216,9 @@ class Saver:
         """
         if self._saved == (state.step, state.evaluated):
             return
-        model = whole_model(state.model)
-        if state.world.is_main:
+        is_main = state.world.is_main
+        model = whole_model(state.model, keep=is_main, device=torch.device("cpu"))
+        if is_main:
             save_model(model, self.run_dir / "last.safetensors")
             if state.ema is not None:
                 save_model(state.ema.module, self.run_dir / "last_ema.safetensors")

@@ -192,7 +192,9 @@ def figures_text(reports: dict[str, Report]) -> str:
         names = list(report.metrics)[:3]
         if len(reports) > 1:
             names = [leading_metric(report, alone=False)]
-        text += f"  {task} " + ", ".join(f"{name} {report.metrics[name]:.3f}" for name in names)
+        values = {name: report.metrics[name] for name in names}
+        figures = (f"{name} {f'{v:.3f}' if v >= 0 else 'none'}" for name, v in values.items())
+        text += f"  {task} " + ", ".join(figures)
     return text
 
 

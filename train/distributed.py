@@ -1,19 +1,14 @@
 """Training on several processes, one for each device, as `torchrun` starts them.
 
-Without torchrun there is one process and nothing of this costs anything. The model is wrapped for
-the processes, and becomes whole again for a checkpoint. Activation checkpointing saves memory and
-costs time.
+The model is wrapped for the processes (`utils.processes` joins them), and becomes whole again for a
+checkpoint. With one process nothing of this costs anything. Activation checkpointing saves memory
+and costs time.
 """
 
 import gc
-import os
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
+import inspect
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -29,116 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models import Pix2Seq, build_model
 from utils.cli import log
-from utils.devices import ALONE, World
-from utils.errors import UserError
-
-TIMEOUT = timedelta(hours=1)  # the others wait while one fetches weights or writes files
-POLL_SECONDS = 0.5
-TELL_SECONDS = 1.0  # the store may live in the process that failed: the others read it meanwhile
-LEAVE_SECONDS = 3.0  # later: when one leaves, torchrun ends all, the one with the message too
-FAILED = "pix2seq/failed"  # key of the message of the first process that failed
-
-
-@contextmanager
-def session() -> Iterator[World]:
-    """Joins the processes that torchrun started; an error in one of them ends all.
-
-    The process that fails first raises its error, the others leave with exit status 2, and one on
-    each machine repeats the message.
-    """
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
-        yield ALONE
-        return
-    rank = int(os.environ["RANK"])
-    if dist.is_initialized():  # a session inside a session is the same one
-        yield World(rank, size)
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
-    # Objects and token counts travel on the CPU, so that nothing waits for the accelerator.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    watch = _Watch(rank)
-    try:
-        world = World(rank, size)
-        yield world
-        world.gather(None)  # nobody leaves while another still asks for something
-        watch.stop()  # before the store it looks into goes
-        dist.destroy_process_group()
-    except Exception as error:
-        if watch.tell(error):
-            raise
-        time.sleep(LEAVE_SECONDS)
-        raise SystemExit(2) from None  # another one failed first: this is what came of it
-    finally:
-        watch.stop()
-
-
-class _Watch:
-    """A thread that ends this process when another one failed, also while it waits for that one."""
-
-    def __init__(self, rank: int):
-        self.rank, self.over = rank, threading.Event()
-        self.store = (
-            dist.distributed_c10d._get_default_store().clone()
-        )  # the main thread may wait inside its own
-        self.thread = threading.Thread(target=self._look, daemon=True)
-        self.thread.start()
-
-    def tell(self, error: Exception) -> bool:
-        """Whether this process is the first that failed; then the others learn why."""
-        self.over.set()
-        lines = traceback.format_exception(error)
-        text = str(error) if isinstance(error, UserError) else lines[-1].strip()
-        message = f"rank {self.rank}: {text}"
-        try:
-            first = self.store.compare_set(FAILED, "", message).decode() == message
-        except RuntimeError:  # the process that keeps the store is gone
-            return False
-        if first:
-            time.sleep(TELL_SECONDS)
-        return first
-
-    def stop(self) -> None:
-        self.over.set()
-        self.thread.join()
-        self.store = None
-
-    def _look(self) -> None:
-        while not self.over.wait(POLL_SECONDS):
-            try:
-                failed = self.store.check([FAILED])
-                message = self.store.get(FAILED).decode() if failed else ""
-            except RuntimeError:
-                failed, message = True, "another process of this training is gone"
-            if failed and not self.over.is_set():
-                if _local_rank() == 0:
-                    print(f"error on {message}", file=sys.stderr, flush=True)
-                time.sleep(LEAVE_SECONDS)
-                os._exit(2)  # the main thread may wait for the other for ever
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def local_device(device: torch.device, world: World) -> torch.device:
-    """The device of this process, where `device` is the same for all.
-
-    Raises:
-        UserError: there is no device for every process of this machine.
-    """
-    if world.size == 1 or device.type != "cuda":
-        return device
-    if device.index is not None:
-        raise UserError(f"device={device} is one device for {world.size} processes; use cuda")
-    if _local_rank() >= torch.cuda.device_count():
-        raise UserError(
-            f"there are {torch.cuda.device_count()} CUDA devices for more processes; use "
-            f"torchrun --nproc-per-node {torch.cuda.device_count()}"
-        )
-    return torch.device("cuda", _local_rank())
+from utils.devices import World
 
 
 def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Module:
@@ -165,7 +51,27 @@ def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Modul
 
 def _copies(model: nn.Module, *, unused: bool) -> DistributedDataParallel:
     ids = [model.device] if model.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
+    # Buffers would be sent in every forward: constant positions, and batch statistics, which
+    # SyncBatchNorm keeps equal anyway (`share_statistics` does it elsewhere).
+    options = inspect.signature(DistributedDataParallel).parameters  # renamed in torch 2.14
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(
+        model, device_ids=ids, find_unused_parameters=unused, **{sync: False}
+    )
+
+
+@torch.no_grad()
+def share_statistics(model: nn.Module, world: World) -> None:
+    """Gives all processes the batch statistics of the first: they evaluate one and the same model.
+
+    Without SyncBatchNorm, which needs CUDA, each process has statistics of its own images.
+    """
+    if world.size == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 def wrap_again(model: Pix2Seq, *, unused: bool) -> DistributedDataParallel:
@@ -203,8 +109,8 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def whole(values, *, to_host: bool = False):
-    """Sharded tensors anywhere in `values` become plain ones, on every process.
+def whole(values, *, to_host: bool = False, keep: bool = True):
+    """Sharded tensors anywhere in `values` become plain ones; all processes have to call it.
 
     `torch.distributed.checkpoint.state_dict` is no substitute: before the first step, reading the
     optimiser's state there makes a step with zero gradients, which counts in the bias correction,
@@ -212,26 +118,39 @@ def whole(values, *, to_host: bool = False):
 
     Args:
         to_host: keep them in the memory of the host: on the device is then one at a time.
+        keep: False on a process that does not need them: it only helps the others.
     """
 
     def gather(value):
         if not isinstance(value, DTensor):
             return value
         full = value.full_tensor()
+        if not keep:
+            return None
         return full.cpu() if to_host else full
 
     return tree_map(gather, values)
 
 
-def whole_model(model: Pix2Seq) -> Pix2Seq:
-    """`model`, or with FSDP a plain copy of it: every process decodes at its own pace."""
+def whole_model(
+    model: Pix2Seq, *, keep: bool = True, device: torch.device | None = None
+) -> Pix2Seq | None:
+    """`model`, or with FSDP a plain copy of it: every process decodes at its own pace.
+
+    Args:
+        keep: see `whole`; without it there is no copy.
+        device: of the copy; None = that of the model.
+    """
     if not isinstance(model, FSDPModule):
         return model
+    values = whole(model.state_dict(), to_host=True, keep=keep)
+    if not keep:
+        return None
     with torch.random.fork_rng(devices=()):  # the initial weights are drawn, then overwritten
         out = build_model(model.config)
-    out.load_state_dict(whole(model.state_dict()))
+    out.load_state_dict(values)
     out.meta = model.meta
-    return out.to(model.device)
+    return out.to(device or model.device)
 
 
 def load_whole_model(model: Pix2Seq, values: dict[str, Tensor]) -> None:
@@ -241,12 +160,17 @@ def load_whole_model(model: Pix2Seq, values: dict[str, Tensor]) -> None:
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, values: dict) -> None:
-    """Inverse of `whole(optimizer.state_dict())`."""
-    optimizer.load_state_dict(values)
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if value.shape == parameter.shape:
-                state[name] = _like(value, parameter)
+    """Inverse of `whole(optimizer.state_dict())`.
+
+    Each tensor is sharded before the next one reaches the device: whole, the state may not fit.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {name: _like(value, parameters[number]) for name, value in of_one.items()}
+        for number, of_one in values["state"].items()
+        if number < len(parameters)  # others are refused below
+    }
+    optimizer.load_state_dict(values | {"state": state})
 
 
 def _like(value: Tensor, other: Tensor | None) -> Tensor:

@@ -6,6 +6,8 @@ One task is a list of length one.
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,16 +18,16 @@ from infer.results import Report
 from train.build import Run, build_run
 from train.checkpoint import Saver, load_checkpoint, remove_leftovers
 from train.console import Progress, end_text, start_text
-from train.distributed import session, synchronised, whole
+from train.distributed import synchronised, whole
 from train.guards import (
     NonFiniteWatch,
     Statistics,
     Stopped,
     StopSignal,
     check_stop,
-    memory_errors,
     report_skipped,
 )
+from train.init_weights import start_settings
 from train.loss import amp_dtype, autocast, batch_loss, token_weights
 from train.optim import guarded_step
 from train.run_folder import (
@@ -33,7 +35,8 @@ from train.run_folder import (
     RunRecords,
     find_run_dir,
     new_run_dir,
-    read_settings,
+    settings_of_run,
+    write_caption_vocab,
     write_environment,
     write_settings,
 )
@@ -41,7 +44,9 @@ from train.settings import check_settings
 from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
-from utils.devices import World
+from utils.devices import World, memory_errors
+from utils.files import check_place
+from utils.processes import session
 
 
 def train(cfg, tasks: list[str]) -> Path:
@@ -71,15 +76,27 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
         run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, dataset=cfg.dataset))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
-            return _run(cfg, tasks, world)
-        return _run(load(inherited=read_settings(run_dir)), tasks, world, run_dir)
+            return _run(start_settings(load), tasks, world)
+        return _run(load(inherited=settings_of_run(run_dir)), tasks, world, run_dir)
+
+
+def start(tasks: list[str], load: Callable) -> Path:
+    """Starts a run of the command line; the model of `init_weights` comes before CFG and preset.
+
+    Args:
+        load: called as load(inherited=settings of the weight file, or None) -> settings.
+    """
+    with session() as world:
+        return _run(start_settings(load), tasks, world)
 
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
-    device = check_settings(cfg, tasks, world)
+    device = check_settings(cfg, tasks, world, resumed=run_dir is not None)
+    if world.is_main:
+        check_place(run_dir or cfg.runs_dir)
     with memory_errors(device):
-        run = build_run(cfg, tasks, world, device)
+        run = build_run(cfg, tasks, world, device, resumed=run_dir is not None)
         saver = _open_folder(run, run_dir)
         if world.is_main:
             log(start_text(run, saver.run_dir))
@@ -108,6 +125,7 @@ def _open_folder(run: Run, run_dir: Path | None) -> Saver:
             log(f"all {run.steps.total} steps are done; to go on, raise max_steps or epochs")
     if world.is_main:
         write_settings(run_dir, settings_dict(cfg) | {"tasks": run.tasks})
+        write_caption_vocab(run_dir, state.model.meta)
         write_environment(run_dir, seed=cfg.seed, device=state.model.device, step=state.step)
     return saver
 
@@ -124,15 +142,22 @@ def _loop(run: Run, saver: Saver) -> None:
     )
     stop = StopSignal(cfg.max_minutes)
     progress = Progress(run)
+    window = Window()
     try:
         # A resumed run may have been stopped after an epoch, before its evaluation.
         if state.step:
-            progress.evaluation(_evaluate_and_save(run, saver, records))
+            progress.evaluation(_evaluate_and_save(run, saver, records, stop))
 
         while not run.ended:
-            loss, seconds = train_epoch(run, saver, records, watch, stop, progress)
+            try:
+                loss, seconds = train_epoch(run, saver, records, watch, stop, progress, window)
+            except Stopped as reason:
+                if stop.signal:
+                    raise
+                _end_in_time(run, saver, records, stop, progress, str(reason))
+                return
             report_skipped(state.streams, -(-state.step // run.steps.epoch), run.world)
-            reports = _evaluate_and_save(run, saver, records)
+            reports = _evaluate_and_save(run, saver, records, stop)
             progress.epoch(loss, seconds, reports)
 
         if run.gets_no_better and state.step < run.steps.total:
@@ -140,12 +165,42 @@ def _loop(run: Run, saver: Saver) -> None:
     except Stopped as reason:
         saver.save(state)
         progress.say(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")
-        if stop.signal:
-            raise SystemExit(128 + stop.signal) from None
+        raise SystemExit(128 + stop.signal) from None
     finally:
         stop.restore()
         progress.close()
         records.close()
+
+
+def _end_in_time(
+    run: Run,
+    saver: Saver,
+    records: RunRecords | NoRecords,
+    stop: StopSignal,
+    progress: Progress,
+    reason: str,
+) -> None:
+    """Saves and evaluates a run whose time is up.
+
+    An evaluation that would not be due is not saved: a run that goes on is one that never stopped.
+    """
+    state, run_dir = run.state, saver.run_dir
+    saver.save(state)
+    progress.say(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")
+    if run.evaluation_due:
+        progress.evaluation(_evaluate_and_save(run, saver, records, stop))
+        saver.save(state)
+    elif state.evaluated < state.step:
+        progress.evaluation(evaluate(run, records, run_dir, stop))
+
+
+@dataclass
+class Window:
+    """What happened since the last point of the curves; an epoch that ends does not close it."""
+
+    outcomes: list[Tensor] = field(default_factory=list)  # of each step (tasks + 1,)
+    images: int = 0
+    seconds: float = 0.0
 
 
 def train_epoch(
@@ -155,6 +210,7 @@ def train_epoch(
     watch: NonFiniteWatch,
     stop: StopSignal,
     progress: Progress,
+    window: Window,
 ) -> tuple[float, float]:
     """Steps until the end of the epoch or of the run; a point of the curves every few steps.
 
@@ -164,42 +220,72 @@ def train_epoch(
     cfg, state = run.cfg, run.state
     dtype = amp_dtype(cfg.amp, state.model.device)
     end = min((state.step // run.steps.epoch + 1) * run.steps.epoch, run.steps.total)
-    began, losses_seen = time.perf_counter(), []
+    began = since = time.perf_counter()
+    outcomes = []  # of this epoch
     state.model.train()
-    outcomes, since, images = [], time.perf_counter(), 0
     while state.step < end:
         # One optimiser step, on as many batches of each task as are accumulated.
-        micro = [
-            {task: stream.next() for task, stream in state.streams.items()}
-            for _ in range(state.accumulate_steps)
-        ]
+        micro = _next_batches(state, stop)
         state.before_step()
         losses, grad_norm = train_step(state, micro, dtype, cfg.clip_grad)
         state.after_step()
         outcomes.append(torch.stack([*losses.values(), grad_norm]))  # (tasks + 1,)
         for line in watch.add(state.step, outcomes[-1], micro):
             progress.warn(line)
-        images += sum(stream.images_per_step for stream in state.streams.values())
+        window.outcomes.append(outcomes[-1])
+        window.images += sum(stream.images_per_step for stream in state.streams.values())
         progress.step()
 
-        # A point of the curves; the only place that waits for the device.
-        if state.step % cfg.log_every == 0 or state.step == end:
-            seconds = time.perf_counter() - since
-            values = _means(torch.stack(outcomes), list(losses), state)
-            values["train/lr"] = state.scheduler.get_last_lr()[0]
-            values["train/images_per_s"] = images / seconds
-            records.scalars(state.step, values)
-            progress.point(values)
-            losses_seen += [values.get("train/loss", math.nan)] * len(outcomes)
-            state.seconds += seconds
-            outcomes, since, images = [], time.perf_counter(), 0
+        # A point of the curves; beside the end of the epoch all that waits for the device.
+        if state.step % cfg.log_every == 0 or state.step == run.steps.total:
+            since = _add_time(state, window, since)
+            _point(run, records, progress, window)
 
         # Between two steps the run may stop or be saved; after the last one it is evaluated first.
         check_stop(stop, state.world)
         if state.step < end and state.world.broadcast(saver.due(state.step)):
             saver.save(state)
-    loss = torch.tensor(losses_seen).nanmean().item()
-    return loss, time.perf_counter() - began
+    means = _means(torch.stack(outcomes), list(state.streams), state)
+    _add_time(state, window, since)
+    return means.get("train/loss", math.nan), time.perf_counter() - began
+
+
+def _next_batches(state: TrainState, stop: StopSignal) -> list[dict[str, Batch]]:
+    """The batches of one optimiser step.
+
+    A signal ends the wait for them, and the streams stay where they were. Of several processes the
+    others may be in the middle of this step: there the signal is heard after it.
+    """
+    places = {task: stream.state_dict() for task, stream in state.streams.items()}
+    try:
+        with stop.interrupts() if state.world.size == 1 else nullcontext():
+            return [
+                {task: stream.next() for task, stream in state.streams.items()}
+                for _ in range(state.accumulate_steps)
+            ]
+    except Stopped:
+        for task, stream in state.streams.items():
+            stream.load_state_dict(places[task])
+        raise
+
+
+def _add_time(state: TrainState, window: Window, since: float) -> float:
+    """Counts the time since then; returns the time now."""
+    now = time.perf_counter()
+    window.seconds += now - since
+    state.seconds += now - since
+    return now
+
+
+def _point(run: Run, records: RunRecords | NoRecords, progress: Progress, window: Window) -> None:
+    """Writes and shows the means of the window, and starts the next one."""
+    state = run.state
+    values = _means(torch.stack(window.outcomes), list(state.streams), state)
+    values["train/lr"] = state.scheduler.get_last_lr()[0]
+    values["train/images_per_s"] = window.images / window.seconds
+    records.scalars(state.step, values)
+    progress.point(values)
+    window.outcomes, window.images, window.seconds = [], 0, 0.0
 
 
 def train_step(
@@ -261,7 +347,7 @@ def _means(outcomes: Tensor, tasks: list[str], state: TrainState) -> dict[str, f
 
 
 def _evaluate_and_save(
-    run: Run, saver: Saver, records: RunRecords | NoRecords
+    run: Run, saver: Saver, records: RunRecords | NoRecords, stop: StopSignal
 ) -> dict[str, Report]:
     """Between two epochs: the evaluation, if one is due, and the checkpoint, if one is due.
 
@@ -271,7 +357,7 @@ def _evaluate_and_save(
     state, reports = run.state, {}
     if run.evaluation_due:
         saver.save(state)  # an evaluation may take longer than what it follows
-        reports = evaluate(run, records, saver.run_dir)
+        reports = evaluate(run, records, saver.run_dir, stop)
     # All processes have to agree; where the run has ended, they do without asking.
     if run.ended or run.world.broadcast(saver.due(state.step, epoch_end=run.at_epoch_end)):
         saver.save(state)

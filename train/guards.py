@@ -1,7 +1,7 @@
 """This module handles what disturbs a training.
 
-Losses may be no numbers, memory may be too little, and samples may be bad. A signal or the time
-limit ends a training between two steps.
+Losses may be no numbers, and samples may be bad. A signal or the time limit ends a training between
+two steps.
 """
 
 import json
@@ -16,20 +16,20 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset.batch import Batch, padding_of
+from models.weights import write_tensors
 from train.state import TaskStream
 from utils.devices import ALONE, World
-from utils.errors import UserError, one_line
-from utils.files import atomic_path
+from utils.errors import UserError
 
 MAX_PENDING = 4  # steps whose outcome may still be unknown
 MAX_FILES = 10  # of batches kept for inspection
 MAX_OVERFLOWS = 100  # in a row: the scale of fp16 starts at 2 ** 16 and halves with each
 SHOWN = 3  # images that are named
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; not on Windows
 
 
 class NonFiniteWatch:
@@ -120,8 +120,7 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
                 if isinstance(value := getattr(batch, field.name), Tensor):
                     tensors[f"{number}.{task}.{field.name}"] = value.clone().contiguous()
     path = folder / f"step_{step:07}_rank_{rank}.safetensors"
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"image_ids": json.dumps(ids)})
+    write_tensors(path, tensors, {"image_ids": json.dumps(ids)})
     return path
 
 
@@ -139,41 +138,35 @@ class Statistics:
             buffer.copy_(torch.where(finite, buffer, before))
 
 
-@contextmanager
-def memory_errors(device: torch.device) -> Iterator[None]:
-    """Too little memory is one line with remedies."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        message = str(error)
-        if "DataLoader worker" in message:  # killed, or out of shared memory
-            raise UserError(
-                f"a worker that loads images was ended ({one_line(error)[:150]}): most often too "
-                "little memory or shared memory (docker run --shm-size=8g); lower num_workers, "
-                "prefetch_batches or batch_size"
-            ) from error
-        on_cpu = "DefaultCPUAllocator" in message or "not enough memory" in message
-        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu):
-            raise
-        raise UserError(
-            f"out of memory on {device}: halve batch_size and double accumulate_steps (the same "
-            "training), or set recompute_activations=true, amp=bf16, fsdp=true (several GPUs), "
-            "or a smaller img_size or eval_batch_size"
-        ) from error
+class Stopped(BaseException):
+    """Training was asked to stop: a signal, or the time is up.
 
-
-class Stopped(Exception):
-    """Training was asked to stop between two steps: a signal, or the time is up."""
+    No `except Exception` on the way, such as that of a library that reads images, may catch it.
+    """
 
 
 class StopSignal:
-    """Ctrl-C, SIGTERM and the time limit, all asked for between two steps."""
+    """Ctrl-C, SIGTERM, a closed terminal and the time limit, all asked for between two steps."""
 
     def __init__(self, max_minutes: float):
         self.signal = 0
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(HANGUP) not in (None, signal.SIG_IGN):  # nohup ignores it
+            numbers.append(HANGUP)
+        self._at_once = False
         self._previous = {number: signal.signal(number, self._remember) for number in numbers}
+
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """A signal in this context raises `Stopped` at once: for work that is done again later."""
+        try:
+            self._at_once = True
+            if self.signal:
+                raise Stopped(self.reason())
+            yield
+        finally:
+            self._at_once = False
 
     def restore(self) -> None:
         """Gives the signals back to whoever had them before."""
@@ -181,9 +174,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number, _frame) -> None:
-        if self.signal:  # the second Ctrl-C does not wait
+        if number == self.signal and number != HANGUP:  # the second Ctrl-C does not wait
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
+        if self._at_once:
+            raise Stopped(self.reason())
 
     def reason(self) -> str:
         if self.signal:

@@ -1,6 +1,7 @@
 """Starting a model from the weights of another: other classes, tasks, input size or bins."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from infer.trained_model import read_meta
 from models import Pix2Seq
+from models.config import RATES, different_settings
+from models.weights import read_header
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError
@@ -20,6 +24,49 @@ IMAGE_POSITIONS = (
 )
 FUNCTION = ("decoder_norm", "num_heads")  # other values fit, and compute something else
 ENOUGH = 0.5  # share of the model's parameters that must fit
+
+
+def start_settings(load: Callable):
+    """The settings of a new run: what the file of `init_weights` is comes before CFG and preset.
+
+    Args:
+        load: called as load(inherited=settings of the file, or None) -> settings.
+    """
+    cfg = load(inherited=None)
+    if cfg.init_weights is None or not cfg.init_weights.is_file():
+        return cfg
+    return load(inherited=settings_of_weights(cfg.init_weights))
+
+
+def settings_of_weights(path: Path) -> dict[str, object]:
+    """The settings that a weight file decides: model, image size, bins, pieces of captions.
+
+    Not dropout, which belongs to a training, and not the length of the decoder, which follows the
+    tasks.
+
+    Raises:
+        UserError: it is no weight file of ours.
+    """
+    config, meta = read_header(path)
+    record = read_meta(meta, config, str(path))
+    values = {k: v for k, v in vars(config).items() if k not in (*RATES, "max_len")}
+    values |= {"num_bins": record.vocab.num_bins, "resize_mode": record.resize_mode}
+    height, width = config.image_size
+    if height == width:
+        values["img_size"] = height
+    if "captioning" in record.tasks:
+        values["caption_vocab"] = str(path)
+    return values
+
+
+def settings_taken(cfg) -> list[str]:
+    """Settings that are as `init_weights` has them and as the preset has not, as "name=value"."""
+    base = type(cfg).__mro__[1]  # `snapshot` makes a subclass
+    return [
+        f"{name}={value}"
+        for name, value in settings_of_weights(cfg.init_weights).items()
+        if hasattr(base, name) and str(getattr(cfg, name)) == str(value) != str(getattr(base, name))
+    ]
 
 
 @dataclass(frozen=True)
@@ -87,10 +134,11 @@ def start_from(model: Pix2Seq, source: Pix2Seq) -> StartReport:
         share=share,
     )
     if share < ENOUGH:
-        first = next(iter(mismatched + report.missing + report.unexpected))
+        changes = different_settings(source.config, model.config)
         raise UserError(
-            f"init_weights is another model: only {share:.0%} of this one's weights fit, {first!r} "
-            "does not; use the settings (preset) it was trained with"
+            f"init_weights is another model: only {share:.0%} of this one's weights fit "
+            f"({', '.join(changes)}); leave these settings out of --set and --config, and they are "
+            "those of the file"
         )
     return report
 
@@ -102,7 +150,7 @@ def _check_function(model: Pix2Seq, source: Pix2Seq) -> None:
         if theirs != ours:
             raise UserError(
                 f"init_weights is another model: its {name} is {theirs}, here it is {ours}"
-                + ("; use its number" if name == "num_heads" else ": a port's cannot be trained on")
+                + ("; leave it out" if name == "num_heads" else ": a port's cannot be trained on")
             )
 
 

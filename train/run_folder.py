@@ -12,7 +12,9 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import read_json, write_json_atomic, write_text_atomic
+from utils.files import cannot_write, read_json, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:  # takes seconds to import, and a script looks for its run folder before it does
     import torch
@@ -34,6 +36,7 @@ VARIABLES = (  # beginnings of names of environment variables that change what i
     *("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "OMP_", "MKL_", "CUBLAS_"),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"),
 )
+CAPTION_VOCAB = "caption_vocab.json"
 STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
@@ -146,25 +149,44 @@ class RunRecords:
         """
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-        self.writer = SummaryWriter(run_dir, purge_step=step + 1 if step else None)
+        threading.excepthook = _leave_to_the_main_thread
+        with _written(run_dir):
+            self.writer = SummaryWriter(run_dir, purge_step=step + 1 if step else None)
         self.lines = run_dir / "metrics.jsonl"
         if self.lines.exists():
             _cut(self.lines, step, evaluated)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        with self.lines.open("a") as file:
-            file.write(
-                json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n"
-            )
+        row = {"step": step, **{k: round(v, 6) for k, v in values.items()}}
+        with _written(self.lines), self.lines.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        with _written(self.writer.log_dir):
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """image: (H, W, 3) uint8 RGB"""
-        self.writer.add_image(name, image, step, dataformats="HWC")
+        with _written(self.writer.log_dir):
+            self.writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        self.writer.close()
+        with _written(self.writer.log_dir):
+            self.writer.close()
+
+
+@contextmanager
+def _written(place: Path) -> Iterator[None]:
+    """Where the system refuses to write, it is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(place, error) from error
+
+
+def _leave_to_the_main_thread(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread that writes keeps its error for the next call: no traceback for it."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 class NoRecords:
@@ -207,8 +229,22 @@ def read_settings(run_dir: Path) -> dict:
     return values
 
 
+def settings_of_run(run_dir: Path) -> dict:
+    """The settings that a run goes on with: its captions are spelled with its own vocabulary."""
+    settings, vocab = read_settings(run_dir), run_dir / CAPTION_VOCAB
+    return settings | ({"caption_vocab": str(vocab)} if vocab.is_file() else {})
+
+
+def write_caption_vocab(run_dir: Path, meta: dict) -> None:
+    """Keeps the caption vocabulary, so that the run goes on without the file it came from."""
+    text = meta["tasks"].get("captioning", {}).get("text")
+    if text is not None:
+        write_json_atomic(run_dir / CAPTION_VOCAB, text, indent=None)
+
+
 def write_environment(run_dir: Path, *, seed: int, device: torch.device, step: int) -> None:
     """Adds a line on where and with what this sitting of the run computes."""
     line = {"step": step, "seed": seed, **environment(device)}
-    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:
+    path = run_dir / "environment.jsonl"
+    with _written(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

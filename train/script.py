@@ -53,7 +53,7 @@ def train_script(
 
     if args.resume:
         return engine.resume(args.resume, tasks, load)
-    return engine.train(cfg, tasks)
+    return engine.start(tasks, load)
 
 
 def _tasks_of_run(runs_dir: Path, name: str, known: list[str]) -> list[str]:

@@ -20,11 +20,11 @@ from models.encoder import image_statistics
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
-from train.distributed import local_device
 from train.loss import LossType, amp_dtype
 from train.optim import base_lr, check_average, check_lr_factors, parse_schedule
 from utils.devices import World, pick_device
 from utils.errors import UserError
+from utils.processes import local_device
 
 LEAST = {  # setting -> its smallest value
     **dict.fromkeys(("accumulate_steps", "num_lengths", "prefetch_batches"), 1),
@@ -209,8 +209,13 @@ def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
         raise UserError(f"settings of the model: {error}") from error
 
 
-def check_settings(cfg, tasks: Sequence[str], world: World) -> torch.device:
+def check_settings(
+    cfg, tasks: Sequence[str], world: World, *, resumed: bool = False
+) -> torch.device:
     """Refuses settings that cannot work; needs no data and no model.
+
+    Args:
+        resumed: the weights are those of a checkpoint: `init_weights` is not needed any more.
 
     Returns:
         the device of this process.
@@ -227,7 +232,7 @@ def check_settings(cfg, tasks: Sequence[str], world: World) -> torch.device:
     _check_combinations(cfg)
     check_decode_mode(cfg.decode_mode)  # of validation
     load_pixel_transforms(cfg.pixel_transform)
-    if cfg.init_weights is not None and not cfg.init_weights.is_file():
+    if not resumed and cfg.init_weights is not None and not cfg.init_weights.is_file():
         raise UserError(
             f"no weight file at {cfg.init_weights}; train one, or name another with "
             "--set init_weights=FILE"

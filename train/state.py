@@ -3,6 +3,7 @@
 The states of the random generators are kept in types that load without unpickling.
 """
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -173,8 +174,12 @@ class TrainState:
             self.ema.update(self.model, self.step)
 
     def state_dict(self) -> dict:
-        """Of whole tensors, whatever the processes; all of them have to call it."""
-        values = {name: whole(getattr(self, name).state_dict(), to_host=True) for name in MODULES}
+        """Of whole tensors, whatever the processes; all have to call it, the first has them all."""
+        keep = self.world.is_main  # who writes
+        values = {
+            name: whole(getattr(self, name).state_dict(), to_host=True, keep=keep)
+            for name in MODULES
+        }
         values["ema"] = None if self.ema is None else self.ema.module.state_dict()
         values["streams"] = {task: s.state_dict() for task, s in self.streams.items()}
         for task, stream in self.streams.items():  # of all processes
@@ -182,6 +187,8 @@ class TrainState:
             values["streams"][task]["skipped"] = [line for part in lines for line in part]
         values |= {name: getattr(self, name) for name in NUMBERS}
         values |= {"format": FORMAT, "rng": self.world.gather(rng_state())}  # by rank
+        record = {"config": self.model.config.to_json(), "meta": self.model.meta}
+        values["record"] = json.dumps(record)  # text: it need not be unpickled
         return values
 
     def load_state_dict(self, values: dict) -> None:

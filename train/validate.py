@@ -10,6 +10,8 @@ from infer.results import Report
 from infer.tasks import draw_task, evaluate_task
 from models import Pix2Seq, save_model
 from train.build import Run
+from train.distributed import share_statistics
+from train.guards import StopSignal
 from train.run_folder import NoRecords, RunRecords
 from utils.devices import ALONE, World
 from utils.visualize import contact_sheet
@@ -19,27 +21,31 @@ NUM_PICTURES = 8
 MODES = {"plain": "plain", "static": "static", "compiled": "static"}
 
 
-def evaluate(run: Run, records: RunRecords | NoRecords, run_dir: Path) -> dict[str, Report]:
+def evaluate(
+    run: Run, records: RunRecords | NoRecords, run_dir: Path, stop: StopSignal
+) -> dict[str, Report]:
     """Validates every task and keeps the weights if they are the best so far.
 
     The best is that with the highest mean of the tasks' leading metrics. All processes have to
-    call it.
+    call it, and the run has to be saved: a signal ends the evaluation at once.
     """
     state, reports = run.state, {}
     model = state.judged
+    share_statistics(model, state.world)
 
-    # Score and draw each task.
-    for task, source in run.eval_sources.items():
-        report, picture = validate(run.cfg, task, model, source, state.world)
-        reports[task] = report
-        records.scalars(state.step, {f"val/{task}/{k}": v for k, v in report.metrics.items()})
-        records.image(state.step, f"val/{task}", picture)
+    # Score and draw each task; -1 is no value but says that no object is of that size.
+    with stop.interrupts():
+        for task, source in run.eval_sources.items():
+            report, picture = validate(run.cfg, task, model, source, state.world)
+            reports[task] = report
+            values = {f"val/{task}/{k}": v for k, v in report.metrics.items() if v >= 0}
+            records.scalars(state.step, values)
+            records.image(state.step, f"val/{task}", picture)
 
     # Compare with the best so far.
-    values = [
-        report.metrics[leading_metric(report, alone=len(reports) == 1)]
-        for report in reports.values()
-    ]
+    alone = len(reports) == 1
+    values = [report.metrics[leading_metric(report, alone=alone)] for report in reports.values()]
+    values = [value for value in values if value >= 0] or [-1.0]
     value = sum(values) / len(values)
     state.evaluated, state.stale = state.step, state.stale + 1
     if value > state.best:
@@ -65,7 +71,7 @@ def validate(
     Masks and keypoints are asked for in the boxes of the ground truth: nothing else is judged.
 
     Args:
-        world: the processes that share the images; all of them get the whole report.
+        world: the processes that share the images; see `evaluate_task`.
 
     Returns:
         the report, and a picture (H, W, 3) uint8 RGB.

@@ -9,7 +9,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
@@ -45,23 +45,89 @@ def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.A
     return out
 
 
+class ReaderGone(Exception):
+    """Nobody reads the results any more, as in `… | head`."""
+
+
+class _Stream:
+    """A text stream that ends no program by a line that cannot be written or shown.
+
+    A log may lose its reader (`| tee` that ended, a terminal that was closed) or its disk: lines
+    that nobody reads are dropped. What the console's encoding lacks is shown as an escape.
+    """
+
+    def __init__(self, stream: typing.TextIO | None):
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self.failed(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self.failed(error)
+
+    def failed(self, error: OSError) -> None:
+        """What is said to people: nobody listens."""
+
+    def __getattr__(self, name: str):
+        if name == "_stream":  # not there yet, while it is copied
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+
+class _Results(_Stream):
+    """Standard output: what cannot be written is missing, and that must be known."""
+
+    def failed(self, error: OSError) -> None:
+        with contextlib.suppress(OSError, ValueError):  # or Python complains when it ends
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone from error
+        raise UserError(
+            f"cannot write the results to standard output: {error.strerror or error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def safe_streams() -> Iterator[None]:
+    """In this context `sys.stdout` and `sys.stderr` are such streams."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Results(sys.stdout), _Stream(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def run(main: Callable) -> typing.NoReturn:
     """Runs a script's `main`; a `UserError` ends in one line on stderr and exit status 2."""
     debug, status = "--debug" in sys.argv, 0
-    try:
-        main()
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    except BrokenPipeError:  # e.g. `… | head`
-        sys.stderr.close()
-    except SystemExit as left:  # of argparse, or of a training that was told to stop
-        status = left.code
+    with safe_streams():
+        try:
+            main()
+            sys.stdout.flush()
+        except UserError as error:
+            if debug:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = 130
+        except ReaderGone:  # e.g. `… | head`
+            status = 128 + 13  # as a program that SIGPIPE ends
+        except SystemExit as left:  # of argparse, or of a training that was told to stop
+            status = left.code
     _leave(status)
 
 
@@ -147,7 +213,7 @@ def snapshot(
             expected = getattr(kinds[name], "__name__", kinds[name])
             raise UserError(
                 f"the saved settings are damaged: {name} must be of type {expected}, got "
-                f"{shown(value)}; resume another run"
+                f"{shown(value)}; correct them (settings.json)"
             )
         cfg.__dict__[name] = _from_plain(value, kinds[name])
     # --config

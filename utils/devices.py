@@ -1,13 +1,15 @@
-"""The device to run on, and the processes that work together."""
+"""The device to run on, the processes that work together, and what they say when they run short."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 
 def pick_device(name: str) -> torch.device:
@@ -39,11 +41,53 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def worker_error(error: BaseException) -> UserError | None:
+    """What to say of a loader process that ended, could not start or could not deliver.
+
+    Returns:
+        None: the error is something else.
+    """
+    text = one_line(error, 150)
+    if "Too many open files" in text:
+        remedy = "raise the limit (ulimit -n), or lower num_workers or the batch size"
+    elif "AF_UNIX path too long" in text:
+        remedy = "set TMPDIR to a folder with a shorter path"
+    elif "DataLoader worker (pid" in text or "shared memory" in text or "shm" in text:
+        remedy = (
+            "most often too little memory or shared memory (docker run --shm-size=8g); lower "
+            "num_workers, prefetch_batches or the batch size"
+        )
+    elif isinstance(error, (OSError, EOFError)) and "Caught " not in text:
+        remedy = "lower num_workers; num_workers=0 needs no other process"
+    else:
+        return None
+    return UserError(f"a worker that loads images ended or cannot work ({text}): {remedy}")
+
+
+@contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Too little memory is one line with remedies."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        message = str(error)
+        if "DataLoader worker (pid" in message:  # torch raises it wherever the program is
+            raise worker_error(error) from error
+        on_cpu = "DefaultCPUAllocator" in message or "not enough memory" in message
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu):
+            raise
+        raise UserError(
+            f"out of memory on {device}: in training halve batch_size and double accumulate_steps "
+            "(the same training), or set recompute_activations=true, amp=bf16, fsdp=true (several "
+            "GPUs); anywhere use a smaller img_size or eval_batch_size"
+        ) from error
+
+
 @dataclass(frozen=True)
 class World:
     """This process among the others; alone, every method is a no-op.
 
-    All processes have to call `gather`, `broadcast` and `sum`, in the same order.
+    All processes have to call `gather`, `collect`, `broadcast` and `sum`, in the same order.
     """
 
     rank: int = 0
@@ -61,6 +105,14 @@ class World:
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def collect(self, value) -> list:
+        """`value` of every process, by rank, on the first one; the others get nothing."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
 
     def broadcast(self, value):
         """The value of rank 0, whatever this process gives."""

@@ -1,10 +1,13 @@
 """Writes files that appear complete or not at all, and checks values read from JSON files."""
 
+import errno
 import json
 import math
 import os
 import re
 import secrets
+import stat
+import tempfile
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,22 +32,60 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with its suffix; it replaces `path` on success.
 
     It is on the disk before it does: after a crash there is the old file or the new one.
-    Missing parent folders are made; a failure leaves an existing `path` as it was.
+    Missing parent folders are made; a failure leaves an existing `path` as it was. Others may read
+    the file as far as the umask says, whatever the library does that writes it.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors makes it private
+            temporary.chmod(mode)
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; choose another place") from error
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):  # it is there only after a failure
             temporary.unlink()
+
+
+def cannot_write(path: str | Path, error: OSError) -> UserError:
+    """What to say where the system refuses to write a file."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room, or choose another place" if full else "choose another place"
+    return UserError(f"cannot write {path}: {error.strerror or one_line(error)}; {remedy}")
+
+
+def check_place(folder: str | Path) -> None:
+    """Tries whether a file can be written in a folder, which may have to be made first.
+
+    Nothing is left behind: the first folder above it that is there is tried.
+
+    Raises:
+        UserError: it cannot.
+    """
+    place = Path(os.path.abspath(folder))
+    try:
+        while not _is_there(place):
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    """Unlike `Path.exists`, raises what no path may be called."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _flush(path: Path) -> None:
@@ -91,7 +132,12 @@ def write_json_atomic(path: str | Path, obj: object, *, indent: int | None = 2) 
     try:
         text = json.dumps(obj, **options)
     except ValueError:  # rare, so only then is the whole object walked
-        text = json.dumps(_without_nan(obj), **options)
+        obj = _without_nan(obj)
+        text = json.dumps(obj, **options)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a file name that is no UTF-8, half of a surrogate pair
+        text = json.dumps(obj, **options | {"ensure_ascii": True})
     write_text_atomic(path, text + "\n")
 
 

@@ -1,0 +1,173 @@
+"""What a program writes: where it cannot, it says so in time; where nobody reads, nothing ends."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import load_model, save_model
+from models.weights import write_tensors
+from tests.conftest import ROOT, TINY
+from tests.tiny_models import tiny
+from tests.training import metrics
+from utils.errors import UserError
+from utils.files import atomic_path, check_place, read_json, write_json_atomic, write_text_atomic
+
+TRAIN = ROOT / "train" / "train_coco_object_detection.py"
+INFER = ROOT / "infer" / "infer_single_image_object_detection.py"
+PHOTO = ROOT / "images" / "demo.jpg"
+
+
+def train_command(demo_set, tmp_path, *more) -> list:
+    overrides = [*TINY, f"coco_root={demo_set}", f"runs_dir={tmp_path / 'runs'}", "eval_limit=2"]
+    return [sys.executable, TRAIN, "--set", *overrides, *more]
+
+
+def script(body: str, **variables) -> subprocess.CompletedProcess:
+    """Runs a `main` with this body as scripts do."""
+    code = f"import sys\nfrom utils.cli import log, run\ndef main():\n    {body}\nrun(main)"
+    command = [sys.executable, "-c", code]
+    environment = os.environ | variables
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+
+
+# ---- nobody reads ------------------------------------------------------------------------------
+
+
+def test_a_training_goes_on_when_nobody_reads_its_log(demo_set, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = train_command(demo_set, tmp_path, "epochs=3", "bad_samples=skip")
+    done = subprocess.run(command, stdout=writer, stderr=writer, cwd=tmp_path, timeout=240)
+    os.close(writer)
+    (run_dir,) = (tmp_path / "runs" / "detection").iterdir()
+    assert done.returncode == 0 and metrics(run_dir)[-1]["step"] == 9
+    assert (run_dir / "best.safetensors").is_file()
+
+
+@pytest.mark.parametrize("target", ["/dev/full", "closed"])
+def test_a_log_that_cannot_be_written_ends_nothing(target):
+    code = "from utils.cli import log, run\nrun(lambda: [log('x' * 999) for _ in range(99)])"
+    redirect = "2>&-" if target == "closed" else f"2>{target}"
+    shell = f'{sys.executable} -c "{code}" {redirect}'
+    done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == b""
+
+
+def test_results_without_a_reader_are_not_status_0(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from utils.cli import run\nrun(lambda: print('x' * 99999))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writer)
+    assert done.returncode == 141 and done.stderr == b""
+
+
+@pytest.mark.parametrize("size", [1, 99999])
+def test_results_that_cannot_be_written_are_one_line(size):
+    code = f"from utils.cli import run\nrun(lambda: print('x' * {size}))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines() == [
+        "error: cannot write the results to standard output: No space left on device"
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
+@pytest.mark.parametrize("name", ["café", "猫", "half \\ud83d", "file \\udcff"])
+def test_a_name_that_the_console_cannot_show_ends_nothing(encoding, name):
+    body = f"print('{name}'); log('{name}')"
+    done = script(body, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and done.stdout.strip() and done.stderr.strip()
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_name_that_is_no_utf_8_can_be_written(tmp_path):
+    for rows in ([{"image": "a\udcff.jpg"}], {"猫": float("nan"), "\ud83d": 1}):
+        write_json_atomic(tmp_path / "a.json", rows)
+        again = read_json(tmp_path / "a.json", "")
+        assert again == ({"猫": None, "\ud83d": 1} if isinstance(rows, dict) else rows)
+
+
+# ---- it cannot be written ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kilobytes", [1, 5, 40, 2000])
+def test_a_file_that_does_not_fit_is_one_line(demo_set, tmp_path, kilobytes):
+    """Settings and curves, TensorBoard's files, weights, the checkpoint: whichever is the first."""
+    command = train_command(demo_set, tmp_path, "epochs=60", "save_steps=1", "eval_every=60")
+    limit = 1024 * kilobytes
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=240,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    *before, last = done.stderr.splitlines()
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert last.startswith("error: cannot write ") and "File too large" in last
+    assert not any(line.startswith("error") for line in before)
+
+
+@pytest.mark.parametrize("library", ["safetensors", "torch", "text"])
+def test_what_one_writes_others_may_read_as_the_umask_says(tmp_path, library):
+    path = tmp_path / "file.safetensors"
+    for mask in (0o022, 0o077, 0o002):
+        before = os.umask(mask)
+        try:
+            if library == "safetensors":
+                save_model(tiny(), path)
+                write_tensors(tmp_path / "other", {"a": torch.zeros(1)}, {})
+            elif library == "torch":
+                with atomic_path(path) as temporary:
+                    torch.save({}, temporary)
+            else:
+                write_text_atomic(path, "text")
+        finally:
+            os.umask(before)
+        assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {0o666 & ~mask}
+    if library == "safetensors":
+        load_model(path)
+
+
+# ---- places are tried first --------------------------------------------------------------------
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path):
+    check_place(tmp_path / "a" / "b" / "c")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "a" / "b", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="^cannot write .*choose another place$"):
+            check_place(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_that_could_not_be_written_does_not_start(tmp_path):
+    (tmp_path / "runs").touch()
+    done = subprocess.run(
+        train_command("/nowhere", tmp_path), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"error: cannot write {tmp_path}/runs")
+    assert done.stderr.count("\n") == 1, "before the data is looked for"
+
+
+@pytest.mark.parametrize("option", ["--out-dir file/a", "--json file/a.json", "--json folder"])
+def test_inference_tries_its_places_before_the_weights(tmp_path, option):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    command = [sys.executable, INFER, "--image", PHOTO, "--weights", "none.safetensors"]
+    done = subprocess.run([*command, *option.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot write ")
+    assert done.stderr.count("\n") == 1 and Path(tmp_path / "file").stat().st_size == 0
