@@ -125,8 +125,9 @@ def read_json(path: str | Path, advice: str) -> object:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
+    """Writes UTF-8; bytes of a name that are no text stand as \\udcXX, in JSON their own escape."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json_atomic(path: str | Path, obj: object, *, indent: int | None = 2) -> None:
