@@ -48,6 +48,7 @@ def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.A
 def run(main: Callable) -> typing.NoReturn:
     """Runs a script's `main`; a `UserError` ends in one line on stderr and exit status 2."""
     debug, status = "--debug" in sys.argv, 0
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook is not here, and nothing is shown
     try:
         main()
     except UserError as error:
