@@ -206,7 +206,9 @@ class Loader(DataLoader):
         super().__init__(_Guarded(dataset), collate_fn=_GuardedCollate(collate_fn), **arguments)
 
     def __iter__(self):
-        for batch in super().__iter__():
+        with torch.device("cpu"):  # it draws a seed on the default device of the caller
+            batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, UserError):
                 try:
                     raise batch

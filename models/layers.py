@@ -148,7 +148,7 @@ def sin_cos_1d(coords: Tensor, dim: int) -> Tensor:
 
 def one_turn(count: int) -> Tensor:
     """(count,) positions from 0 to 2 pi."""
-    return torch.arange(count) / max(count - 1, 1) * 2 * math.pi
+    return torch.arange(count, dtype=torch.float32) / max(count - 1, 1) * 2 * math.pi
 
 
 def sin_cos_2d(grid: tuple[int, int], dim: int) -> Tensor:

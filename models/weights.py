@@ -163,7 +163,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
             f"{path} is no safetensors file ({one_line(error)}); convert it, see download/"
         ) from error
     check_finite(path, tensors)
-    model = build_model(config)
+    with torch.device("cpu"):  # the default of the caller may be another, or meta
+        model = build_model(config)
     model.load_state_dict(tensors)
     model.meta = meta
     return model.to(device).eval()

@@ -212,7 +212,8 @@ class NativeStep:
             self.layers, self._norm(decoder.output_ln), self._head(), len(self.layers), num_rows,
             num_images, num_heads, dim, mlp_dim, max_len, memory_len, decoder.layers[0].post_norm,
         )  # fmt: skip
-        self.scratch = torch.zeros(num_rows + LANES - 1, 2 * dim + max(3 * dim, mlp_dim))
+        shape = num_rows + LANES - 1, 2 * dim + max(3 * dim, mlp_dim)
+        self.scratch = torch.zeros(shape, dtype=torch.float32, device="cpu")
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(R,) ids -> (R, V) float32 logits, see `DecodeStep`."""
@@ -265,9 +266,9 @@ class NativeStep:
 def address(array: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
     if array is None:
         return None
-    if not array.is_contiguous() or array.dtype != dtype:
+    if array.device.type != "cpu" or not array.is_contiguous() or array.dtype != dtype:
         raise ValueError(
-            f"the native step reads contiguous arrays of {dtype}, got {array.dtype} with strides "
-            f"{array.stride()}"
+            f"the native step reads contiguous arrays of {dtype} on the CPU, got {array.dtype} on "
+            f"{array.device} with strides {array.stride()}"
         )
     return array.data_ptr()
