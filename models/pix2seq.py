@@ -282,7 +282,9 @@ def smooth_coordinates(model: Pix2Seq, coord_range: tuple[int, int]) -> None:
     codes = sin_cos_1d(torch.arange(hi - lo), dim)  # (bins, D)
     model.decoder.token_embedding[lo:hi] = codes * std * 2**0.5
     if isinstance(getattr(model.projection, "positions", None), nn.Parameter):
-        centers = [(torch.arange(n, dtype=torch.float32) + 0.5) / n * (hi - lo) for n in model.encoder.grid]
+        centers = [
+            (torch.arange(n, dtype=torch.float32) + 0.5) / n * (hi - lo) for n in model.encoder.grid
+        ]
         y, x = torch.meshgrid(*centers, indexing="ij")
         halves = [sin_cos_1d(c.flatten(), dim // 2) for c in (y, x)]
         model.projection.positions.copy_(torch.cat(halves, dim=1))
