@@ -16,7 +16,8 @@ from infer.multi_task import AllTasksOptions
 from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints, columns
 from infer.segmentation import SegmentationOptions
 from infer.trained_model import TrainedModel
-from models import Pix2Seq, load_model
+from models.pix2seq import Pix2Seq
+from models.weights import load_model
 
 
 class Predictor(TrainedModel):
