@@ -1,6 +1,7 @@
 """Errors of annotations: their kinds, and whether they are refused, left out or noted."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -65,6 +66,9 @@ KINDS = {
 }
 
 
+OUTLINE_KINDS = ("outline", "few_points", "no_outline")  # of segmentation alone
+
+
 class AnnotationErrors:
     """The errors of a file or dataset by kind: their number, and a few examples.
 
@@ -102,6 +106,12 @@ class AnnotationErrors:
         examples = self.examples.setdefault(kind, [])
         if len(examples) < MAX_EXAMPLES:
             examples.append(text)
+
+    def forget(self, kinds: Iterable[str]) -> None:
+        """Leaves out what does not matter for the tasks in question."""
+        for kind in kinds:
+            self.counts.pop(kind, None)
+            self.examples.pop(kind, None)
 
     def notice(self) -> str:
         """One line on what was left out; empty if nothing was."""
