@@ -65,7 +65,7 @@ def test_document_types_are_refused_in_every_encoding(root, encoding, bad):
         ("é".encode("gbk"), "no text in UTF-8"),
         (b'<?xml version="1.0" encoding="klingon"?><annotation/>', "no encoding 'klingon'"),
         (b'<?xml version="1.0" encoding="hex"?><annotation/>', "no encoding 'hex'"),
-        (b"\xff\xfe\x00", "no text in utf-16-le"),
+        (b"\xff\xfe\x00", "no text in UTF-16-LE"),
         (b"", "no element found"),
     ],
 )

@@ -71,7 +71,8 @@ def decode_text(content: bytes, encoding: str = "utf-8") -> str:
     """
     mark, name = next(filter(content.startswith, BYTE_ORDER_MARKS), b""), encoding.upper()
     if mark:
-        encoding = name = BYTE_ORDER_MARKS[mark]
+        encoding = BYTE_ORDER_MARKS[mark]
+        name = encoding.upper()
     elif b"\0" in content:  # half of the bytes of Latin letters and line ends
         zeros_come_first = content[0::2].count(0) > content[1::2].count(0)
         encoding = "utf-16-be" if zeros_come_first else "utf-16-le"
