@@ -17,7 +17,7 @@ from dataset.annotation_errors import LARGEST, AnnotationErrors
 from dataset.sample import Sample, read_annotated_image
 from utils.categories import Categories, check_class_names
 from utils.errors import UserError, one_line
-from utils.file_names import FileNames
+from utils.file_names import FileNames, normal_form
 from utils.files import decode_text, read_text, shown, split_lines
 from utils.images import MAX_SIDE, SUFFIXES
 
@@ -204,7 +204,7 @@ def _parse_object(
 
     VOC counts pixels from 1 and includes the last one, so only the first corner moves.
     """
-    name = (node.findtext("name") or "").strip()
+    name = normal_form((node.findtext("name") or "").strip())
     if not name:
         raise ValueError("an object has no name")
     box = []
@@ -405,6 +405,7 @@ class VocDetection:
                 if not self.annotation_errors.skip:
                     raise
         if classes is not None:
+            classes = [normal_form(name) for name in classes]
             check_class_names(classes, found | set(VOC_CLASSES), str(folders[0].parent))
             return Categories.from_names(list(classes))
         if not found:

@@ -70,6 +70,12 @@ def test_a_font_of_the_system_is_used_where_it_has_the_letters(monkeypatch, tmp_
     assert capsys.readouterr().err == ""
 
 
+def test_captions_without_spaces_take_as_many_lines_as_they_need(monkeypatch, tmp_path):
+    offer(monkeypatch, build_font(tmp_path / "Some.ttf", "猫犬"))
+    heights = [len(draw_caption(PICTURE, "猫犬" * n)) for n in (1, 10, 20)]
+    assert heights[0] < heights[1] < heights[2]
+
+
 def test_letters_that_no_font_has_are_told_in_one_line(monkeypatch, tmp_path, capsys):
     offer(monkeypatch, build_font(tmp_path / "Some.ttf", "猫"))
     for text in ("猫犬", "犬", "鳥 and others"):

@@ -106,6 +106,15 @@ def test_a_namespace_is_left_out(root):
         assert VocDetection(root).objects(0)[0].tolist() == [[0, 0, 10, 20]]
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("wanted", ["NFC", "NFD"])
+def test_names_of_classes_are_one_whatever_their_normal_form(root, form, wanted):
+    name = unicodedata.normalize(form, "café")
+    write_xml(root, f"<annotation>{voc_object(name, (1, 1, 9, 9))}</annotation>")
+    source = VocDetection(root, classes=[unicodedata.normalize(wanted, "café")])
+    assert source.categories.names == {1: "café"} and len(source[0].boxes) == 1
+
+
 def test_numbers_are_read_as_what_is_meant(root):
     for one, ten in (("1.0", "10.0"), (" 1 ", "\n10\n"), ("1e0", "1E1"), ("+1", "010")):
         write_xml(root, f"<annotation>{voc_object('dog', (one, one, ten, ten))}</annotation>")

@@ -164,13 +164,15 @@ def draw_caption(image: np.ndarray, text: str) -> np.ndarray:
     """
     height, width = image.shape[:2]
     font = load_font(max(11, round(0.05 * width)), find_font(text))
-    lines = [""]
+    lines, room = [""], width - font.size
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width - font.size:
-            lines.append(word)
-        else:
-            lines[-1] = longer
+        pieces = [word] if font.getlength(word) <= room else list(word)  # Chinese has no spaces
+        for i, piece in enumerate(pieces):
+            longer = f"{lines[-1]} {piece}".strip() if i == 0 else lines[-1] + piece
+            if lines[-1] and font.getlength(longer) > room:
+                lines.append(piece)
+            else:
+                lines[-1] = longer
     step = round(1.25 * sum(font.getmetrics()))
     picture = Image.new("RGB", (width, height + step * len(lines) + font.size // 2), "white")
     picture.paste(Image.fromarray(image))
