@@ -115,6 +115,9 @@ class CFG:
     keypoint_crop: float = 0.5  # what a crop adds on each side, in sides of the box
     keypoint_min_scale: float = 0.3  # as min_scale and max_scale, for this task
     keypoint_max_scale: float = 1.0
+    # LEFT:RIGHT,... of the points that a mirror swaps; empty = told by their names. Without a pair
+    # nothing is mirrored. NAME:NAME says that a point has no side
+    keypoint_flip_pairs: tuple[str, ...] = ()
     keypoint_mask_inputs: bool = True  # hide a random share of the earlier points
     keypoint_invisible_weight: float = 0.1  # loss weight of points that are not labelled
     keypoint_weight: float = 1.0  # factor of its loss, if several tasks are trained

@@ -1,6 +1,7 @@
 """Errors of annotations: their kinds, and whether they are refused, left out or noted."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -68,6 +69,9 @@ KINDS = {
     "size_unstated": Kind("images whose annotation states no size", Level.NOTED),
     "empty": Kind("images without an object", Level.NOTED),
 }
+
+
+OUTLINE_KINDS = ("outline", "few_points", "no_outline")  # of segmentation alone
 
 
 class AnnotationErrors:
@@ -138,6 +142,12 @@ class AnnotationErrors:
         errors.counts.update(values["counts"])
         errors.examples.update(values["examples"])
         return errors
+
+    def forget(self, kinds: Iterable[str]) -> None:
+        """Leaves out what does not matter for the tasks in question."""
+        for kind in kinds:
+            self.counts.pop(kind, None)
+            self.examples.pop(kind, None)
 
     def notice(self) -> str:
         """One line on what was left out; empty if nothing was."""

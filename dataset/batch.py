@@ -74,7 +74,7 @@ def letterbox_batch(
     sizes = {geometry.size for geometry in geometries}
     if len(sizes) != 1:
         raise ValueError(f"all geometries must have one model input size, got {sorted(sizes)}")
-    out = torch.empty(len(images), 3, *sizes.pop(), device=device)
+    out = torch.empty(len(images), 3, *sizes.pop(), dtype=torch.float32, device=device)
     out[:] = torch.tensor(pad_value, dtype=out.dtype, device=device).reshape(-1, 1, 1)
     for row, image, geometry in zip(out, images, geometries, strict=True):
         (y, x), (h, w) = geometry.pad, geometry.unpadded
@@ -166,7 +166,7 @@ def collate(items: Sequence[TrainItem], num_lengths: int = 0) -> Batch:
     tokens = trim(tokens, num_lengths)
     return Batch(
         images=_stack_images(items),
-        unpadded=torch.tensor([item.image.shape[:2] for item in items]),
+        unpadded=torch.tensor([item.image.shape[:2] for item in items], device="cpu"),
         **{name: torch.from_numpy(rows) for name, rows in tokens.items()},
         image_ids=[item.image_id for item in items],
         positions=torch.from_numpy(np.flatnonzero(tokens["token_weights"])),
@@ -181,7 +181,7 @@ def _stack_images(items: Sequence[TrainItem]) -> Tensor:
     The channels stay last in memory: to bring them to the front takes the device (`pad_batch`) a
     tenth of the time.
     """
-    out = torch.empty((len(items), *items[0].size, 3), dtype=torch.uint8)
+    out = torch.empty((len(items), *items[0].size, 3), dtype=torch.uint8, device="cpu")
     for row, item in zip(out.numpy(), items, strict=True):
         h, w = item.image.shape[:2]
         row[:h, :w] = item.image

@@ -92,8 +92,7 @@ class Geometry:
             centered: half of the padding above and left of the picture, for models that were
                 trained so; not for `move_image`.
         """
-        if mode not in ("letterbox", "stretch"):
-            raise ValueError(f"mode must be 'letterbox' or 'stretch', got {mode!r}")
+        check_resize_mode(mode)
         crop = crop or (0, 0, *orig_size)
         resized = tuple(size)
         if mode == "letterbox":
@@ -113,6 +112,7 @@ class Geometry:
         *,
         flip: bool = False,
         crop: tuple[int, int, int, int] | None = None,
+        mode: str = "letterbox",
     ) -> Geometry:
         """Scale jitter and fixed-size crop as the official training does them.
 
@@ -121,10 +121,12 @@ class Geometry:
             offsets: (u_y, u_x) in [0, 1], where the window lies if the picture is larger than the
                 input. The official code draws one u for both; two independent ones reach every
                 part of the picture.
+            mode: "letterbox", or "stretch": a factor of 1 then fills the whole input.
         """
+        check_resize_mode(mode)
         crop = crop or (0, 0, *orig_size)
         side, target = np.float32(crop[2:]), np.float32(size) * np.float32(scale)
-        resized = _at_least_one(side * (target / side).min())
+        resized = _at_least_one(target if mode == "stretch" else side * (target / side).min())
         spare = np.maximum(np.subtract(resized, size), 0)
         offset = (spare * np.float32(offsets)).astype(int)
         offset = (int(offset[0]), int(offset[1]))
@@ -303,6 +305,11 @@ def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int
         start.append(min(first, side - 1))
         extent.append(max(final - start[-1] + 1, 1))
     return start[0], start[1], extent[0], extent[1]
+
+
+def check_resize_mode(mode: str) -> None:
+    if mode not in ("letterbox", "stretch"):
+        raise ValueError(f"mode must be 'letterbox' or 'stretch', got {mode!r}")
 
 
 def _at_least_one(size: np.ndarray) -> Size:

@@ -220,7 +220,9 @@ class Loader(DataLoader):
 
     def __iter__(self):
         try:
-            for batch in super().__iter__():
+            with torch.device("cpu"):  # it draws a seed on the default device of the caller
+                batches = super().__iter__()
+            for batch in batches:
                 if isinstance(batch, UserError):
                     try:
                         raise batch

@@ -19,7 +19,7 @@ from dataset.coco_keypoint import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
 from dataset.loader import PerObject, TrainSet
 from dataset.sample import Sample
-from dataset.transforms import evaluation, train_transforms
+from dataset.transforms import ScaleJitterCropFlip, evaluation, train_transforms
 from dataset.voc_detection import VocDetection
 from tokenizer.base import TaskTokenizer, TokenSequence
 from tokenizer.captioning import CaptionTokenizer
@@ -30,6 +30,12 @@ from tokenizer.tasks import build_tokenizer as build_tokenizer  # for those who 
 from tokenizer.text import TextTokenizer
 from utils.cli import log
 from utils.errors import UserError
+
+NO_PAIRS = (
+    "no left and right among the names of the keypoints, so pictures are not mirrored; name the "
+    "pairs with --set keypoint_flip_pairs=LEFT:RIGHT,..."
+)
+PIXEL_OPTIONS = ("color_strength", "pixel_transforms")  # of `train_transforms`
 
 # Functions of modules, not inside functions: worker processes that are not forked unpickle them.
 
@@ -94,7 +100,7 @@ class Task:
     sources: dict[str, type]  # dataset name -> class of source: (root, split, **options)
     # picks the fields of a Sample for the tokenizer; a function of a module, which can be pickled
     encode: Callable[[TaskTokenizer, Sample, np.random.Generator], TokenSequence]
-    augmentation: dict = field(default_factory=dict)  # where it differs from `train_transforms`
+    augmentation: dict = field(default_factory=dict)  # where it differs from the jitter's defaults
     # (settings, source) -> lines on what of the source does not fit the settings
     advise: Callable[[object, object], list[str]] = lambda cfg, source: []
 
@@ -185,16 +191,23 @@ def build_train_set(
 
     Args:
         size: (H, W) of the model input.
-        augment: False = only `resize_mode`; then `augmentation` does not count.
+        augment: False = `resize_mode` alone; then `augmentation` does not count.
         crop: for samples of one object, see `box_region`; None = with `augment` as the task has it,
             otherwise the whole image.
-        augmentation: options of `train_transforms`.
+        augmentation: options of `ScaleJitterCropFlip` and `train_transforms`; `flip_pairs` are
+            texts, see `Skeleton.named_pairs`.
     """
     spec, largest = find_task(task), 1.0
     if augment:
         options = spec.augmentation | augmentation | ({} if crop is None else {"crop": crop})
-        transforms = train_transforms(size, **options)
-        jitter = transforms[0]
+        pixels = {name: options.pop(name) for name in PIXEL_OPTIONS if name in options}
+        if pairs := options.pop("flip_pairs", ()):
+            options["flip_pairs"] = source.skeleton.named_pairs(pairs)
+        jitter = ScaleJitterCropFlip(size, mode=resize_mode, **options)
+        skeleton = getattr(source, "skeleton", None)
+        if jitter.flip_prob > 0 and skeleton and not (jitter.flip_pairs or skeleton.flip_pairs):
+            log(f"notice: {task}: {NO_PAIRS}")
+        transforms = train_transforms(jitter, **pixels)
         crop, largest = jitter.crop, jitter.max_scale
     else:
         transforms = evaluation(size, resize_mode, crop=crop)

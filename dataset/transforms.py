@@ -28,27 +28,39 @@ class ScaleJitterCropFlip:
         flip_prob: float = 0.5,
         crop: float | None = None,
         diagonal: bool = False,
+        *,
+        mode: str = "letterbox",
+        flip_pairs: Sequence[tuple[int, int]] | None = None,
     ):
         """
         Args:
             size: (H, W) of the model input.
-            min_scale, max_scale: of the largest picture that fits; 1 to 1 keeps that size.
-            crop: see `box_region`.
+            min_scale, max_scale: range of the scale jitter; 1 is the largest picture that fits.
+                Above 1 a part of the picture is cut away.
+            crop: see `box_region`; the samples then hold one object each.
             diagonal: one draw places the window in both directions, as officially, so that it
                 never shows the corners beside the main diagonal.
+            mode: "letterbox", or "stretch" to fill the input at scale 1, aspect not kept.
+            flip_pairs: keypoints that a mirror swaps; None = as the sample has them. Keypoints
+                without any are not mirrored: left and right would be learned as one.
         """
         self.size, self.flip_prob, self.crop, self.diagonal = size, flip_prob, crop, diagonal
-        self.min_scale, self.max_scale = min_scale, max_scale
+        self.min_scale, self.max_scale, self.mode = min_scale, max_scale, mode
+        self.flip_pairs = flip_pairs
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         scale, offset_y, offset_x, coin = rng.random(4)
+        if self.flip_pairs is not None:
+            sample = replace(sample, flip_pairs=tuple(self.flip_pairs))
+        may_flip = sample.keypoints is None or bool(sample.flip_pairs)
         geometry = Geometry.jitter(
             sample.orig_size,
             self.size,
             self.min_scale + (self.max_scale - self.min_scale) * scale,
             (offset_y, offset_y if self.diagonal else offset_x),
-            flip=coin < self.flip_prob,
+            flip=may_flip and coin < self.flip_prob,
             crop=box_region(sample, self.crop),
+            mode=self.mode,
         )
         return sample.moved(geometry)
 
@@ -157,31 +169,15 @@ def _only_pixels(transform) -> bool:
 
 
 def train_transforms(
-    size: tuple[int, int],
-    *,
-    min_scale: float = 0.3,
-    max_scale: float = 2.0,
-    flip_prob: float = 0.5,
-    crop: float | None = None,
-    color_strength: float = 0.0,
-    pixel_transforms: Sequence = (),
-    diagonal: bool = False,
+    jitter: ScaleJitterCropFlip, *, color_strength: float = 0.0, pixel_transforms: Sequence = ()
 ) -> list:
     """The training augmentation of every task; the defaults are the official ones of detection.
 
     Args:
-        size: (H, W) of the model input.
-        min_scale, max_scale: range of the scale jitter; 1 is the largest picture that fits. Above
-            1 a part of the picture is cut away.
-        crop: see `box_region`; the samples then hold one object each.
         color_strength: of the colour jitter; 0 is off, as officially.
         pixel_transforms: albumentations transforms that move no pixels, applied in order.
-        diagonal: see `ScaleJitterCropFlip`.
     """
-    transforms = [
-        ScaleJitterCropFlip(size, min_scale, max_scale, flip_prob, crop, diagonal),
-        FilterObjects(),
-    ]
+    transforms = [jitter, FilterObjects()]
     if color_strength > 0:
         transforms.append(color_jitter(color_strength))
     return transforms + [PixelTransform(transform) for transform in pixel_transforms]

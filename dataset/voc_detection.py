@@ -3,6 +3,8 @@
 A VOCdevkit has year folders, split lists and one annotation file per image.
 """
 
+import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from dataset.annotation_errors import LARGEST, AnnotationErrors
 from dataset.sample import Sample, read_annotated_image
 from utils.categories import Categories, check_class_names
 from utils.errors import UserError, one_line
-from utils.files import shown
+from utils.file_names import FileNames, normal_form
+from utils.files import decode_text, read_text, shown, split_lines
 from utils.images import MAX_SIDE, SUFFIXES
 
 VOC_CLASSES = (
@@ -23,6 +26,19 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
+CHECK_ROOT = "check --set voc_root=FOLDER"
+CHOOSE = (
+    "choose with --set voc_sets=YEAR:SPLIT, of validation voc_eval_sets (check_dataset.py: --split)"
+)
+FLAG = re.compile(r"\s+(-1|0|1)$")  # of a class, at the end of a line of a split list
+ENCODING = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)")
+WIDER = {  # what Windows means by these names
+    **dict.fromkeys(("gbk", "gb2312", "gb_2312-80", "x-gbk"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis"), "cp932"),
+}
+BOX_TAGS = {"bndbox", "robndbox", "box", "bbox", "object", "xmin"}  # in lower case
+NOTHING = {"", "null", "none", "unspecified", "unknown"}  # a field that says nothing
+WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}  # a flag in words
 
 
 @dataclass(frozen=True)
@@ -43,8 +59,8 @@ def parse_voc_sets(text: str) -> list[tuple[str, str]]:
         year, colon, split = (part.strip() for part in item.partition(":"))
         if not (year and colon and split):
             raise UserError(
-                f"voc_sets wants year:split, comma separated, got {item.strip()!r}; "
-                "for example --set voc_sets=2007:trainval,2012:trainval"
+                f"sets of VOC are year:split, with commas between them, got {item.strip()!r}; "
+                "for example 2007:trainval,2012:trainval"
             )
         sets.append((year.removeprefix("VOC"), split))
     return sets
@@ -66,9 +82,10 @@ def voc_year_folder(root: str | Path, year: str) -> Path:
         if folder.is_dir():
             return folder
     parents = (root / "VOCdevkit", root)
-    found = sorted({path.name[3:] for parent in parents for path in parent.glob("VOC?*")})
+    years = (path for parent in parents for path in parent.glob("VOC?*") if path.is_dir())
+    found = sorted({path.name[3:] for path in years} - {"devkit"})
     there = (
-        f"there is {', '.join(found)}; choose with --set voc_sets=YEAR:SPLIT"
+        f"there is {', '.join(found)}; {CHOOSE}"
         if found
         else (f"--set voc_root=FOLDER must name the folder that holds VOCdevkit/{name}")
     )
@@ -76,39 +93,46 @@ def voc_year_folder(root: str | Path, year: str) -> Path:
 
 
 def read_split(folder: Path, split: str) -> list[str]:
-    """The image names in ImageSets/Main/<split>.txt; a -1/0/1 column of a class list is ignored."""
+    """The lines of ImageSets/Main/<split>.txt that are not empty."""
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"split list {path} is no text: {error}; correct it") from error
-    except OSError as error:
-        found = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
-        there = f"there is {', '.join(found)}" if found else "check --set voc_root=FOLDER"
-        raise UserError(
-            f"split list {path} does not exist; {there}; choose with --set voc_sets=YEAR:SPLIT"
-        ) from error
-    names = []
-    for line in lines:
-        words = line.split()
-        if len(words) > 1 and words[-1] in ("-1", "0", "1"):
-            words.pop()
-        if words:
-            names.append(" ".join(words))
-    if not names:
-        raise UserError(
-            f"split list {path} is empty; choose another with --set voc_sets=YEAR:SPLIT"
-        )
-    return names
+    if not path.is_file():
+        found = sorted(p.stem for p in path.parent.glob("[!.]*.txt") if "_" not in p.stem)
+        there = f"there is {', '.join(found)}; {CHOOSE}" if found else CHECK_ROOT
+        raise UserError(f"split list {path} does not exist; {there}")
+    text = read_text(path, "correct this split list")
+    lines = [line for line in split_lines(text) if line.strip()]
+    if not lines:
+        raise UserError(f"split list {path} is empty; {CHOOSE}")
+    return lines
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-    """Image name without suffix -> file in JPEGImages, whatever the usual suffix."""
-    images = folder / "JPEGImages"
-    if not images.is_dir():
-        raise UserError(f"image folder {images} does not exist; check --set voc_root=FOLDER")
-    files = (path for path in images.iterdir() if path.suffix.lower() in SUFFIXES)
-    return {path.stem: path for path in sorted(files, reverse=True)}
+def images_of_lines(lines: Sequence[str], images: FileNames) -> list[str | None]:
+    """The image that each line of a split list names; None where there is none.
+
+    A line that names an image as it stands is that image. Otherwise its last word may be the flag
+    of a class, as lists of Pascal VOC have it.
+
+    Args:
+        images: names without suffix; a line may have one.
+    """
+    whole = [line.strip() for line in lines]
+    unflagged = [FLAG.sub("", line) for line in whole]
+    bare = [[_without_suffix(name) for name in names] for names in (whole, unflagged)]
+    readings = zip(lines, whole, bare[0], unflagged, bare[1], strict=True)
+    found = [next(filter(images.names.__contains__, names), None) for names in readings]
+    for names in bare:
+        found = images.resolve([f or n for f, n in zip(found, names, strict=True)])
+    return found
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Name without suffix -> file of a folder, hidden ones apart (a Mac adds such to archives)."""
+    if not folder.is_dir():
+        raise UserError(f"folder {folder} does not exist; {CHECK_ROOT}")
+    with os.scandir(folder) as entries:
+        names = sorted((e.name for e in entries if not e.name.startswith(".")), reverse=True)
+    paths = (folder / name for name in names)
+    return {path.stem: path for path in paths if path.suffix.lower() in suffixes}
 
 
 def read_voc_annotation(path: Path) -> VocAnnotation:
@@ -116,20 +140,18 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
     try:
         return _parse(path, path.stat().st_mtime_ns)
     except OSError as error:
-        raise UserError(f"annotation {path} does not exist; check --set voc_root=FOLDER") from error
+        raise UserError(f"annotation {path} does not exist; {CHECK_ROOT}") from error
 
 
 @cache
 def _parse(path: Path, _changed: int) -> VocAnnotation:
     errors: list[tuple[str, str]] = []
     try:
-        content = path.read_bytes()
-        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-            raise ValueError("it declares a document type or entities")
-        root = ElementTree.fromstring(content)
+        root = parse_xml(path.read_bytes())
+        _check_structure(root)
         rows = [_parse_object(node, errors) for node in root.findall("object")]
-        size = tuple(_side(root.findtext(f"size/{side}")) for side in ("height", "width"))
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        size = tuple(_side(root.findtext(f"size/{side}"), side) for side in ("height", "width"))
+    except (ElementTree.ParseError, ValueError) as error:
         raise UserError(
             f"annotation {path} is no VOC annotation ({one_line(error)}); correct or remove it"
         ) from error
@@ -143,6 +165,38 @@ def _parse(path: Path, _changed: int) -> VocAnnotation:
     )
 
 
+def parse_xml(content: bytes) -> ElementTree.Element:
+    """The root of an XML document in any encoding that Python knows; namespaces are left out.
+
+    Raises:
+        ValueError: it is in another encoding than it says, or declares a document type or entities.
+        ElementTree.ParseError: it is no XML.
+    """
+    declared = ENCODING.match(content)
+    encoding = declared[1].decode().lower() if declared else "utf-8"
+    if encoding.startswith(("utf-16", "utf-32")):  # decode_text finds out whether it is
+        encoding = "utf-8"
+    text = decode_text(content, WIDER.get(encoding, encoding))
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise ValueError("it declares a document type or entities")
+    root = ElementTree.fromstring(text)
+    for node in root.iter():
+        node.tag = node.tag.rpartition("}")[2]
+    return root
+
+
+def _check_structure(root: ElementTree.Element) -> None:
+    """Refuses a document that has boxes where those of VOC are not."""
+    if root.tag != "annotation":
+        raise ValueError(f"its root is <{shown(root.tag)[1:-1]}>, not <annotation>")
+    for child in root:
+        if child.tag != "object" and any(node.tag.lower() in BOX_TAGS for node in child.iter()):
+            raise ValueError(
+                f"it has boxes in <{shown(child.tag)[1:-1]}>, those of VOC are in <object> "
+                "directly below <annotation>"
+            )
+
+
 def _parse_object(
     node, errors: list[tuple[str, str]]
 ) -> tuple[str, tuple[float, ...], bool] | None:
@@ -150,16 +204,16 @@ def _parse_object(
 
     VOC counts pixels from 1 and includes the last one, so only the first corner moves.
     """
-    name = (node.findtext("name") or "").strip()
+    name = normal_form((node.findtext("name") or "").strip())
     if not name:
         raise ValueError("an object has no name")
     box = []
     for corner in ("xmin", "ymin", "xmax", "ymax"):
         text = node.findtext(f"bndbox/{corner}")
-        if text is None:
-            raise ValueError(f"object {name!r} has no {corner}")
-        box.append(float(text))
-    detail = f"box of {name!r} {shown(box)}"
+        if text is None or text.strip().lower() in NOTHING:
+            raise ValueError(f"object {shown(name)} has no {corner}")
+        box.append(_number(text, f"{corner} of object {shown(name)}"))
+    detail = f"box of {shown(name)} {shown(box)}"
     if not (np.abs(box) < LARGEST).all():
         errors.append(("not_finite", detail))
         return None
@@ -167,22 +221,38 @@ def _parse_object(
     if not (xmax > xmin and ymax > ymin):
         errors.append(("no_area", detail))
         return None
-    return name, (xmin - 1, ymin - 1, xmax, ymax), _flag(node.findtext("difficult"))
+    return name, (xmin - 1, ymin - 1, xmax, ymax), _flag(node.findtext("difficult"), name)
 
 
-def _flag(text: str | None) -> bool:
-    value = float(text or 0)
+def _number(text: str | None, what: str) -> float:
+    """A field as a number; 0 where it says nothing.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    text = (text or "").strip()
+    if text.lower() in NOTHING:
+        return 0.0
+    try:
+        return float(text.replace("_", "?"))  # Python's own 1_000 is no number here
+    except ValueError:
+        raise ValueError(f"{what} must be a number, got {shown(text)}") from None
+
+
+def _flag(text: str | None, name: str) -> bool:
+    value = WORDS.get((text or "").strip().lower())
+    value = _number(text, f"difficult of object {shown(name)}") if value is None else value
     if value not in (0, 1):
-        raise ValueError(f"difficult must be 0 or 1, got {text}")
+        raise ValueError(f"difficult of object {shown(name)} must be 0 or 1, got {shown(text)}")
     return value == 1
 
 
-def _side(text: str | None) -> int:
+def _side(text: str | None, side: str) -> int:
     """Height or width in pixels; 0 if not stated."""
-    side = float(text or 0)
-    if not 0 <= side <= MAX_SIDE:
-        raise ValueError(f"height and width must be 1 to {MAX_SIDE} pixels, got {text}")
-    return int(side)
+    pixels = _number(text, side)
+    if not 0 <= pixels <= MAX_SIDE or pixels != int(pixels):
+        raise ValueError(f"{side} must be 1 to {MAX_SIDE} whole pixels, got {shown(text)}")
+    return int(pixels)
 
 
 class VocDetection:
@@ -239,7 +309,7 @@ class VocDetection:
         image, size = read_annotated_image(
             self._images[index],
             self._annotations[index].size,
-            "check --set voc_root=FOLDER",
+            CHECK_ROOT,
             at_least,
         )
         boxes, labels, difficult = self.objects(index)
@@ -292,29 +362,32 @@ class VocDetection:
 
     def _add(self, folder: Path, split: str) -> None:
         """Appends the images of one split; one that an earlier split listed is not repeated."""
-        images, have, seen = find_images(folder), set(self.image_ids), set(self._images)
-        listed: set[str] = set()
-        for name in read_split(folder, split):
-            if name in listed:
-                self.annotation_errors.add(
-                    "listed_twice", f"image {shown(name)} of split {split!r}"
-                )
-            listed.add(name)
-            path = images.get(name) or images.get(_without_suffix(name))
-            if path is None:
-                self.annotation_errors.add(
-                    "image_missing",
-                    f"image {shown(name)} of split {split!r} is missing in {folder / 'JPEGImages'}",
-                )
+        images = files_by_stem(folder / "JPEGImages", SUFFIXES)
+        xmls = files_by_stem(folder / "Annotations", (".xml",))
+        names, lines = FileNames(images), read_split(folder, split)
+        xml_of = dict(zip(images, FileNames(xmls).resolve(list(images)), strict=True))
+        have, seen, listed = set(self.image_ids), set(self._images), set()
+        for line, name in zip(lines, images_of_lines(lines, names), strict=True):
+            where = f"image {shown(line.strip())} of split {split!r}"
+            if (name or line) in listed:
+                self.annotation_errors.add("listed_twice", where)
+            listed.add(name or line)
+            if name is None:
+                place = f"{where} is missing in {folder / 'JPEGImages'}"
+                hint = names.hint(_without_suffix(FLAG.sub("", line.strip())))
+                self.annotation_errors.add("image_missing", place + f"; {hint}" * bool(hint))
                 continue
+            path = images[name]
             if path in seen:
                 continue
             seen.add(path)
-            annotation = self._read(folder / "Annotations" / f"{path.stem}.xml")
+            xml = xml_of[name]
+            missing = folder / "Annotations" / f"{name}.xml"
+            annotation = self._read(missing if xml is None else xmls[xml])
             if annotation is None:
                 continue
             # two years of a data set of one's own may use the same names
-            self.image_ids.append(f"{folder.name}/{path.stem}" if path.stem in have else path.stem)
+            self.image_ids.append(f"{folder.name}/{name}" if name in have else name)
             self._images.append(path)
             self._annotations.append(annotation)
 
@@ -337,7 +410,8 @@ class VocDetection:
         return annotation
 
     def _choose(self, folders: list[Path], classes: Sequence[str] | None) -> Categories:
-        files = {path for folder in folders for path in (folder / "Annotations").glob("*.xml")}
+        annotations = [files_by_stem(folder / "Annotations", (".xml",)) for folder in folders]
+        files = {path for by_stem in annotations for path in by_stem.values()}
         found: set[str] = set()
         for path in files:  # of other splits too: all of them have the same classes
             try:
@@ -346,10 +420,11 @@ class VocDetection:
                 if not self.annotation_errors.skip:
                     raise
         if classes is not None:
+            classes = [normal_form(name) for name in classes]
             check_class_names(classes, found | set(VOC_CLASSES), str(folders[0].parent))
             return Categories.from_names(list(classes))
         if not found:
-            raise UserError(f"no annotated object in {folders[0]}; check --set voc_root=FOLDER")
+            raise UserError(f"no annotated object in {folders[0]}; {CHECK_ROOT}")
         return Categories.from_names(VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found))
 
 

@@ -24,7 +24,7 @@ from tokenizer.detection import TOKENS_PER_OBJECT, DetectionTokenizer
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError, one_line
-from utils.files import read_json
+from utils.files import read_json, read_text, split_lines
 
 ENCODER = ("encoder.model.", "encoder.backbone.")  # theirs, ours; what follows is timm's
 EMBEDDING, POSITIONS = "decoder.embedding.weight", "decoder.decoder_pos_embed"
@@ -168,15 +168,16 @@ def read_class_names(path: Path | None, num_classes: int) -> dict[int, str]:
     if path is None:
         known = num_classes == len(VOC_CLASSES)
         return dict(enumerate(VOC_CLASSES if known else [f"class {i}" for i in range(num_classes)]))
+    advice = "name another file with --class-names"
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
-            return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
-        rows = read_json(path, "name another file with --class-names")
+            lines = map(str.strip, split_lines(read_text(path, advice)))
+            return dict(enumerate(filter(None, lines)))
+        rows = read_json(path, advice)
         if "categories" in rows:
             return {int(row["id"]): str(row["name"]) for row in rows["categories"]}
         return {int(i): str(name) for i, name in rows.items() if name != "N/A"}  # COCO's gaps
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read class names from {path}: {error}") from error
 
 

@@ -1,8 +1,9 @@
 """Images in batches: those that a caller has, and all images of a dataset for an evaluation."""
 
 import itertools
+import numbers
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,26 +32,54 @@ def as_tensor(image: ImageLike) -> Tensor:
 
 
 def batches_of(
-    images: ImageLike | list[ImageLike], *values, batch_size: int
+    images: ImageLike | list[ImageLike], *, batch_size: int, **values
 ) -> Iterator[tuple[list[Tensor], list[list | None]]]:
     """Reads one image, or a list of them, in batches.
 
     Args:
         images: a path, a PIL image or an RGB uint8 array (H, W, 3), or a list of them.
-        values: what belongs to the images, such as boxes: for a list of images a list with an entry
-            per image. None stays None, a name or a number counts for every image.
+        values: name -> what belongs to the images, such as boxes: for a list of images a list with
+            an entry per image. None stays None, a name or a number counts for every image.
 
     Yields:
         uint8 tensors (3, h, w) of up to `batch_size` images, and the lists of their values.
+
+    Raises:
+        ValueError: a batch size below 1, or a list of another length than that of the images.
     """
-    if isinstance(images, list):
-        values = [[v] * len(images) if isinstance(v, (int, str)) else v for v in values]
+    if not is_whole(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    if isinstance(images, (list, tuple)):
+        columns = [_per_image(name, v, len(images)) for name, v in values.items()]
     else:
-        images, values = [images], [None if v is None else [v] for v in values]
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
+        images, columns = [images], [None if v is None else [v] for v in values.values()]
+    for start in range(0, len(images), int(batch_size)):
+        part = slice(start, start + int(batch_size))
         tensors = [as_tensor(image) for image in images[part]]
-        yield tensors, [None if v is None else v[part] for v in values]
+        yield tensors, [None if v is None else v[part] for v in columns]
+
+
+def _per_image(name: str, value, num_images: int) -> Sequence | None:
+    """What belongs to each of several images."""
+    if value is None:
+        return None
+    if is_single(value):
+        return [value] * num_images
+    if len(value) != num_images:
+        raise ValueError(
+            f"{name} must have an entry for each of the {num_images} images, got {len(value)}"
+        )
+    return value
+
+
+def is_single(value: object) -> bool:
+    """Whether it is a name or a number, not a list of them."""
+    return isinstance(value, (str, numbers.Number)) or getattr(value, "ndim", None) == 0
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, Python's or numpy's; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A caller may leave out the classes of the boxes, or the boxes. An evaluation tak
 ground truth, those that the same weights detect, or those of a COCO results file.
 """
 
+import numbers
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dataset.batch import EvalBatch
+from infer.batches import is_single, is_whole
 from infer.detection import DetectionOptions, detect
 from infer.results import Detections
 from infer.trained_model import Encoded, TrainedModel
@@ -42,48 +44,90 @@ def label_boxes(
     images: Sequence[Tensor],
     boxes: Sequence[np.ndarray],
     labels: Sequence[Labels] | None,
+    scores: Sequence[np.ndarray | float] | None,
     encoded: Encoded | None = None,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Checks the boxes that a caller gives and completes their classes.
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray] | None]:
+    """Checks the boxes that a caller gives and completes their classes and scores.
 
     Args:
         images: B uint8 (3, h, w) originals.
         boxes: B of (N, 4) xyxy original pixels.
         labels: B; None = ask the detection task, and take the first class if the weights do not
             know that task or know one class alone.
+        scores: B of (N,), or one for all boxes; None = the probability of a class that was asked
+            for, otherwise None.
         encoded: the images if they are encoded already.
 
     Returns:
-        boxes (N, 4) float32 and class ids (N,) per image.
+        boxes (N, 4) float32, class ids (N,) and scores (N,) per image.
 
     Raises:
-        ValueError: a box without an area in its image.
+        ValueError: a box without an area in its image, or other numbers of scores than of boxes.
         UserError: labels that the weights do not know.
     """
-    # Boxes
-    for image, of_image in zip(images, boxes, strict=True):
-        check_boxes(of_image, tuple(image.shape[1:]))
-    boxes = [np.asarray(b, np.float32).reshape(-1, 4) for b in boxes]
+    # Boxes and scores
+    sizes = [tuple(image.shape[1:]) for image in images]
+    boxes = [check_boxes(b, size) for b, size in zip(boxes, sizes, strict=True)]
+    if scores is not None:
+        scores = [check_scores(s, len(b)) for s, b in zip(scores, boxes, strict=True)]
     # Classes: those that the model says, those given, or the first one
     categories = trained.categories
     if labels is None and len(categories.names) > 1 and "detection" in trained.tasks:
-        return boxes, classify_boxes(trained, encoded or trained.encode(images), boxes)
-    labels = labels or [next(iter(categories.names))] * len(boxes)
+        labels, probabilities = classify_boxes(trained, encoded or trained.encode(images), boxes)
+        return boxes, labels, probabilities if scores is None else scores
+    labels = [next(iter(categories.names))] * len(boxes) if labels is None else labels
     pairs = zip(labels, boxes, strict=True)
-    return boxes, [class_ids(k, len(b), categories, trained.name) for k, b in pairs]
+    return boxes, [class_ids(k, len(b), categories, trained.name) for k, b in pairs], scores
 
 
-def check_boxes(boxes: np.ndarray, size: tuple[int, int]) -> None:
-    """Refuses boxes that hold no pixel of the image.
+def check_box_values(boxes, labels: Labels, scores, threshold: float) -> None:
+    """Refuses labels and scores of no boxes, and a threshold that is none.
+
+    Raises:
+        ValueError: one of it.
+    """
+    if boxes is None and not (labels is None and scores is None):
+        raise ValueError("labels and scores belong to boxes; give boxes, too")
+    if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:
+        raise ValueError(f"score_threshold must be a number from 0 to 1, got {threshold!r}")
+
+
+def check_scores(scores: np.ndarray | float, num: int) -> np.ndarray:
+    """(num,) float32 scores from one for each box, or from one for all.
+
+    Raises:
+        ValueError: another number of them, or values that are not finite numbers.
+    """
+    try:
+        values = np.asarray(scores, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"scores must be numbers, got {shown(scores)}") from None
+    if values.ndim == 0:
+        values = np.full(num, values, np.float32)
+    if values.shape != (num,):
+        raise ValueError(f"scores must be one for each of the {num} boxes, got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"scores must be finite, got {shown(values.tolist())}")
+    return values
+
+
+def check_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(N, 4) float32 boxes; those that hold no pixel of the image are refused.
 
     Args:
         boxes: (N, 4) xyxy pixels.
         size: (H, W) of the image.
 
     Raises:
-        ValueError: a box is not finite, has no area, or lies outside the image.
+        ValueError: a box is not four finite numbers, has no area, or lies outside the image.
     """
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    try:
+        boxes = np.asarray(boxes, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"boxes must be numbers (N, 4), got {shown(boxes)}") from None
+    if boxes.shape not in ((4,), (0,)) and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise ValueError(f"boxes must be xmin ymin xmax ymax (N, 4), got {boxes.shape}")
+    boxes = boxes.reshape(-1, 4)
     inside = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
     good = np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
     good &= (inside[:, 2:] > inside[:, :2]).all(1)
@@ -92,11 +136,12 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int]) -> None:
             "boxes must be xmin ymin xmax ymax with an area inside the image "
             f"({size[1]} x {size[0]}), got {boxes[~good][0].tolist()}"
         )
+    return boxes
 
 
 def classify_boxes(
     trained: TrainedModel, encoded: Encoded, boxes: Sequence[np.ndarray]
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Asks the detection task for the likeliest class of each box.
 
     Every box is the first object of an answer of its own.
@@ -105,7 +150,7 @@ def classify_boxes(
         boxes: B of (N, 4) xyxy original pixels.
 
     Returns:
-        B of (N,) int64 class ids that have a name.
+        B of (N,) int64 class ids that have a name, and B of (N,) float32 their probabilities.
     """
     model, vocab = trained.model, trained.vocab
     tokenizer = trained.tokenizer("detection")
@@ -113,24 +158,26 @@ def classify_boxes(
     named = torch.zeros(vocab.size, dtype=torch.bool, device=model.device)
     ids = list(trained.categories.names)
     named[[vocab.class0 + class_id - vocab.first_label for class_id in ids]] = True
-    labels = []
+    labels, probabilities = [], []
     for i, (geometry, of_image) in enumerate(zip(encoded.geometries, boxes, strict=True)):
         if len(of_image) == 0:
             labels.append(np.zeros(0, np.int64))
+            probabilities.append(np.zeros(0, np.float32))
             continue
         # The prompt is that of detection and the four coordinates of the box.
         any_class = np.full(len(of_image), vocab.first_label + 1)
         objects = tokenizer.encode(geometry.boxes(of_image), any_class, geometry.size)
         coords = objects.reshape(-1, 5)[:, :4]
         prompt = np.column_stack([np.tile(tokenizer.prompt, (len(coords), 1)), coords])  # (N, 5)
-        tokens, _ = model.generate(
+        tokens, log_probs = model.generate(
             encoded.memory[i : i + 1],
             torch.from_numpy(prompt)[None].to(model.device),
             max_new_tokens=1,
             allowed=lambda _: named,
         )
         labels.append(tokens[:, 0].cpu().numpy() - vocab.class0 + vocab.first_label)
-    return labels
+        probabilities.append(log_probs[:, 0].exp().cpu().numpy())
+    return labels, probabilities
 
 
 def class_ids(labels: Labels, num: int, categories: Categories, source: str) -> np.ndarray:
@@ -140,10 +187,17 @@ def class_ids(labels: Labels, num: int, categories: Categories, source: str) -> 
         source: what knows these categories, for the message.
 
     Raises:
+        ValueError: a label that is neither a name nor a whole number.
         UserError: a name or an id it does not know, or not as many labels as boxes.
     """
-    if isinstance(labels, (int, str, np.integer)):
+    if labels is None:
+        raise ValueError("labels must be class ids or names for every image, got None for one")
+    if is_single(labels):
         labels = [labels] * num
+    labels = [k.item() if hasattr(k, "item") else k for k in labels]  # of numpy and torch
+    strange = [k for k in labels if not (isinstance(k, str) or is_whole(k))]
+    if strange:
+        raise ValueError(f"labels must be class ids or names, got {shown(strange[0])}")
     if len(labels) != num:
         raise UserError(f"give one label for all boxes or one each: {len(labels)} for {num}")
     check_class_names([k for k in labels if isinstance(k, str)], categories.names.values(), source)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from dataset.geometry import Geometry
-from infer.batches import EvalLoop, evaluate_all
+from infer.batches import EvalLoop, evaluate_all, is_whole
 from infer.results import Detections, Report, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
@@ -35,6 +35,9 @@ class DetectionOptions:
 
     def __post_init__(self):
         SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
+        most = self.max_objects
+        if most is not None and (not is_whole(most) or most < 1):
+            raise ValueError(f"max_objects must be a whole number of at least 1, got {most!r}")
 
     @classmethod
     def from_settings(cls, cfg, max_objects: int | None = None) -> DetectionOptions:
@@ -123,7 +126,7 @@ def detection_tokenizer(
         max_objects = limit
     if not 1 <= max_objects <= limit:
         raise UserError(f"max_objects must be 1 to {limit} for {trained.name}, got {max_objects}")
-    return trained.tokenizer("detection", max_objects=max_objects)
+    return trained.tokenizer("detection", max_objects=int(max_objects))
 
 
 def to_original(

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models import Pix2Seq
 from models.generate import REMOVED, SamplingOptions, draw, sample
+from models.pix2seq import Pix2Seq
 
 SUPPRESSION = 1e9  # taken off the logit of the invisible token
 

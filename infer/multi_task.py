@@ -19,7 +19,7 @@ from infer.keypoint import KeypointOptions, find_keypoints, with_keypoints
 from infer.results import AllTasks, columns
 from infer.segmentation import SegmentationOptions, segment
 from infer.trained_model import TrainedModel
-from models import Pix2Seq
+from models.pix2seq import Pix2Seq
 from utils.errors import UserError
 
 

@@ -8,7 +8,7 @@ import torch
 
 from infer import captioning, detection, keypoint, multi_task, segmentation
 from infer.batches import ImageLike, batches_of
-from infer.boxes import Labels, label_boxes
+from infer.boxes import Labels, check_box_values, label_boxes
 from infer.captioning import CaptionOptions
 from infer.detection import DetectionOptions
 from infer.keypoint import KeypointOptions
@@ -16,15 +16,16 @@ from infer.multi_task import AllTasksOptions
 from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints, columns
 from infer.segmentation import SegmentationOptions
 from infer.trained_model import TrainedModel
-from models import Pix2Seq, load_model
+from models.pix2seq import Pix2Seq
+from models.weights import load_model
 
 
 class Predictor(TrainedModel):
     """Runs a weight file on images. Everything it needs to know stands in that file.
 
     Images are a path, a PIL image or an RGB uint8 array (H, W, 3), or a list of them; the result of
-    a list is a list. Batches of tensors, perhaps encoded already, go to the functions of
-    `infer/<task>.py`, which take a `Predictor` as their first argument.
+    a list is a list. Numbers may be numpy's. Batches of tensors, perhaps encoded already, go to the
+    functions of `infer/<task>.py`, which take a `Predictor` as their first argument.
 
     Args:
         weights: path of a weight file, or a model that is loaded already.
@@ -71,7 +72,7 @@ class Predictor(TrainedModel):
         found = []
         for tensors, _ in batches_of(images, batch_size=batch_size):
             found += detection.detect(self, tensors, options)
-        return found if isinstance(images, list) else found[0]
+        return found if isinstance(images, (list, tuple)) else found[0]
 
     def segment(
         self,
@@ -91,24 +92,28 @@ class Predictor(TrainedModel):
             boxes: (N, 4) xyxy pixels of the image, with an area in it; None = detect them.
             labels: class ids or names, (N,) or one for all; None = ask the detection task, and
                 take the first class if the weights do not know that task.
-            scores: (N,) of the boxes, which the masks take over; 1 when None.
+            scores: (N,) of the boxes or one for all, which the masks take over; None = the
+                probability of a class that was asked for, otherwise 1.
             score_threshold: of detected boxes.
 
         Returns:
             `InstanceMasks` in pixels of the image, in the order of the boxes.
         """
         crops = self.tokenizer("segmentation").crop is not None
+        check_box_values(boxes, labels, scores, score_threshold)
         found = []
-        for tensors, (b, k, s) in batches_of(images, boxes, labels, scores, batch_size=batch_size):
+        for tensors, (b, k, s) in batches_of(
+            images, boxes=boxes, labels=labels, scores=scores, batch_size=batch_size
+        ):
             # One encoder pass serves detection and masks, unless masks need crops.
             encoded = None if crops else self.encode(tensors)
             if b is None:
                 objects = detection.detect(self, tensors, encoded=encoded)
                 b, k, s = columns([one.above(score_threshold) for one in objects])
             else:
-                b, k = label_boxes(self, tensors, b, k, encoded)
+                b, k, s = label_boxes(self, tensors, b, k, s, encoded)
             found += segmentation.segment(self, tensors, b, k, s, options, encoded=encoded)
-        return found if isinstance(images, list) else found[0]
+        return found if isinstance(images, (list, tuple)) else found[0]
 
     def keypoints(
         self,
@@ -131,18 +136,21 @@ class Predictor(TrainedModel):
         Returns:
             `Keypoints` in pixels of the image, in the order of the boxes.
         """
+        check_box_values(boxes, labels, scores, score_threshold)
         if labels is None:
             labels = self.tokenizer("keypoint").labels[0]
         found = []
-        for tensors, (b, k, s) in batches_of(images, boxes, labels, scores, batch_size=batch_size):
+        for tensors, (b, k, s) in batches_of(
+            images, boxes=boxes, labels=labels, scores=scores, batch_size=batch_size
+        ):
             # The given boxes, or those of the persons that are detected
             if b is None:
                 objects = [one.above(score_threshold) for one in detection.detect(self, tensors)]
                 b, k, s = columns(keypoint.with_keypoints(self, objects))
             else:
-                b, k = label_boxes(self, tensors, b, k)
+                b, k, s = label_boxes(self, tensors, b, k, s)
             found += keypoint.find_keypoints(self, tensors, b, k, s, options)
-        return found if isinstance(images, list) else found[0]
+        return found if isinstance(images, (list, tuple)) else found[0]
 
     def caption(
         self,
@@ -155,7 +163,7 @@ class Predictor(TrainedModel):
         found = []
         for tensors, _ in batches_of(images, batch_size=batch_size):
             found += captioning.caption(self, tensors, options)
-        return found if isinstance(images, list) else found[0]
+        return found if isinstance(images, (list, tuple)) else found[0]
 
     def all_tasks(
         self,
@@ -169,4 +177,4 @@ class Predictor(TrainedModel):
         found = []
         for tensors, _ in batches_of(images, batch_size=batch_size):
             found += multi_task.find_all(self, tensors, options)
-        return found if isinstance(images, list) else found[0]
+        return found if isinstance(images, (list, tuple)) else found[0]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dataset.batch import Resizing, letterbox_batch
 from dataset.geometry import Geometry, crop_to_box
-from models import ModelConfig, Pix2Seq
+from models.config import ModelConfig
+from models.pix2seq import Pix2Seq
 from tokenizer.base import TaskTokenizer
 from tokenizer.tasks import MISFITS, TOKENIZERS, build_saved_tokenizer
 from tokenizer.vocabulary import Vocabulary

@@ -224,7 +224,7 @@ def numbers_to_draw(request: GenerationRequest, num_rows: int) -> Tensor | None:
     if request.uniforms is not None:
         return request.uniforms
     shape, device = (num_rows, request.max_new_tokens), request.prompt.device
-    return torch.rand(shape, generator=request.generator, device=device)
+    return torch.rand(shape, generator=request.generator, device=device, dtype=torch.float32)
 
 
 # ---- in the loop -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Parts that encoders, projection and decoder share (official `transformers.py`)."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -91,19 +92,41 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal)
 
 
+class _CudnnSwitch:
+    """The switch of cuDNN's attention, which all threads of the process share."""
+
+    def __init__(self):
+        self.lock, self.users, self.before = threading.Lock(), 0, True
+
+    def enter(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.users == 1:
+                self.before = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                torch.backends.cuda.enable_cudnn_sdp(self.before)
+
+
+CUDNN_SWITCH = _CudnnSwitch()
+
+
 @contextmanager
 def no_cudnn_attention() -> Iterator[None]:
-    """Switches cuDNN's attention kernels off, in the whole process.
+    """Switches cuDNN's attention kernels off, in the whole process, until the last thread leaves.
 
     torch prefers them for half types on newer GPUs. But cuDNN plans them anew for every length of
     the cache, and planning takes longer than many decoding steps.
     """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    CUDNN_SWITCH.enter()
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        CUDNN_SWITCH.leave()
 
 
 class Attention(nn.Module):
@@ -148,7 +171,7 @@ def sin_cos_1d(coords: Tensor, dim: int) -> Tensor:
 
 def one_turn(count: int) -> Tensor:
     """(count,) positions from 0 to 2 pi."""
-    return torch.arange(count) / max(count - 1, 1) * 2 * math.pi
+    return torch.arange(count, dtype=torch.float32) / max(count - 1, 1) * 2 * math.pi
 
 
 def sin_cos_2d(grid: tuple[int, int], dim: int) -> Tensor:

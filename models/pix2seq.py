@@ -35,10 +35,9 @@ class Pix2Seq(nn.Module):
         super().__init__()
         self.config, self.meta, self.decode_mode = config, {}, "plain"
         self.encoder, self.projection, self.decoder = encoder, projection, decoder
-        self.register_buffer(
-            "mean", torch.tensor(config.image_mean)[:, None, None], persistent=False
-        )
-        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
+        for name, values in (("mean", config.image_mean), ("std", config.image_std)):
+            statistics = torch.tensor(values, dtype=torch.float32)[:, None, None]  # (3, 1, 1)
+            self.register_buffer(name, statistics, persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -221,14 +220,15 @@ class Projection(nn.Module):
 
 
 def build_model(config: ModelConfig, *, pretrained: bool = False) -> Pix2Seq:
-    """A model with new weights.
+    """A model with new weights, in float32 whatever the default type of the caller.
 
     Args:
         pretrained: fetch pretrained weights of the encoder.
     """
     encoder = build_encoder(config, pretrained=pretrained)
     projection = _build_projection(config, encoder)
-    return Pix2Seq(config, encoder, projection, _build_decoder(config, math.prod(encoder.grid)))
+    decoder = _build_decoder(config, math.prod(encoder.grid))
+    return Pix2Seq(config, encoder, projection, decoder).float()
 
 
 def _build_projection(config: ModelConfig, encoder: nn.Module) -> nn.Module:
@@ -282,7 +282,9 @@ def smooth_coordinates(model: Pix2Seq, coord_range: tuple[int, int]) -> None:
     codes = sin_cos_1d(torch.arange(hi - lo), dim)  # (bins, D)
     model.decoder.token_embedding[lo:hi] = codes * std * 2**0.5
     if isinstance(getattr(model.projection, "positions", None), nn.Parameter):
-        centers = [(torch.arange(n) + 0.5) / n * (hi - lo) for n in model.encoder.grid]
+        centers = [
+            (torch.arange(n, dtype=torch.float32) + 0.5) / n * (hi - lo) for n in model.encoder.grid
+        ]
         y, x = torch.meshgrid(*centers, indexing="ij")
         halves = [sin_cos_1d(c.flatten(), dim // 2) for c in (y, x)]
         model.projection.positions.copy_(torch.cat(halves, dim=1))

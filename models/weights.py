@@ -199,7 +199,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
         check_tensors(path, file, config)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_finite(path, tensors)
-    model = build_model(config)
+    with torch.device("cpu"):  # the default of the caller may be another, or meta
+        model = build_model(config)
     model.load_state_dict(tensors)
     model.meta = meta
     return model.to(device).eval()

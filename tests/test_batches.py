@@ -23,7 +23,7 @@ def test_images_come_alone_or_in_lists_with_what_belongs_to_them():
 
     def read(images, boxes, batch_size):
         rows = []
-        batches = batches_of(images, boxes, "dog", None, batch_size=batch_size)
+        batches = batches_of(images, boxes=boxes, labels="dog", scores=None, batch_size=batch_size)
         for tensors, (of_images, labels, nothing) in batches:
             assert len(tensors) <= batch_size and nothing is None
             rows += zip([tuple(t.shape) for t in tensors], of_images, labels, strict=True)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from dataset import check_dataset
-from dataset.annotation_errors import KINDS
+from dataset.annotation_errors import KINDS, OUTLINE_KINDS
 from dataset.check.report import columns
 from dataset.coco_detection import CocoDetection
 from dataset.demo.write import CATEGORY_IDS as DEMO
@@ -158,6 +158,27 @@ def test_choices_that_are_none_end_in_one_line(root):
     ):
         with pytest.raises(UserError, match=message):
             check(root, *options)
+
+
+@pytest.mark.parametrize("bad", [None, [], [[1, 2, 3, 4]], "no outline"])
+def test_outlines_matter_for_segmentation_alone(root, capsys, bad):
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        row["segmentation"] = bad
+    path.write_text(json.dumps(content))
+    options = ["--dataset", "coco", "--split", "train"]
+    assert check(root, *options, "--task", "detection") == 0
+    said = capsys.readouterr().out
+    assert not any(KINDS[kind].text in said for kind in OUTLINE_KINDS)
+    check(root, *options, "--task", "segmentation")
+    said = capsys.readouterr().out
+    assert any(KINDS[kind].text in said for kind in OUTLINE_KINDS)
+
+
+def test_a_year_that_is_not_there_is_told_with_the_option_of_this_script(root):
+    with pytest.raises(UserError, match=r"there is 2012; .*check_dataset.py: --split"):
+        check(root, "--dataset", "voc", "--split", "2007:train")
 
 
 def test_a_split_without_some_files_is_checked_as_far_as_it_goes(root, capsys):

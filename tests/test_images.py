@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.sample import read_annotated_image
 from utils.errors import UserError
-from utils.images import as_image, list_images, load_image
+from utils.images import as_image, image_size, list_images, load_image
 
 HEIGHT, WIDTH = 24, 40
 BROKEN = ("truncated_jpeg.jpg", "kangaroo_00090.jpg", "broken_data_stream.png")
@@ -101,8 +102,9 @@ def test_floats_and_wide_integers_are_stretched(stored):
         assert np.abs(image[..., 1] - (values + 3) * 255 / 8).max() <= 0.6
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "lzw.tif", "pages.tif", "a.webp", "a.jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_the_picture_upright(scene, stored, tmp_path, orientation):
+def test_exif_orientation_turns_the_picture_upright(scene, stored, tmp_path, orientation, name):
     turns = {  # what a camera held that way stores
         1: scene, 2: scene[:, ::-1], 3: scene[::-1, ::-1], 4: scene[::-1],
         5: scene.swapaxes(0, 1), 6: np.rot90(scene, 1), 7: np.rot90(scene, 2).swapaxes(0, 1),
@@ -111,10 +113,23 @@ def test_exif_orientation_turns_the_picture_upright(scene, stored, tmp_path, ori
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = np.ascontiguousarray(turns[orientation])
-    np.testing.assert_array_equal(stored(Image.fromarray(file), exif=exif), scene)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png", exif=False), file)
-    with Image.open(tmp_path / "a.png") as image:
-        np.testing.assert_array_equal(as_image(image), scene)
+    options = {
+        "lzw.tif": {"compression": "tiff_lzw"},
+        "pages.tif": {"save_all": True, "append_images": [Image.fromarray(file)]},
+        "a.webp": {"lossless": True},
+        "a.jpg": {"quality": 100, "subsampling": 0},
+    }.get(name, {})
+    tolerance = 4 if name == "a.jpg" else 0
+    upright = stored(Image.fromarray(file), name, exif=exif, **options)
+    np.testing.assert_allclose(upright.astype(int), scene, atol=tolerance)
+    as_stored = load_image(tmp_path / name, exif=False).astype(int)
+    np.testing.assert_allclose(as_stored, file, atol=tolerance)
+    for exif, shape in ((True, scene.shape), (False, file.shape)):
+        assert image_size(tmp_path / name, exif=exif) == shape[:2]
+        for stated in (scene.shape[:2], file.shape[:2]):  # as an annotation may have it
+            assert read_annotated_image(tmp_path / name, stated, "")[1] == stated
+    with Image.open(tmp_path / name) as image:
+        np.testing.assert_allclose(as_image(image).astype(int), scene, atol=tolerance)
 
 
 def test_as_image_takes_paths_pil_images_and_arrays(scene, tmp_path):

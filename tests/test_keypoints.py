@@ -15,7 +15,7 @@ from dataset.coco_keypoint import CocoKeypoints
 from dataset.geometry import Geometry, crop_to_box
 from dataset.sample import Sample
 from dataset.tasks import TASKS, build_source, build_train_set
-from dataset.transforms import train_transforms
+from dataset.transforms import ScaleJitterCropFlip, train_transforms
 from infer import evaluate, infer_single_image_keypoint, keypoint, trained_model
 from infer.batches import as_tensor
 from infer.boxes import true_boxes
@@ -181,7 +181,7 @@ def test_prompt_box_image_and_points_stay_in_one_frame():
     The marks are painted one at a time, moved by the same draws, and looked for in the picture.
     """
     augmentation = TASKS["keypoint"].augmentation | {"min_scale": 0.5}
-    transforms = train_transforms((128, 160), **augmentation)
+    transforms = train_transforms(ScaleJitterCropFlip((128, 160), **augmentation))
     tokenizer = KeypointTokenizer(Vocabulary(), NAMES)
     encode = partial(TASKS["keypoint"].encode, tokenizer)
     rng, flips = np.random.default_rng(0), 0

@@ -8,7 +8,7 @@ import torch
 from dataset.batch import pad_batch
 from dataset.loader import EpochSampler, TrainSet, build_eval_loader, build_train_loader
 from dataset.sample import Sample
-from dataset.transforms import evaluation, train_transforms
+from dataset.transforms import ScaleJitterCropFlip, evaluation, train_transforms
 from utils.devices import World
 from utils.errors import UserError
 
@@ -44,7 +44,7 @@ def encode(sample: Sample, rng: np.random.Generator) -> SimpleNamespace:
 
 
 def train_set(length: int = 7, seed: int = 0, **source) -> TrainSet:
-    transforms = train_transforms(SIZE, color_strength=0.5)
+    transforms = train_transforms(ScaleJitterCropFlip(SIZE), color_strength=0.5)
     return TrainSet(Pictures(length, **source), transforms, encode, seed)
 
 

@@ -26,7 +26,7 @@ from utils.devices import ALONE
 from utils.errors import UserError
 from utils.images import load_image
 
-ALL = list(TASKS)
+ALL = ["detection", "segmentation", "keypoint", "captioning"]
 PAIR = ["detection", "captioning"]
 
 
@@ -320,7 +320,7 @@ def test_only_what_the_weights_know_is_asked(predictor, pictures):
     found = without(predictor, "segmentation", "captioning").all_tasks(pictures[0])
     assert found.captions is None and found.masks is None and found.keypoints is not None
     assert set(found.to_json()) == {"objects", "keypoints"}
-    with pytest.raises(UserError, match="was trained for keypoint alone, which needs boxes"):
+    with pytest.raises(UserError, match="was trained for keypoint.* alone, which needs boxes"):
         without(predictor, "detection").all_tasks(pictures[0])
 
 

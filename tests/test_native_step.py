@@ -365,7 +365,7 @@ def test_auto_is_native_where_it_fits_and_plain_where_not(monkeypatch):
         ("no-such-compiler", "no-such-compiler: No such file"),
         ("false", "the C\\+\\+ compiler failed \\(status 1\\)"),
         (f"{sys.executable} -c 'exit(\"error: out of ideas\")'", "error: out of ideas"),
-        (f"{sys.executable} -c 'pass'", "cannot write .*native_step"),  # says yes, writes nothing
+        (f"{sys.executable} -c 'pass'", "cannot write .*native step"),  # says yes, writes nothing
         ("g++ '", "cannot be used .No closing quotation"),
     ],
 )
@@ -436,11 +436,55 @@ def test_no_compiler_is_one_line(monkeypatch):
 
 
 @compiler
-def test_a_damaged_file_in_the_cache_folder_is_one_line(monkeypatch, tmp_path):
+def test_a_compiler_that_makes_no_library_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native, "compile_to", lambda path, _: path.write_bytes(b"no library"))
     with pytest.raises(UserError, match=f"cannot be used .*{tmp_path}.*decode_mode=plain"):
         native.library()
+
+
+@compiler
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "one bit", "another system"])
+def test_a_damaged_library_is_never_loaded_but_made_anew(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = native.compiled_file()
+    whole = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut": whole[:8000],
+            "empty": b"",
+            "garbage": b"<html>" * 3000,
+            "one bit": bytes([*whole[:9000], whole[9000] ^ 1]) + whole[9001:],
+            "another system": whole,
+        }[damage]
+    )
+    if damage == "another system":  # whole by its digest, but it cannot be loaded
+        file.unlink()
+        other = tmp_path / "other.so"
+        other.write_bytes(b"MZ" + whole)
+        file = native._named_by_content(other, file.stem.split("_")[2], file.parent)
+        other.rename(file)
+    loaded = []
+    load = native._load
+
+    def note(path):
+        loaded.append(path.read_bytes())
+        return load(path)
+
+    monkeypatch.setattr(native, "_load", note)
+    assert native.obstacle() is None
+    assert loaded[-1] == whole and (len(loaded) == 1 or damage == "another system")
+    assert len(list((tmp_path / "pix2seq").iterdir())) == 1
+
+
+@compiler
+def test_several_processes_compile_at_once(tmp_path):
+    code = "from models.decode_step.native import obstacle; exit(obstacle() or 0)"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    started = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(2)]
+    assert [process.wait() for process in started] == [0, 0]
+    assert {path.suffix for path in (tmp_path / "pix2seq").iterdir()} == {".so"}
 
 
 @compiler

@@ -14,12 +14,14 @@ import dataset.tasks
 import infer.tasks
 import tokenizer.tasks
 import tokenizer.vocabulary
+from dataset import check_dataset
 from docs import draw_sequences
 from infer import evaluate
 from models import load_model
 from tests.conftest import ROOT
 from tokenizer.vocabulary import Vocabulary
 from train import train_multi_task
+from utils.errors import UserError
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text()
 PICTURES = re.findall(r"!\[.*?\]\(\.\./(images/\S+)\)", PAGE)
@@ -30,9 +32,8 @@ def test_ids_of_the_page_are_those_of_the_vocabulary():
     v = Vocabulary(num_text=10)
     rows = dict(re.findall(r"^\| (\S.*?) \| (.*?) \|$", PAGE, re.MULTILINE))
     assert [rows[str(i)][:5] for i in (v.pad, v.fake)] == ["paddi", "the f"]
-    assert (
-        f"| {', '.join(map(str, v.prompts.values()))} | prompts: {', '.join(v.prompts)} |" in PAGE
-    )
+    prompts = {task: v.prompts[task] for task in draw_sequences.DRAWINGS}
+    assert f"| {', '.join(map(str, prompts.values()))} | prompts: {', '.join(prompts)} |" in PAGE
     starts = {int(key.split()[0]) for key in rows if " + " in key}
     assert starts == {v.class0, v.coord0, v.text0}
     assert {str(v.separator), str(v.invisible)} <= set(rows)
@@ -100,7 +101,7 @@ def test_the_fifth_task_is_whole(fifth_task):
 def test_the_tokenizer_of_the_fifth_task_keeps_the_rules(fifth_task):
     vocab = Vocabulary()
     tok = fifth_task["tokenizer/naming"].NamingTokenizer(vocab, max_classes=4)
-    assert tok.prompt.tolist() == [14]
+    assert tok.prompt.tolist() == [vocab.prompts["naming"]] == [max(vocab.prompts.values())]
     labels = np.array([7, 1, 7, 90])
     np.testing.assert_array_equal(tok.decode(tok.encode(labels)), [1, 7, 90])
     answer = torch.from_numpy(np.append(tok.encode(labels), vocab.pad))
@@ -132,6 +133,22 @@ def test_the_fifth_task_trains_evaluates_and_infers(
     script.main(["--image", str(image), "--weights", str(weights), "--json"])
     (row,) = json.loads(capsys.readouterr().out)
     assert set(row) == {"image", "size", "classes"} and row["classes"]
+
+
+def test_the_data_of_the_fifth_task_is_checked(fifth_task, demo_set, tmp_path, capsys):
+    arguments = ["--task", "naming", "--out-dir", str(tmp_path), "--set", f"coco_root={demo_set}"]
+    check_dataset.main(arguments)
+    assert "nothing that training would refuse" in capsys.readouterr().out
+
+
+def test_annotations_of_a_kind_without_a_check_are_named(fifth_task, demo_set, tmp_path, capsys):
+    """A dataset class may read files of its own; then the images of the others are checked."""
+    fifth_task["dataset/coco_naming"].CocoNaming.kind = "names"
+    common = ["--out-dir", str(tmp_path), "--set", f"coco_root={demo_set}"]
+    with pytest.raises(UserError, match="no check for the files of naming"):
+        check_dataset.main(["--task", "naming", *common])
+    check_dataset.main(["--task", "naming,detection", *common])
+    assert "notice: no check for the files of naming" in capsys.readouterr().err
 
 
 def test_the_fifth_task_joins_the_others(fifth_task, multi_settings, tmp_path, capsys):

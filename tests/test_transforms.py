@@ -42,7 +42,7 @@ def equal(a: Sample, b: Sample) -> bool:
 
 
 def test_the_same_rng_gives_the_same_sample_and_another_does_not():
-    transforms = train_transforms((96, 96), color_strength=1.0)
+    transforms = train_transforms(ScaleJitterCropFlip((96, 96)), color_strength=1.0)
     sample = make_sample()
     first = run(transforms, sample, 1)
     run(transforms, sample, 5)  # what was drawn before does not matter
@@ -69,7 +69,7 @@ def test_diagonal_windows_take_one_draw_for_both_offsets_and_are_a_choice():
     options = [{"diagonal": True}, {"diagonal": False}, {}]
     offsets = []
     for option in options:
-        rng, transform = np.random.default_rng(0), train_transforms((64, 64), **option)[0]
+        rng, transform = np.random.default_rng(0), ScaleJitterCropFlip((64, 64), **option)
         offsets.append([transform(sample, rng).geometry.offset for _ in range(100)])
     assert all(y == x for y, x in offsets[0]) and len(set(offsets[0])) > 20
     assert any(y != x for y, x in offsets[1]) and offsets[1] == offsets[2]
@@ -88,7 +88,7 @@ def test_filter_keeps_every_field_aligned():
 
 
 def test_training_boxes_always_have_an_area_inside_the_picture():
-    transforms = train_transforms((64, 80))
+    transforms = train_transforms(ScaleJitterCropFlip((64, 80)))
     for seed in range(100):
         sample = run(transforms, make_sample(), seed)
         h, w = sample.geometry.unpadded
@@ -112,7 +112,7 @@ def test_pixel_transforms_leave_coordinates_alone():
     out = results[0]
     assert out.image.shape == sample.image.shape and out.image.dtype == np.uint8
     assert out.boxes is sample.boxes and out.geometry is None
-    assert not train_transforms((64, 64), color_strength=0.0)[2:]
+    assert not train_transforms(ScaleJitterCropFlip((64, 64)), color_strength=0.0)[2:]
 
 
 def test_nested_user_transforms_are_deterministic_per_sample():
@@ -123,7 +123,7 @@ def test_nested_user_transforms_are_deterministic_per_sample():
             alb.SomeOf([alb.RandomBrightnessContrast(p=1), alb.NoOp()], n=1),
         ]
     )
-    transforms = train_transforms((64, 64), pixel_transforms=[nested])
+    transforms = train_transforms(ScaleJitterCropFlip((64, 64)), pixel_transforms=[nested])
     samples = [run(transforms, make_sample(), seed) for seed in (0, 1, 2, 0, 1, 2)]
     assert all(equal(samples[i], samples[i + 3]) for i in range(3))
     assert not np.array_equal(samples[0].image, samples[1].image)
@@ -146,7 +146,8 @@ def test_a_transform_that_changes_the_type_is_refused():
 
 def test_albumentations_is_not_imported_without_need():
     code = (
-        "import sys; from dataset.transforms import train_transforms; train_transforms((64, 64));"
+        "import sys; from dataset.transforms import ScaleJitterCropFlip, train_transforms;"
+        "train_transforms(ScaleJitterCropFlip((64, 64)));"
         "sys.exit('albumentations' in sys.modules)"
     )
     root = Path(__file__).resolve().parents[1]

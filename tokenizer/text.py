@@ -17,7 +17,7 @@ from tokenizers import (
 )
 
 from utils.errors import UserError, one_line
-from utils.files import read_json, write_text_atomic
+from utils.files import decode_text, read_json, write_text_atomic
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 PAD, END, UNKNOWN = range(3)
@@ -207,7 +207,7 @@ def _state(part) -> bytes | None:
 
 def _from_text(content: bytes, name: str) -> Tokenizer:
     try:
-        return Tokenizer.from_str(content.decode("utf-8"))
+        return Tokenizer.from_str(decode_text(content))
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(
             f"{name} holds no caption vocabulary ({one_line(error)}); make one with "

@@ -307,7 +307,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     statistics = Statistics(state.model)
     totals = dict(zip(micro[0], world.sums(token_weights(micro)), strict=True))
-    losses = {task: torch.zeros((), device=device) for task in totals}
+    losses = {task: torch.zeros((), dtype=torch.float32, device=device) for task in totals}
 
     # Gradients add up over the batches of all tasks.
     parts = [part for batches in micro for part in batches.items()]

@@ -101,14 +101,19 @@ def _keypoint(cfg) -> TaskSettings:
             options |= {"names": names, "edges": edges, "labels": list(source.categories.names)}
         return options
 
+    def check_source(source) -> None:
+        check_sigmas(cfg.keypoint_sigmas, source.skeleton)
+        source.skeleton.named_pairs(cfg.keypoint_flip_pairs)
+
     keep_empty = cfg.eval_split != "train"  # on training images, judge those that are trained on
     return TaskSettings(
         tokenizer=tokenizer,
         train_source={"per_object": True, "keep_empty": keep_empty},
         eval_source={"per_object": False, "keep_empty": keep_empty},
-        check_source=lambda source: check_sigmas(cfg.keypoint_sigmas, source.skeleton),
+        check_source=check_source,
         augmentation=_scales(cfg, "keypoint_")
-        | {"flip_prob": cfg.flip_prob, "crop": cfg.keypoint_crop},
+        | {"flip_prob": cfg.flip_prob, "crop": cfg.keypoint_crop}
+        | {"flip_pairs": cfg.keypoint_flip_pairs},
     )
 
 

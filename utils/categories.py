@@ -5,7 +5,9 @@ which keypoints a picture joins by lines, and which ones a mirror swaps.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,14 +116,71 @@ class Skeleton:
 
     @property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
-        """(left, right) indices of the names that differ in this word alone."""
-        places = {name.lower(): i for i, name in enumerate(self.names)}
-        pairs = []
-        for name, left in places.items():
-            right = places.get(name.replace("left", "right"))
-            if "left" in name and right is not None:
+        """(left, right) indices of the names that differ in this word alone, see `SIDES`."""
+        places: dict[tuple[str, ...], int] = {}  # spelling of a name -> its number
+        for number, name in enumerate(self.names):
+            for spelling in (name_parts(name), ("".join(name_parts(name)),)):
+                places.setdefault(spelling, number)
+        pairs: list[tuple[int, int]] = []
+        for left, name in enumerate(self.names):
+            spellings = (spelling for spelling in right_spellings(name) if spelling in places)
+            right = places.get(next(spellings, ()), left)
+            if right != left and not {left, right} & {i for pair in pairs for i in pair}:
                 pairs.append((left, right))
         return tuple(pairs)
+
+    def named_pairs(self, texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
+        """(left, right) indices from texts such as "LEye:REye".
+
+        Raises:
+            UserError: a text names no two points, or a point is in two pairs.
+        """
+        pairs = [tuple(part.strip() for part in text.split(":")) for text in texts]
+        for text, names in zip(texts, pairs, strict=True):
+            if len(names) != 2 or not set(names) <= set(self.names):
+                raise UserError(
+                    f"keypoint_flip_pairs must be LEFT:RIGHT,... of {', '.join(self.names)}, got "
+                    f"{text!r}"
+                )
+        used = [name for names in pairs for name in set(names)]
+        if twice := [name for name in used if used.count(name) > 1]:
+            raise UserError(f"keypoint_flip_pairs has {twice[0]!r} in two pairs; name it once")
+        return tuple((self.names.index(left), self.names.index(right)) for left, right in pairs)
+
+
+SIDES = (  # left and right in names of keypoints, as words
+    *(("left", "right"), ("l", "r"), ("lt", "rt"), ("lft", "rgt"), ("lhs", "rhs")),
+    *(("tl", "tr"), ("bl", "br"), ("ul", "ur"), ("ll", "lr")),  # of corners
+    *(("links", "rechts"), ("linke", "rechte"), ("linker", "rechter"), ("linkes", "rechtes")),
+    *(("gauche", "droite"), ("gauche", "droit"), ("izq", "der")),
+    *(("izquierda", "derecha"), ("izquierdo", "derecho"), ("esquerda", "direita")),
+    *(("esquerdo", "direito"), ("sinistra", "destra"), ("sinistro", "destro")),
+    *(("левый", "правый"), ("левая", "правая"), ("левое", "правое")),
+)
+INSIDE = (("left", "right"), ("左", "右"), ("왼", "오른"))  # also where no word begins or ends
+PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+")  # LEye, eyeL, LEFT_EYE, eye.L
+
+
+def name_parts(name: str) -> tuple[str, ...]:
+    """The words of a name, whatever separates them: "LEye", "l_eye", "L.eye" -> ("l", "eye")."""
+    return tuple(part.casefold() for part in PARTS.findall(unicodedata.normalize("NFKC", name)))
+
+
+def right_spellings(name: str) -> Iterator[tuple[str, ...]]:
+    """What the partner of a name on the left may be called, the likeliest first."""
+    parts = name_parts(name)
+    for left, right in SIDES:
+        for i in (i for i, part in enumerate(parts) if part == left):
+            yield (*parts[:i], right, *parts[i + 1 :])
+    for left, right in INSIDE:
+        if left in "".join(parts):
+            yield tuple(part.replace(left, right) for part in parts)
+            yield ("".join(parts).replace(left, right),)
+    whole = "".join(parts)  # lwrist, wristl
+    if whole.startswith("l"):
+        yield ("r" + whole[1:],)
+    if whole.endswith("l"):
+        yield (whole[:-1] + "r",)
 
 
 def pairs_of(edges: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:

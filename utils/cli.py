@@ -112,6 +112,7 @@ def safe_streams() -> Iterator[None]:
 def run(main: Callable) -> typing.NoReturn:
     """Runs a script's `main`; a `UserError` ends in one line on stderr and exit status 2."""
     debug, status = "--debug" in sys.argv, 0
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook is not here, and nothing is shown
     with safe_streams():
         try:
             main()

@@ -1,5 +1,6 @@
-"""Writes files that appear complete or not at all, and checks values read from JSON files."""
+"""Reads text as any system writes it, writes files complete or not at all, checks JSON values."""
 
+import codecs
 import errno
 import json
 import math
@@ -19,6 +20,13 @@ import numpy as np
 from utils.errors import UserError, one_line
 
 TEMPORARY = re.compile(r"\.[\w-]+\.\d+(-[0-9a-f]{8})?\.\w+")  # names that `atomic_path` yields
+BYTE_ORDER_MARKS = {  # that of UTF-32 first: that of UTF-16 begins as it does
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 def cache_folder() -> Path:
@@ -99,6 +107,55 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def decode_text(content: bytes, encoding: str = "utf-8") -> str:
+    """The text of a file, whatever system wrote it; a byte order mark decides, and is removed.
+
+    Args:
+        encoding: of a text without a mark; UTF-16 is told by its zero bytes.
+
+    Raises:
+        ValueError: the bytes are no text in that encoding, or there is no such encoding.
+    """
+    mark, name = next(filter(content.startswith, BYTE_ORDER_MARKS), b""), encoding.upper()
+    if mark:
+        encoding = BYTE_ORDER_MARKS[mark]
+        name = encoding.upper()
+    elif b"\0" in content:  # half of the bytes of Latin letters and line ends
+        zeros_come_first = content[0::2].count(0) > content[1::2].count(0)
+        encoding = "utf-16-be" if zeros_come_first else "utf-16-le"
+        name = f"{name} or UTF-16"
+    try:
+        return content[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        place = error.start + len(mark)
+        raise ValueError(f"it is no text in {name}: see byte {place}; save it as UTF-8") from error
+    except LookupError as error:
+        raise ValueError(f"there is no encoding {encoding!r}; save it as UTF-8") from error
+
+
+def read_text(path: str | Path, advice: str) -> str:
+    """The content of a text file, see `decode_text`.
+
+    Args:
+        advice: what to do if it cannot be read.
+
+    Raises:
+        UserError: there is no such file, or it holds no text.
+    """
+    path = Path(path).expanduser()
+    try:
+        return decode_text(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}); {advice}") from error
+    except ValueError as error:
+        raise UserError(f"cannot read {path} ({one_line(error)}); {advice}") from error
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines as Windows, Unix and old Macs end them; other control characters end none."""
+    return re.split(r"\r\n|\r|\n", text)
+
+
 def read_json(path: str | Path, advice: str) -> object:
     """The content of a JSON file.
 
@@ -108,18 +165,17 @@ def read_json(path: str | Path, advice: str) -> object:
     Raises:
         UserError: there is no such file, or it holds no JSON.
     """
-    path = Path(path).expanduser()
+    text = read_text(path, advice)
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error}); {advice}") from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} as JSON ({one_line(error)}); {advice}") from error
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
+    """Writes UTF-8; bytes of a name that are no text stand as \\udcXX, in JSON their own escape."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json_atomic(path: str | Path, obj: object, *, indent: int | None = 2) -> None:

@@ -32,6 +32,7 @@ TURNS = {  # EXIF orientation -> what turns the stored pixels upright
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 QUARTER_TURNS = (5, 6, 7, 8)  # width and height change places
+INVERSE = {6: 8, 8: 6}  # orientation -> that which turns back; the others undo themselves
 FORMATS = ("JPEG", "MPO")
 MODES = ("RGB", "L")  # CMYK is for Pillow
 READ = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -72,9 +73,11 @@ def read_image(
         H / d and W / d, rounded up.
     """
     with _opened(path) as image:
+        orientation = _needed_turn(image, exif) if image.format == "TIFF" else None
         if not is_plain_jpeg(image):
             image.load()  # before EXIF is read: that would hide the damage of a PNG
-        orientation = _orientation(image) if exif else 1
+        if orientation is None:
+            orientation = _needed_turn(image, exif)
         stored = image.height, image.width
         size = stored[::-1] if orientation in QUARTER_TURNS else stored
         pixels = None
@@ -94,7 +97,7 @@ def image_size(path: str | Path, *, exif: bool = True) -> tuple[int, int]:
         exif: of the upright picture, see `load_image`.
     """
     with _opened(path) as image:
-        turned = exif and _orientation(image) in QUARTER_TURNS
+        turned = _needed_turn(image, exif) in QUARTER_TURNS
         return image.size if turned else image.size[::-1]
 
 
@@ -181,6 +184,20 @@ def _orientation(image: Image.Image) -> int:
             return image.getexif().get(ORIENTATION_TAG, 1)
         except Exception:  # malformed EXIF raises SyntaxError, struct.error, KeyError, …
             return 1
+
+
+def _needed_turn(image: Image.Image, exif: bool) -> int:
+    """The orientation by which pixels must be turned as Pillow loads them.
+
+    Pillow turns a TIFF upright itself, and then forgets the orientation: ask before it is loaded.
+
+    Args:
+        exif: make it upright; False = as it is stored.
+    """
+    if image.format == "TIFF":
+        orientation = 1 if exif else _orientation(image)
+        return INVERSE.get(orientation, orientation)
+    return _orientation(image) if exif else 1
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,15 +1,18 @@
-"""Drawing results into pictures: boxes, masks, poses, and several pictures in one."""
+"""Drawing results into pictures: boxes, masks, poses, several pictures in one; and fonts for it."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+import importlib.util
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.cli import log
 from utils.files import atomic_path
 
 # Colours that are told apart at a glance, also in thin lines.
@@ -21,6 +24,9 @@ PALETTE = (
 )  # fmt: skip
 OPACITY = 0.45  # of masks
 GAP = 6  # pixels between the pictures of a sheet
+MATPLOTLIB = Path(importlib.util.find_spec("matplotlib").origin).parent  # it is not imported here
+DEJAVU = MATPLOTLIB / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+TRIAL_SIZE = 16  # pixels
 PALETTE_SALT = 37174  # found by search: keeps the common classes of VOC and COCO apart
 
 
@@ -157,14 +163,16 @@ def draw_caption(image: np.ndarray, text: str) -> np.ndarray:
         (H + strip, W, 3) uint8 RGB.
     """
     height, width = image.shape[:2]
-    font = _font(max(11, round(0.05 * width)))
-    lines = [""]
+    font = load_font(max(11, round(0.05 * width)), find_font(text))
+    lines, room = [""], width - font.size
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width - font.size:
-            lines.append(word)
-        else:
-            lines[-1] = longer
+        pieces = [word] if font.getlength(word) <= room else list(word)  # Chinese has no spaces
+        for i, piece in enumerate(pieces):
+            longer = f"{lines[-1]} {piece}".strip() if i == 0 else lines[-1] + piece
+            if lines[-1] and font.getlength(longer) > room:
+                lines.append(piece)
+            else:
+                lines[-1] = longer
     step = round(1.25 * sum(font.getmetrics()))
     picture = Image.new("RGB", (width, height + step * len(lines) + font.size // 2), "white")
     picture.paste(Image.fromarray(image))
@@ -214,13 +222,6 @@ def _line_width(image: np.ndarray) -> int:
     return max(1, round(0.0048 * (image.shape[0] * image.shape[1]) ** 0.5))
 
 
-@lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib on every platform."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size)
-
-
 def _rectangle(draw: ImageDraw.ImageDraw, box: np.ndarray, color: tuple, line: int) -> None:
     """PIL names pixels: continuous x2 ends on pixel x2 - 1."""
     x1, y1, x2, y2 = np.floor(box + 0.5).astype(int).tolist()
@@ -238,9 +239,9 @@ def _plate(
     taken: list[tuple],
 ) -> None:
     """Writes `text` where it covers the fewest other plates: above the box, inside it, below it."""
-    font = _font(font_size)
+    font = load_font(font_size, find_font(text))
     if font.getlength(text) > 1.5 * (box[2] - box[0]):  # small objects get small plates
-        font = _font(max(9, round(0.8 * font_size)))
+        font = load_font(max(9, round(0.8 * font_size)), find_font(text))
     pad = max(1, font.size // 5)
     w, h = int(font.getlength(text)) + 2 * pad, sum(font.getmetrics()) + pad
     limit = np.maximum(np.subtract(draw.im.size, (w, h)), 0)
@@ -273,3 +274,89 @@ def _shades(names: Sequence[str]) -> list[tuple[int, int, int]]:
         shade = (1 - strength) * np.array(by_name[name]) + strength * mix
         colors.append(tuple(int(v) for v in shade.round()))
     return colors
+
+
+# ---- fonts -----------------------------------------------------------------------------------
+
+
+@cache
+def load_font(size: int, path: Path = DEJAVU) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(path), size)
+
+
+def find_font(text: str) -> Path:
+    """The file of a font that has the letters of a text, DejaVu Sans if that has them.
+
+    If no font has all of them, it is the one that has the most, and a line says so once.
+    """
+    if text.isascii():
+        return DEJAVU
+    try:
+        return _find_font(frozenset(text))
+    except (ImportError, ValueError):  # matplotlib refuses the backend of the caller's MPLBACKEND
+        return DEJAVU
+
+
+@cache
+def _find_font(letters: frozenset[str]) -> Path:
+    letters = frozenset(c for c in letters if c.isprintable() and not c.isspace())
+    missing = letters - letters_of(DEJAVU)
+    if not missing:
+        return DEJAVU
+    best, most = DEJAVU, len(letters) - len(missing)
+    for path in system_fonts():
+        count = len(letters & letters_of(path))
+        if count > most:
+            best, most = path, count
+        if most == len(letters):
+            return best
+    _say_once()
+    return best
+
+
+@cache
+def _say_once() -> None:
+    log(
+        "notice: no font of this system has all letters of the names or captions, pictures show "
+        "boxes in their place; install one that has them, such as Noto Sans CJK"
+    )
+
+
+@cache
+def letters_of(path: Path) -> frozenset[str]:
+    """The letters that a font can draw; none if it cannot be used."""
+    from matplotlib.ft2font import FT2Font  # only for letters beyond ASCII
+
+    try:
+        load_font(TRIAL_SIZE, path)  # fonts of fixed sizes cannot be used, nor damaged ones
+        return frozenset(map(chr, FT2Font(str(path)).get_charmap()))
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
+
+
+@cache
+def system_fonts() -> list[Path]:
+    """The fonts of the system, upright ones without serifs first."""
+    from matplotlib.font_manager import findSystemFonts
+
+    def order(path: Path) -> tuple:
+        name = path.name.lower()
+        styled = any(word in name for word in ("bold", "italic", "oblique", "light", "black"))
+        return styled, "sans" not in name, name
+
+    return sorted(map(Path, findSystemFonts()), key=order)
+
+
+@contextmanager
+def figure_fonts(texts: Iterable[str]) -> Iterator[None]:
+    """Within it, figures of matplotlib use fonts that have the letters of these texts."""
+    from matplotlib import rc_context
+    from matplotlib.font_manager import FontProperties, fontManager
+
+    families = ["DejaVu Sans"]
+    for path in {find_font(text) for text in texts} - {DEJAVU}:
+        fontManager.addfont(str(path))
+        families.append(FontProperties(fname=str(path)).get_name())
+    with rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # `find_font` has said it
+        yield

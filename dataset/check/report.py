@@ -21,7 +21,7 @@ from dataset.sample import read_annotated_image
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.images import image_size, load_image
-from utils.visualize import contact_sheet, draw_caption, save_image
+from utils.visualize import contact_sheet, draw_caption, figure_fonts, save_image
 
 ERRORS = (Level.FATAL, Level.REFUSED)
 SMALL, MEDIUM = 32**2, 96**2  # areas, pixels: COCO's sizes
@@ -216,7 +216,8 @@ def save_figures(checked: Checked, folder: Path) -> None:
 
 def save_statistics(path: Path, title: str, panels: list[Panel]) -> None:
     """Draws the panels side by side; long lists of bars get a column of their own."""
-    with matplotlib.rc_context(STYLE):
+    texts = [title, *(name for panel in panels for name in panel.names)]
+    with matplotlib.rc_context(STYLE), figure_fonts(texts):
         lists = [panel for panel in panels if panel.names]
         rest = [panel for panel in panels if not panel.names]
         rows = max(len(rest), 1)

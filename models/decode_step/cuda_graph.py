@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,8 @@ class StaticStep:
         if self.replay is None:
             table, layers = self.decoder.output_table(self.id_range), self.cache.layers
             inputs = (self.decoder, layers, self.tokens, self.position, self.positions, table)
-            self.replay = captured(lambda: self.compute(*inputs), self.tokens.device)
+            # without `self`: a circle would keep the cache until the garbage collector comes
+            self.replay = captured(partial(self.compute, *inputs), self.tokens.device)
         return self.replay()
 
 

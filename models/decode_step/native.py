@@ -1,8 +1,8 @@
 """The decoding step in C++ for CPUs, as fast as weights can be read from memory.
 
 native.cpp is compiled at its first use, in a few seconds, by g++ with OpenMP or by the compiler
-that CXX names. The library is kept in the user's cache folder; its name is a digest of the source,
-the command and the kind of machine. There is one library for float32 weights and one for bfloat16.
+that CXX names. The library is kept in the user's cache folder; its name holds digests of what it
+was made from and of its content. There is one library for float32 weights and one for bfloat16.
 `NativeStep` passes it the addresses of weights and cache: nothing is copied.
 """
 
@@ -15,6 +15,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 import threading
 from functools import cache as once
 from pathlib import Path
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 
 from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
 from utils.errors import UserError, one_line
-from utils.files import atomic_path
 
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILERS = ("g++", "c++")  # g++ first: its threads are those that torch uses on Linux
@@ -68,17 +68,29 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     """
     with one_at_a_time:
         try:
-            loaded = ctypes.CDLL(str(compiled_file(dtype)))
-            loaded.decoder_step.restype = None
-            return loaded
+            path = compiled_file(dtype)
+            try:
+                return _load(path)
+            except OSError:  # made for another system: a home that several machines share
+                path.unlink(missing_ok=True)
+                return _load(compiled_file(dtype))
         except (OSError, RuntimeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"the native step cannot be used ({one_line(error)}); {ADVICE}"
             ) from error
 
 
+def _load(path: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(path))
+    loaded.decoder_step.restype = None
+    return loaded
+
+
 def compiled_file(dtype: torch.dtype = torch.float32) -> Path:
-    """Path of the library, which is compiled if it is not there yet."""
+    """Path of the library, which is compiled if it is not there yet, or not as it was compiled.
+
+    Its name ends in a digest of its content: to load a file that was cut off kills the process.
+    """
     # The command: compiler, vectors of this processor, type of the weights.
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
@@ -88,16 +100,43 @@ def compiled_file(dtype: torch.dtype = torch.float32) -> Path:
     command = [*shlex.split(compiler), *flags, str(SOURCE), "-o"]
 
     # The file: one for each command, source and kind of machine.
-    kind = " ".join([platform.system(), platform.machine(), *command])
+    kind = " ".join([platform.system(), platform.machine(), *platform.libc_ver(), *command])
     key = hashlib.sha256(kind.encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    path = cache_folder() / f"native_step_{key}.so"
-    if not path.is_file():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            compile_to(temporary, command)
-    elif hasattr(os, "getuid") and path.stat().st_uid not in (os.getuid(), 0):
-        raise UserError(f"{path} belongs to somebody else; remove it, or set decode_mode=plain")
-    return path
+    folder = cache_folder()
+    for path in sorted(folder.glob(f"native_step_{key}_*.so")):
+        if hasattr(os, "getuid") and path.stat().st_uid not in (os.getuid(), 0):
+            raise UserError(f"{path} belongs to somebody else; remove it, or set decode_mode=plain")
+        if path == _named_by_content(path, key):
+            return path
+        path.unlink(missing_ok=True)  # damaged; another process may have seen it, too
+    return _compile_into(folder, key, command)
+
+
+def _named_by_content(library: Path, key: str, folder: Path | None = None) -> Path:
+    """Where a library belongs."""
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()[:16]
+    return (folder or library.parent) / f"native_step_{key}_{digest}.so"
+
+
+def _compile_into(folder: Path, key: str, command: list[str]) -> Path:
+    """Compiles in a folder of its own, so that any number of processes may do so at once.
+
+    Raises:
+        UserError: the compiler fails, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            fresh = Path(own) / "native_step.so"
+            compile_to(fresh, command)
+            path = _named_by_content(fresh, key, folder)
+            os.replace(fresh, path)
+        return path
+    except OSError as error:
+        raise UserError(
+            f"cannot write the native step to {folder} ({error.strerror or error}); set "
+            "XDG_CACHE_HOME to a folder that can be written, or decode_mode=plain"
+        ) from error
 
 
 def compile_to(path: Path, command: list[str]) -> None:
@@ -212,7 +251,8 @@ class NativeStep:
             self.layers, self._norm(decoder.output_ln), self._head(), len(self.layers), num_rows,
             num_images, num_heads, dim, mlp_dim, max_len, memory_len, decoder.layers[0].post_norm,
         )  # fmt: skip
-        self.scratch = torch.zeros(num_rows + LANES - 1, 2 * dim + max(3 * dim, mlp_dim))
+        shape = num_rows + LANES - 1, 2 * dim + max(3 * dim, mlp_dim)
+        self.scratch = torch.zeros(shape, dtype=torch.float32, device="cpu")
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(R,) ids -> (R, V) float32 logits, see `DecodeStep`."""
@@ -265,9 +305,9 @@ class NativeStep:
 def address(array: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
     if array is None:
         return None
-    if not array.is_contiguous() or array.dtype != dtype:
+    if array.device.type != "cpu" or not array.is_contiguous() or array.dtype != dtype:
         raise ValueError(
-            f"the native step reads contiguous arrays of {dtype}, got {array.dtype} with strides "
-            f"{array.stride()}"
+            f"the native step reads contiguous arrays of {dtype} on the CPU, got {array.dtype} on "
+            f"{array.device} with strides {array.stride()}"
         )
     return array.data_ptr()

@@ -54,7 +54,7 @@ VOC = [
         "box with a word",
         lambda p: p.write_xml(box=(1, "two", 9, 9)),
         readers.voc,
-        "could not convert",
+        "ymin of object .cat. must be a number",
     ),
     Case(
         "VOC XML",
@@ -68,7 +68,7 @@ VOC = [
         "height inf",
         lambda p: p.write_xml(size=("inf", 60)),
         readers.voc,
-        "height and width must be",
+        "height must be 1 to",
     ),
     Case(
         "VOC XML",

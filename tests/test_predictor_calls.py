@@ -1,0 +1,131 @@
+"""What a caller of the predictor may give, and what is refused in one sentence."""
+
+import numpy as np
+import pytest
+import torch
+
+from infer.predictor import Predictor
+from tests.conftest import ROOT
+from utils.errors import UserError
+from utils.images import load_image
+
+BOXES = np.float32([[75, 246, 166, 354], [356, 9, 392, 72]])
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor(ROOT / "weights" / "demo.safetensors")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return load_image(ROOT / "images" / "demo.jpg")
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(predictor, image):
+    class_id = next(iter(predictor.categories.names))
+    name = predictor.categories.names[class_id]
+    expected = predictor.segment(image, BOXES, class_id, scores=[0.5, 0.5]).to_json()
+    labels = (
+        name,
+        np.str_(name),
+        np.int64(class_id),
+        np.uint8(class_id),
+        np.int64([class_id, class_id]),
+    )
+    for label in (*labels, np.array(class_id), np.array([class_id] * 2), torch.tensor(class_id)):
+        for score in (0.5, np.float16(0.5), np.array(0.5), torch.tensor([0.5, 0.5])):
+            for boxes in (BOXES, BOXES.tolist(), torch.from_numpy(BOXES)):
+                (found,) = predictor.segment([image], [boxes], [label], scores=[score])
+                assert found.to_json() == expected
+    (found,) = predictor.segment([image], [BOXES], np.int64(class_id), scores=np.float64(0.5))
+    assert found.to_json() == expected
+    for size in (np.int64(1), np.uint8(2)):
+        assert len(predictor.detect((image, image), max_objects=np.int64(2), batch_size=size)) == 2
+
+
+CALLS = [  # argument, value, what is said
+    ("batch_size", 0, "batch_size must be a whole number of at least 1, got 0"),
+    ("batch_size", -1, "batch_size .* got -1"),
+    ("batch_size", 1.5, "batch_size .* got 1.5"),
+    ("batch_size", True, "batch_size .* got True"),
+    ("batch_size", "2", "batch_size .* got '2'"),
+    ("scores", [[0.5]], r"scores must be one for each of the 2 boxes, got \(1,\)"),
+    ("scores", [[[0.5], [0.5]]], r"scores must be one .* got \(2, 1\)"),
+    ("scores", [["a", "b"]], "scores must be numbers"),
+    ("scores", [np.nan], "scores must be finite"),
+    ("labels", [True], "labels must be class ids or names, got True"),
+    ("labels", [1.5], "labels must be class ids or names, got 1.5"),
+    ("labels", [None], "labels must be class ids or names"),
+    ("labels", [[1, 1, 1]], "one label for all boxes or one each: 3 for 2"),
+    ("labels", [1, 1], "labels must have an entry for each of the 1 images, got 2"),
+    ("boxes", [BOXES, BOXES], "boxes must have an entry for each of the 1"),
+    ("boxes", [np.ones((4, 5))], r"boxes must be xmin .* got \(4, 5\)"),
+    ("boxes", [["a", "b", "c", "d"]], "boxes must be numbers"),
+    ("boxes", None, "labels and scores belong to boxes"),
+    ("score_threshold", np.nan, "score_threshold must be a number from 0 to 1"),
+    ("score_threshold", 50, "score_threshold .* got 50"),
+    ("score_threshold", "0.5", "score_threshold .* got '0.5'"),
+]
+
+
+@pytest.mark.parametrize("task", ["segment", "keypoints"])
+@pytest.mark.parametrize("name, value, message", CALLS)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(
+    predictor, image, task, name, value, message
+):
+    label = predictor.tokenizer("keypoint").labels[0]
+    call = {"boxes": [BOXES], "labels": [label], name: value}
+    with pytest.raises((ValueError, UserError), match=message) as caught:
+        getattr(predictor, task)([image], **call)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, "3", True])
+def test_strange_numbers_of_objects_are_refused(predictor, image, most):
+    with pytest.raises(ValueError, match="max_objects must be a whole number of at least 1"):
+        predictor.detect(image, max_objects=most)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, None])
+@pytest.mark.parametrize("task", ["detect", "segment", "keypoints", "caption", "all_tasks"])
+def test_nothing_is_never_the_answer_to_a_wrong_batch_size(predictor, image, task, batch_size):
+    for images in (image, [image], []):
+        with pytest.raises(ValueError, match="batch_size must be"):
+            getattr(predictor, task)(images, batch_size=batch_size)
+
+
+def test_no_images_and_no_boxes_give_no_results(predictor, image):
+    for task in ("detect", "segment", "keypoints", "caption", "all_tasks"):
+        assert getattr(predictor, task)([]) == []
+    for boxes in (np.zeros((0, 4)), []):
+        assert len(predictor.segment(image, boxes)) == len(predictor.keypoints(image, boxes)) == 0
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        lambda image: image.astype(np.float32) / 255,
+        lambda image: image[..., 0],
+        lambda image: np.dstack([image, image[..., :1]]),
+        lambda image: torch.from_numpy(image),
+        lambda image: image[None],
+        lambda image: None,
+    ],
+    ids=["float", "gray", "RGBA", "torch", "batch", "None"],
+)
+def test_other_images_are_refused_in_a_sentence(predictor, image, strange):
+    with pytest.raises(ValueError, match=r"image must be .*RGB uint8 array \(H, W, 3\).*, got"):
+        predictor.detect(strange(image))
+
+
+def test_a_class_that_was_asked_for_comes_with_its_probability(predictor, image):
+    found = predictor.segment(image, BOXES)
+    assert (found.scores < 1).all() and (found.scores > 0).all()
+    likely = predictor.detect(image).best(1)
+    again = predictor.segment(image, likely.boxes)
+    assert again.labels.tolist() == likely.labels.tolist() and again.scores[0] > 0.5
+    named = predictor.segment(image, BOXES, found.labels)
+    assert named.scores.tolist() == [1, 1] and named.rles == found.rles
+    given = predictor.segment(image, BOXES, scores=[0.25, 0.75])
+    assert given.scores.tolist() == [0.25, 0.75]
