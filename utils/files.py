@@ -126,7 +126,8 @@ def fits(value: object, kind: object) -> bool:
         return isinstance(value, dict) and all(fits(item, inner[1]) for item in value.values())
     if kind in (int, float):
         number = isinstance(value, (int,) if kind is int else (int, float))
-        return number and not isinstance(value, bool) and math.isfinite(value)
+        finite = number and (isinstance(value, int) or math.isfinite(value))
+        return finite and not isinstance(value, bool)
     if kind is types.NoneType:
         return value is None
     return isinstance(value, str if kind is Path else kind)
