@@ -20,7 +20,7 @@ class CFG:
     voc_detection_weights: Path = ROOT / "weights" / "voc_detection.safetensors"  # detection, VOC
     # weights of segmentation
     coco_segmentation_weights: Path = ROOT / "weights" / "coco_segmentation.safetensors"
-    coco_captioning_weights: Path = ROOT / "weights" / "coco_captioning.safetensors"  # of captioning
+    coco_captioning_weights: Path = ROOT / "weights" / "coco_captioning.safetensors"  # captioning
     coco_keypoint_weights: Path = ROOT / "weights" / "coco_keypoints.safetensors"  # of keypoints
     coco_multi_task_weights: Path = ROOT / "weights" / "coco_multi_task.safetensors"  # of all tasks
     demo_weights: Path = ROOT / "weights" / "demo.safetensors"  # used when the above are missing
@@ -137,7 +137,7 @@ class CFG:
     captions_per_image: int = 5  # captions learned in one step, on one encoder pass
     caption_drop: float = 0.5  # share of the input tokens (prompt and padding too) hidden
     caption_end_weight: float = 0.1  # loss weight of </s>
-    caption_pad_weight: float = 1.0  # loss weight of padding (official); 0 = </s> alone ends a caption
+    caption_pad_weight: float = 1.0  # loss weight of padding (official); 0 = </s> alone ends
     caption_min_scale: float = 0.3  # as min_scale and max_scale, for this task; never a mirror
     caption_max_scale: float = 2.0  # see caption_min_scale
     captioning_weight: float = 1.0  # factor of its loss, if several tasks are trained

@@ -35,6 +35,9 @@ def main(argv=None):
     # What takes long to import comes after the command line is understood.
     from infer.results import compact_table
     from infer.tasks import Request, evaluate_task
+    from utils.devices import CoreWatch, warn_if_busy
+
+    watch = CoreWatch()
 
     # The weights and the data
     predictor = predictor_of(args.weights, cfg, args.device)
@@ -42,6 +45,7 @@ def main(argv=None):
     for task in tasks:
         predictor.require(task)  # before the first of them takes its time
     sources = {task: _source(cfg, task, dataset, split) for task in tasks}
+    warn_if_busy(watch, predictor.model.device)
 
     # Evaluate one task after the other
     name = f"{args.task}_{dataset}_{split}".replace(":", "-").replace(",", "+")

@@ -41,7 +41,7 @@ from train.settings import check_settings
 from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
-from utils.devices import World
+from utils.devices import CoreWatch, World, warn_if_busy
 
 
 def train(cfg, tasks: list[str]) -> Path:
@@ -77,9 +77,11 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
+    watch = CoreWatch()
     device = check_settings(cfg, tasks, world)
     with memory_errors(device):
         run = build_run(cfg, tasks, world, device)
+        warn_if_busy(watch, device)
         saver = _open_folder(run, run_dir)
         if world.is_main:
             log(start_text(run, saver.run_dir))

@@ -54,7 +54,7 @@ class OneOf:
 
     @property
     def range(self) -> str:
-        texts = [str(value) for value in self.values]
+        texts = [str(value).lower() for value in self.values]
         return " or ".join(texts) if len(texts) == 2 else f"one of {', '.join(texts)}"
 
     def problem(self, value: object) -> str:
@@ -69,7 +69,8 @@ class Text:
     pattern: str = r".*\S.*"
     limits: tuple[tuple[str, float, float], ...] = ()  # word -> range of the number after its "@"
 
-    def problem(self, value: str) -> str:
+    def problem(self, value: object) -> str:
+        value = str(value)
         if not re.fullmatch(self.pattern, value) or "\0" in value:
             return self.range
         word, _, number = value.partition("@")
@@ -80,30 +81,10 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Any:
-    """Every value of its type."""
-
-    range: str
-
-    def problem(self, value: object) -> str:
-        return ""
-
-
-@dataclass(frozen=True)
-class FilePath:
-    """A path that a file system may have."""
-
-    range: str = "a path"
-
-    def problem(self, value: object) -> str:
-        return self.range if "\0" in str(value) else ""
-
-
-@dataclass(frozen=True)
 class Each:
     """A tuple whose values all obey one rule."""
 
-    rule: Number | Text | Any
+    rule: Number | Text
 
     @property
     def range(self) -> str:
@@ -128,7 +109,7 @@ class Patterns:
         return ""
 
 
-PATH, FLAG = FilePath(), Any("true or false")
+PATH, FLAG = Text("a path", r"(?s)[^\0]*"), OneOf((True, False))
 COUNT, COUNT_OR_0, WORKERS = Number(1), Number(0), Number(0, 1024)
 WIDTH, DEPTH = Number(1, SIZE), Number(1, LAYERS)
 SHARE, DROPOUT = Number(0, 1), Number(0, 1, below=True)
@@ -153,18 +134,25 @@ SCHEDULE = Text(
 )
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
+PATHS = (
+    *("coco_root", "voc_root", "runs_dir", "coco_detection_weights", "voc_detection_weights"),
+    *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
+    *("coco_multi_task_weights", "demo_weights", "init_weights", "caption_vocab"),
+)
+FLAGS = (
+    *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
+    *("tie_embeddings", "output_bias", "noise_objects", "seg_cut_outlines", "seg_random_start"),
+    *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
+    *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
+    *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
+    *("compile", "emulate_bfloat16"),
+)
+TASKS = ("detection", "segmentation", "keypoint", "captioning")
+SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
+
 RULES: dict[str, object] = {
-    # paths
-    "coco_root": PATH,
-    "voc_root": PATH,
-    "runs_dir": PATH,
-    "coco_detection_weights": PATH,
-    "voc_detection_weights": PATH,
-    "coco_segmentation_weights": PATH,
-    "coco_captioning_weights": PATH,
-    "coco_keypoint_weights": PATH,
-    "coco_multi_task_weights": PATH,
-    "demo_weights": PATH,
+    **dict.fromkeys(PATHS, PATH),
+    **dict.fromkeys(FLAGS, FLAG),
     # data
     "dataset": OneOf(("coco", "voc")),
     "voc_sets": VOC_SETS,
@@ -177,18 +165,13 @@ RULES: dict[str, object] = {
     "num_workers": WORKERS,
     "prefetch_batches": Number(1, 1024),
     # augmentation
-    "augment": FLAG,
-    "min_scale": SCALE,
-    "max_scale": SCALE,
+    **{f"{prefix}{name}": SCALE for prefix in SCALED for name in ("min_scale", "max_scale")},
     "flip_prob": SHARE,
-    "diagonal_crops": FLAG,
     "color_jitter": Number(0, 10),
-    "pixel_transform": Any("the path of a file, or empty"),
+    "pixel_transform": Text("the path of a file, or empty", r"[^\0]*"),
     # model
     "encoder": Text("the name of an encoder", r"\S+"),
     "encoder_stride": Number(1, 4096),
-    "pretrained": FLAG,
-    "init_weights": PATH,
     "img_size": Number(1, 16384),
     "resize_mode": OneOf(("letterbox", "stretch")),
     "encoder_dim": WIDTH,
@@ -197,80 +180,54 @@ RULES: dict[str, object] = {
     "encoder_mlp_dim": WIDTH,
     "encoder_patch": Number(1, 16384),
     "encoder_positions": POSITIONS,
-    "encoder_cls_token": FLAG,
     "resnet_depth": OneOf((50, 101, 152, 200)),
     "resnet_width": Number(0, 64, above=True),
     "projection": OneOf(("linear", "linear_p", "mlp")),
     "projection_mlp_ratio": Number(1, 1024),
     "projection_positions": POSITIONS,
-    "smooth_init": FLAG,
     "dim": WIDTH,
     "num_layers": DEPTH,
     "num_heads": WIDTH,
     "mlp_dim": WIDTH,
     "max_len": Number(0, SIZE),
     "decoder_positions": OneOf(("learned", "sin_cos")),
-    "tie_embeddings": FLAG,
-    "output_bias": FLAG,
     "drop_path": DROPOUT,
     "drop_units": DROPOUT,
     "drop_attention": DROPOUT,
     "num_bins": Number(2, SIZE),
+    # every task
+    **{f"{task}_weight": TASK_WEIGHT for task in TASKS},
+    **{f"{task}_batch_size": COUNT_OR_0 for task in TASKS},
     # detection
     "max_objects": Number(1, SIZE),
-    "noise_objects": FLAG,
     "class_corruption": OneOf(
         ("none", "rand_cls", "real_n_fake_cls", "rand_n_fake_cls", "real_n_rand_n_fake_cls")
     ),
     "noise_weight": WEIGHT,
     "eos_weight": WEIGHT,
-    "detection_weight": TASK_WEIGHT,
-    "detection_batch_size": COUNT_OR_0,
     "top_k": COUNT_OR_0,
     "top_p": SHARE,
     "temperature": TEMPERATURE,
     # segmentation
     "max_points": Number(3, SIZE),
     "seg_max_objects": Number(1, SIZE),
-    "seg_cut_outlines": FLAG,
-    "seg_random_start": FLAG,
     "seg_eos_weight": WEIGHT,
-    "seg_first_end_only": FLAG,
-    "seg_weigh_absent": FLAG,
-    "seg_min_scale": SCALE,
-    "seg_max_scale": SCALE,
-    "seg_crop": FLAG,
     "seg_crop_pad": MARGIN,
-    "segmentation_weight": TASK_WEIGHT,
-    "segmentation_batch_size": COUNT_OR_0,
     "seg_samples": Number(1, 4096),
     "seg_top_p": SHARE,
     "seg_threshold": Number(0, 1, above=True),
-    "seg_grammar": FLAG,
     # keypoints
     "keypoint_crop": MARGIN,
-    "keypoint_min_scale": SCALE,
-    "keypoint_max_scale": SCALE,
-    "keypoint_mask_inputs": FLAG,
     "keypoint_invisible_weight": WEIGHT,
-    "keypoint_weight": TASK_WEIGHT,
-    "keypoint_batch_size": COUNT_OR_0,
     "keypoint_top_p": SHARE,
-    "keypoint_suppress_invisible": FLAG,
-    "keypoint_official_resampling": FLAG,
     "keypoint_score_weight": SHARE,
     "keypoint_sigmas": Each(Number(0, 100, above=True)),
     # captioning
-    "caption_vocab": PATH,
     "max_caption_tokens": Number(2, SIZE),
     "captions_per_image": Number(1, 4096),
     "caption_drop": DROPOUT,
     "caption_end_weight": WEIGHT,
     "caption_pad_weight": WEIGHT,
-    "caption_min_scale": SCALE,
-    "caption_max_scale": SCALE,
-    "captioning_weight": TASK_WEIGHT,
-    "captioning_batch_size": COUNT_OR_0,
     "caption_beams": Number(1, 4096),
     "caption_top_k": COUNT_OR_0,
     "caption_top_p": SHARE,
@@ -284,9 +241,8 @@ RULES: dict[str, object] = {
     "max_minutes": Number(0),
     "batch_size": COUNT,
     "accumulate_steps": COUNT,
-    "whole_epochs": FLAG,
     "loss": LOSS,
-    "lr": Number(0, 10**6, above=True),
+    "lr": Number(0, 10**6),
     "lr_scaling": OneOf(("none", "linear", "sqrt")),
     "lr_schedule": SCHEDULE,
     "warmup_epochs": Number(0),
@@ -294,19 +250,14 @@ RULES: dict[str, object] = {
     "tail_steps": COUNT_OR_0,
     "end_lr_factor": SHARE,
     "weight_decay": Number(0, 10**6),
-    "decay_all": FLAG,
     "decay_exclude": Patterns(),
     "betas": Each(DROPOUT),
     "encoder_lr_factor": Number(0, 10**6, above=True),
     "layer_decay": Number(0, 1, above=True),
     "freeze_encoder_steps": COUNT_OR_0,
-    "freeze_batch_norm": FLAG,
     "clip_grad": Number(-HUGE),
     "amp": OneOf(("auto", "off", "bf16", "fp16")),
-    "recompute_activations": FLAG,
-    "fsdp": FLAG,
     "max_nonfinite": COUNT,
-    "compile": FLAG,
     "num_lengths": COUNT,
     "eval_every": COUNT,
     "save_minutes": Number(0),
@@ -319,7 +270,6 @@ RULES: dict[str, object] = {
     "eval_batch_size": COUNT,
     "infer_dtype": OneOf(("float32", "bfloat16")),
     "decode_mode": OneOf(("auto", "plain", "native", "static", "compiled")),
-    "emulate_bfloat16": FLAG,
     "score_threshold": SHARE,
 }
 
@@ -353,7 +303,7 @@ def _ordered(prefix: str) -> Pair:
 
 
 PAIRS = (  # of all scripts
-    *map(_ordered, ("", "seg_", "keypoint_", "caption_")),
+    *map(_ordered, SCALED),
     Pair(
         ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
         lambda resampling, suppress, top_k: not resampling or (suppress and top_k < 2),
