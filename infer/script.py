@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import log, parser
-from utils.devices import check_bfloat16
 from utils.errors import UserError
 from utils.files import find_weight_file, write_json_atomic
 from utils.images import list_images, load_image
@@ -158,9 +157,9 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path):
     """
     if args.weights is not None:
         return predictor_of(args.weights, cfg, args.device)
-    if weights.is_file():
+    if weights.exists():
         return predictor_of(weights, cfg, args.device)
-    if not cfg.demo_weights.is_file():
+    if not cfg.demo_weights.exists():
         raise UserError(
             f"no weights at {weights}; train some, or name a weight file with --weights"
         )
@@ -188,7 +187,7 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
 
     from infer.predictor import Predictor
     from models.decode_step.native import obstacle
-    from utils.devices import pick_device
+    from utils.devices import check_bfloat16, pick_device
 
     device, dtype = pick_device(device or cfg.device), getattr(torch, cfg.infer_dtype)
     if device.type == "cpu" and cfg.infer_dtype == "bfloat16":

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         """As that of argparse; names what an unknown argument may have been meant to be."""
         values, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            raise UserError(f"unknown argument {unknown[0]!r}; {self._remedy(unknown)}")
+            raise UserError(f"unknown argument {shown(unknown[0])}; {self._remedy(unknown)}")
         return values
 
     def _remedy(self, unknown: Sequence[str]) -> str:
@@ -202,7 +202,7 @@ def snapshot(
         name, eq, text = item.partition("=")
         try:
             if not eq:
-                raise UserError(f"--set wants name=value, got {item!r}")
+                raise UserError(f"--set wants name=value, got {shown(item)}")
             if wrong := _complain_of_name(name, kinds):
                 raise UserError(wrong)
             values[name] = parse_value(name, text, kinds[name])
@@ -226,7 +226,7 @@ def _complain_of_name(name: str, kinds: Mapping[str, object]) -> str:
         return ""
     near = ", ".join(difflib.get_close_matches(name, kinds, n=3))
     hint = f"near it: {near}" if near else "its names are those of class CFG there"
-    return f"no setting {name!r} in config.py; {hint}"
+    return f"no setting {shown(name)} in config.py; {hint}"
 
 
 def _complain_of_type(name: str, value: object, kind: object) -> str:
@@ -278,11 +278,11 @@ def parse_value(name: str, text: str, kind) -> object:
         inner = typing.get_args(kind)
         parts = [part for part in text.split(",") if part]
         if inner[-1] is not Ellipsis and len(parts) != len(inner):
-            raise UserError(f"{name} must be {len(inner)} values with commas, got {text!r}")
+            raise UserError(f"{name} must be {len(inner)} values with commas, got {shown(text)}")
         return tuple(parse_value(name, part, inner[0]) for part in parts)
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise UserError(f"{name} must be true or false, got {text!r}")
+            raise UserError(f"{name} must be true or false, got {shown(text)}")
         return text.lower() in ("true", "1", "yes")
     try:
         if kind is Path:
