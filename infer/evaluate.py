@@ -34,7 +34,7 @@ def main(argv=None):
 
     # What takes long to import comes after the command line is understood.
     from infer.results import compact_table
-    from infer.tasks import Request, evaluate_task
+    from infer.tasks import Request, check_request, evaluate_task
     from utils.devices import CoreWatch, warn_if_busy
 
     watch = CoreWatch()
@@ -42,15 +42,14 @@ def main(argv=None):
     # The weights and the data
     predictor = predictor_of(args.weights, cfg, args.device)
     tasks = tasks or _tasks_of(predictor, dataset)
-    for task in tasks:
-        predictor.require(task)  # before the first of them takes its time
+    request = Request(args.boxes, args.max_objects)
+    check_request(predictor, tasks, request)
     sources = {task: _source(cfg, task, dataset, split) for task in tasks}
     warn_if_busy(watch, predictor.model.device)
 
     # Evaluate one task after the other
     name = f"{args.task}_{dataset}_{split}".replace(":", "-").replace(",", "+")
     out_dir = args.out_dir or Path("results") / name
-    request = Request(args.boxes, args.max_objects)
     reports = {}
     for task, source in sources.items():
         reports[task] = evaluate_task(task, cfg, predictor, source, request)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from config import CFG
-from infer import infer_single_image_object_detection
+from infer import evaluate, infer_single_image_object_detection
 from infer.script import find_images, name_pictures
 from models import ModelConfig
 from models.encoder import check_encoder
@@ -321,3 +321,23 @@ def test_what_pip_says_when_it_is_asked_to_install(tmp_path):
         said = done.stdout + done.stderr
         assert done.returncode != 0 and "pip install -r requirements.txt" in said
         assert "Traceback" not in said and "top-level" not in said
+
+
+# ---- evaluation ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "all", "--boxes", "none.json"], "none.json"),
+        (["--task", "all", "--boxes", "detect"], "detect"),
+        (["--task", "all", "--max-objects", "9999"], "max_objects must be 1 to"),
+        (["--task", "all", "--max-objects", "0"], "--max-objects must be at least 1"),
+        (["--task", "all", "--dataset", "imagenet"], "--dataset must be coco or voc"),
+        (["--task", "detection", "--dataset", "coco", "--device", "gpu"], "--device must be auto"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_before_data_is_opened(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        evaluate.main(["--weights", str(DEMO), *arguments, "--set", "coco_root=/nowhere"])
+    assert "\n" not in str(error.value) and "/nowhere" not in str(error.value)

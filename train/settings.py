@@ -13,12 +13,13 @@ import torch
 from dataset.tasks import build_tokenizer
 from dataset.transforms import load_pixel_transforms
 from infer.keypoint import check_sigmas
-from models import ModelConfig
+from models import ModelConfig, build_model
 from models.encoder import check_encoder, image_statistics
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.distributed import local_device
+from train.optim import lr_factors
 from utils.cli import log
 from utils.devices import World, check_bfloat16, pick_device
 from utils.errors import UserError
@@ -231,4 +232,20 @@ def check_settings(cfg, tasks: Sequence[str], world: World) -> torch.device:
     fixed = {task: one for task, one in task_tokenizers.items() if task not in LENGTH_FROM_DATA}
     config = build_model_config(cfg, vocab, fixed or task_tokenizers)
     check_encoder(config)
+    if cfg.layer_decay != 1:
+        _check_layers(cfg, config)
     return device
+
+
+def _check_layers(cfg, config: ModelConfig) -> None:
+    """Checks that the layers of the encoder are known, whose rates shall differ.
+
+    Raises:
+        UserError: they are not.
+    """
+    with torch.device("meta"):
+        model = build_model(config)
+    try:
+        lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
+    except ValueError as error:
+        raise UserError(str(error)) from error
