@@ -157,7 +157,7 @@ def class_ids(labels: Labels, num: int, categories: Categories, source: str) -> 
 # ---- of an evaluation ------------------------------------------------------------------------
 
 
-def check_boxes(trained: TrainedModel, boxes: str | Path) -> None:
+def check_box_source(trained: TrainedModel, boxes: str | Path) -> None:
     """Checks that there are such boxes, as far as that needs no dataset; see `BoxSource`.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 
 from infer import captioning, detection, keypoint, segmentation
 from infer.batches import EvalLoop, as_tensor
-from infer.boxes import check_boxes, true_boxes
+from infer.boxes import check_box_source, true_boxes
 from infer.captioning import CaptionOptions
 from infer.detection import DetectionOptions
 from infer.keypoint import KeypointOptions
@@ -66,7 +66,7 @@ def check_request(trained: TrainedModel, tasks: Sequence[str], request: Request)
     if "detection" in tasks:
         detection.detection_tokenizer(trained, request.max_objects)
     if {"segmentation", "keypoint"} & set(tasks):
-        check_boxes(trained, request.boxes)
+        check_box_source(trained, request.boxes)
 
 
 def evaluate_task(
