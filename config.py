@@ -2,7 +2,7 @@
 
 Precedence: CFG < the preset (a subclass below) < the run or weight file that one starts from <
 `--config FILE` < `--set`. Scripts work on a read-only snapshot; nothing in the library reads this
-file.
+file. The comment of a setting says what it is; its range stands in `utils/setting_rules.py`.
 """
 
 from pathlib import Path
