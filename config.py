@@ -2,7 +2,7 @@
 
 Precedence: CFG < the preset (a subclass below) < the run or weight file that one starts from <
 `--config FILE` < `--set`. Scripts work on a read-only snapshot; nothing in the library reads this
-file.
+file. The comment of a setting says what it is; its range stands in `utils/setting_rules.py`.
 """
 
 from pathlib import Path
@@ -15,18 +15,20 @@ class CFG:
     coco_root: Path = ROOT / "data" / "coco"  # holds train2017/ val2017/ annotations/
     voc_root: Path = ROOT / "data" / "VOC"  # holds VOCdevkit/ (or is it)
     runs_dir: Path = ROOT / "runs"  # every run gets a new folder in here
+    # what the scripts in infer/ use without --weights: weights of detection
     coco_detection_weights: Path = ROOT / "weights" / "coco_detection.safetensors"
-    voc_detection_weights: Path = ROOT / "weights" / "voc_detection.safetensors"
+    voc_detection_weights: Path = ROOT / "weights" / "voc_detection.safetensors"  # detection, VOC
+    # weights of segmentation
     coco_segmentation_weights: Path = ROOT / "weights" / "coco_segmentation.safetensors"
-    coco_captioning_weights: Path = ROOT / "weights" / "coco_captioning.safetensors"
-    coco_keypoint_weights: Path = ROOT / "weights" / "coco_keypoints.safetensors"
-    coco_multi_task_weights: Path = ROOT / "weights" / "coco_multi_task.safetensors"
+    coco_captioning_weights: Path = ROOT / "weights" / "coco_captioning.safetensors"  # captioning
+    coco_keypoint_weights: Path = ROOT / "weights" / "coco_keypoints.safetensors"  # of keypoints
+    coco_multi_task_weights: Path = ROOT / "weights" / "coco_multi_task.safetensors"  # of all tasks
     demo_weights: Path = ROOT / "weights" / "demo.safetensors"  # used when the above are missing
 
     # ---- data --------------------------------------------------------------------------------
-    dataset: str = "coco"  # "coco" | "voc"
-    voc_sets: str = "2007:trainval,2012:trainval"  # year:split[,year:split…] to train on
-    voc_eval_sets: str = "2007:test"  # to evaluate on
+    dataset: str = "coco"  # which dataset: "coco" | "voc"
+    voc_sets: str = "2007:trainval,2012:trainval"  # VOC sets to train on: year:split[,year:split…]
+    voc_eval_sets: str = "2007:test"  # VOC sets to evaluate on
     classes: tuple[str, ...] = ()  # only these categories; empty = all that the data has
     train_limit: int = 0  # only the first N training images (by id); 0 = all
     eval_limit: int = 0  # only the first N evaluation images; 0 = all
@@ -37,10 +39,10 @@ class CFG:
     prefetch_batches: int = 2  # batches that each loader process keeps ready
 
     # ---- augmentation (training) ---------------------------------------------------------------
-    augment: bool = True  # False = letterbox only
+    augment: bool = True  # random scale, crop, mirror and colour; False = letterbox only
     min_scale: float = 0.3  # scale jitter: longer side / img_size, uniform between the two
-    max_scale: float = 2.0
-    flip_prob: float = 0.5  # horizontal flip
+    max_scale: float = 2.0  # above 1 a part of the image is cut away
+    flip_prob: float = 0.5  # share of the images that are mirrored left to right
     diagonal_crops: bool = False  # one draw for both offsets of the window (official: on)
     color_jitter: float = 0.5  # strength of brightness, contrast, saturation, hue; 0 = off
     pixel_transform: str = ""  # your own albumentations pipeline, saved with A.save (JSON / YAML)
@@ -53,30 +55,30 @@ class CFG:
     init_weights: Path | None = None  # start the whole model from this weight file
     img_size: int = 384  # side of the square model input, pixels
     resize_mode: str = "letterbox"  # "letterbox" keeps the aspect ratio, "stretch" does not
-    encoder_dim: int = 768  # this and the next eight: the official_* encoders only
-    encoder_layers: int = 12
-    encoder_heads: int = 12
-    encoder_mlp_dim: int = 3072
+    encoder_dim: int = 768  # width; this and the next eight: the official_* encoders only
+    encoder_layers: int = 12  # transformer layers of an official_* encoder
+    encoder_heads: int = 12  # attention heads of each of them
+    encoder_mlp_dim: int = 3072  # hidden width of their MLPs
     encoder_patch: int = 16  # official_vit: side of a patch, pixels
-    encoder_positions: str = "sin_cos"  # | "learned"
+    encoder_positions: str = "sin_cos"  # of image tokens: "sin_cos" | "learned"
     encoder_cls_token: bool = False  # a class token in front of the image tokens
     resnet_depth: int = 50  # official_resnet*: 50 | 101 | 152 | 200
     resnet_width: float = 1.0  # multiplies the channels of the ResNet
     projection: str = "mlp"  # encoder -> decoder: "linear" | "linear_p" (+ positions) | "mlp"
     projection_mlp_ratio: int = 4  # hidden width of the projection's MLP block / dim
-    projection_positions: str = "sin_cos"  # of image tokens | "learned"
+    projection_positions: str = "sin_cos"  # of image tokens: "sin_cos" | "learned"
     smooth_init: bool = False  # start coordinate tokens as sin-cos codes (not in the papers)
     dim: int = 512  # decoder width
-    num_layers: int = 6
-    num_heads: int = 16
-    mlp_dim: int = 2048
+    num_layers: int = 6  # layers of the decoder
+    num_heads: int = 16  # attention heads of each layer
+    mlp_dim: int = 2048  # hidden width of their MLPs
     max_len: int = 0  # positions of the decoder; 0 = as many as the tasks need
-    decoder_positions: str = "learned"  # | "sin_cos"
+    decoder_positions: str = "learned"  # of the tokens: "learned" | "sin_cos"
     tie_embeddings: bool = True  # one matrix for input tokens and output logits
-    output_bias: bool = True
-    drop_path: float = 0.1
+    output_bias: bool = True  # a bias on the output logits
+    drop_path: float = 0.1  # stochastic depth: share of the blocks that a sample skips in training
     drop_units: float = 0.1  # dropout inside MLPs
-    drop_attention: float = 0.0
+    drop_attention: float = 0.0  # dropout of attention weights
 
     num_bins: int = 1000  # coordinate bins per axis: a coordinate is one of so many tokens
 
@@ -89,32 +91,32 @@ class CFG:
     detection_weight: float = 1.0  # factor of its loss, if several tasks are trained
     detection_batch_size: int = 0  # its images in a step; 0 = batch_size
     top_k: int = 0  # decoding: 1 = greedy, 0 = no limit
-    top_p: float = 0.4  # nucleus; the papers' value
-    temperature: float = 1.0
+    top_p: float = 0.4  # of the nucleus that tokens are drawn from; the papers' value
+    temperature: float = 1.0  # the logits are divided by it before a draw
 
     # ---- segmentation ------------------------------------------------------------------------
     max_points: int = 128  # of one object's outline, 2 tokens each; longer ones are simplified
-    seg_max_objects: int = 10  # per image and step; of more a random choice
-    seg_cut_outlines: bool = False  # cut them at max_points instead (official: on)
+    seg_max_objects: int = 10  # objects per image and step; of more a random choice
+    seg_cut_outlines: bool = False  # cut long outlines at max_points instead (official: on)
     seg_random_start: bool = True  # outlines start at a random point (official: off)
     seg_eos_weight: float = 1.0  # loss weight of padding after an outline
     seg_first_end_only: bool = False  # weigh the first padding token alone (official: off)
     seg_weigh_absent: bool = False  # weigh the padding of absent objects too (official: on)
     seg_min_scale: float = 0.3  # as min_scale and max_scale, for this task
-    seg_max_scale: float = 1.0
+    seg_max_scale: float = 1.0  # see seg_min_scale
     seg_crop: bool = False  # show the model the box's surroundings, not the whole image
     seg_crop_pad: float = 0.5  # what a crop adds on each side, in sides of the box
     segmentation_weight: float = 1.0  # factor of its loss, if several tasks are trained
     segmentation_batch_size: int = 0  # its images in a step; 0 = batch_size
     seg_samples: int = 8  # outlines per object, averaged
-    seg_top_p: float = 0.8
+    seg_top_p: float = 0.8  # as top_p, for outlines
     seg_threshold: float = 0.5  # share of the samples that makes a pixel part of the mask
     seg_grammar: bool = True  # only well-formed outlines (official: off)
 
     # ---- keypoints ---------------------------------------------------------------------------
     keypoint_crop: float = 0.5  # what a crop adds on each side, in sides of the box
     keypoint_min_scale: float = 0.3  # as min_scale and max_scale, for this task
-    keypoint_max_scale: float = 1.0
+    keypoint_max_scale: float = 1.0  # see keypoint_min_scale
     # LEFT:RIGHT,... of the points that a mirror swaps; empty = told by their names. Without a pair
     # nothing is mirrored. NAME:NAME says that a point has no side
     keypoint_flip_pairs: tuple[str, ...] = ()
@@ -122,83 +124,85 @@ class CFG:
     keypoint_invisible_weight: float = 0.1  # loss weight of points that are not labelled
     keypoint_weight: float = 1.0  # factor of its loss, if several tasks are trained
     keypoint_batch_size: int = 0  # its images in a step; 0 = batch_size
-    keypoint_top_p: float = 0.1
+    keypoint_top_p: float = 0.1  # as top_p, for keypoints
     keypoint_suppress_invisible: bool = True  # every point gets a place
-    keypoint_official_resampling: bool = False  # place them afterwards, by the official rule
+    keypoint_official_resampling: bool = False  # suppress "invisible" by the official rule
     # share of the points' probability in the score, the rest is the box's; none = 1, but 0.1 for
     # detected boxes (the authors' notebook)
     keypoint_score_weight: float | None = None
-    keypoint_sigmas: tuple[float, ...] = ()  # of the OKS: one a point, or one; empty = COCO's 17
+    keypoint_sigmas: tuple[float, ...] = ()  # of OKS: one a point, or one for all; empty = COCO's
 
     # ---- captioning --------------------------------------------------------------------------
-    # made by dataset/build_captioning_vocab.py; or a SentencePiece .model file, or a weight file of
-    # ours that knows captions
+    # text pieces, made by dataset/build_captioning_vocab.py; or a SentencePiece .model file, or a
+    # weight file of ours that knows captions
     caption_vocab: Path = ROOT / "data" / "caption_vocab.json"
-    max_caption_tokens: int = 128  # of an answer, </s> included; COCO's longest need about 60
-    captions_per_image: int = 5  # in one step, on one encoder pass
+    max_caption_tokens: int = 128  # tokens of a caption with its </s>; COCO's longest need about 60
+    captions_per_image: int = 5  # captions learned in one step, on one encoder pass
     caption_drop: float = 0.5  # share of the input tokens (prompt and padding too) hidden
     caption_end_weight: float = 0.1  # loss weight of </s>
-    caption_pad_weight: float = 1.0  # of the padding after it (official); 0 = </s> alone ends
+    caption_pad_weight: float = 1.0  # loss weight of padding (official); 0 = </s> alone ends
     caption_min_scale: float = 0.3  # as min_scale and max_scale, for this task; never a mirror
-    caption_max_scale: float = 2.0
+    caption_max_scale: float = 2.0  # see caption_min_scale
     captioning_weight: float = 1.0  # factor of its loss, if several tasks are trained
     captioning_batch_size: int = 0  # its images in a step; 0 = batch_size
     caption_beams: int = 1  # more than 1 = beam search; 1 = greedy, or sampling by the next three
-    caption_top_k: int = 1  # 1 = greedy, 0 = no limit
-    caption_top_p: float = 1.0
-    caption_temperature: float = 1.0
+    caption_top_k: int = 1  # as top_k, for captions: 1 = greedy, 0 = no limit
+    caption_top_p: float = 1.0  # as top_p, for captions
+    caption_temperature: float = 1.0  # as temperature, for captions
     caption_length_penalty: float = 1.0  # beams rank by log-prob / length ** this
 
     # ---- training ----------------------------------------------------------------------------
     device: str = "auto"  # "auto" = CUDA where there is one, else "cpu"; or "cuda:1", "cpu"
-    seed: int = 0
-    epochs: int = 40
+    seed: int = 0  # of all random numbers: weights, order, augmentation, dropout, draws of tokens
+    epochs: int = 40  # passes over the training images
     max_steps: int = 0  # stop after this many optimiser steps; 0 = epochs decide
     max_minutes: float = 0.0  # stop (and save) after this time, for a quick look; 0 = no limit
     batch_size: int = 32  # images of a task on one process (GPU) at a time
     accumulate_steps: int = 1  # batches whose gradients one optimiser step adds up
     whole_epochs: bool = True  # False = official: epochs * images // batch_size + 1 steps in all
     loss: str = "xent"  # "xent" | "xent@SMOOTHING" | "focal@GAMMA" | "logistic@SMOOTHING"
-    lr: float = 3e-5
-    # by n = images of a step = batch_size * accumulate_steps * processes: "linear" = lr * n / 256
-    lr_scaling: str = "none"  # | "sqrt" = lr * sqrt(n)
-    # after the warm-up: "linear" | "cosine" | "constant" | "cosine@SHARE" | "exp@FACTOR"
+    lr: float = 3e-5  # learning rate after the warm-up
+    # rate by n = images of a step = batch_size * accumulate_steps * processes: "none" = lr |
+    lr_scaling: str = "none"  # "linear" = lr * n / 256 | "sqrt" = lr * sqrt(n)
+    # decay after the warm-up: "linear" | "cosine" | "constant" | "cosine@SHARE" | "exp@FACTOR"
     lr_schedule: str = "linear"
-    warmup_epochs: float = 2.0
+    warmup_epochs: float = 2.0  # epochs in which the rate grows from 0 to lr
     warmup_steps: int = 0  # replaces warmup_epochs; 0 = warmup_epochs decides
     tail_steps: int = 0  # steps at the end for which the rate stays as it is
     end_lr_factor: float = 0.01  # lr at the end / lr
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # of AdamW, times the rate at every step
     decay_all: bool = True  # True = official: biases and norms decay too; False = matrices only
-    decay_exclude: tuple[str, ...] = ()  # regular expressions on names of parameters to spare
-    betas: tuple[float, float] = (0.9, 0.95)
+    decay_exclude: tuple[str, ...] = ()  # regular expressions: parameters that do not decay
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW: gradient, squared gradient
     encoder_lr_factor: float = 1.0  # learning rate of the encoder / lr (official: 1)
     layer_decay: float = 1.0  # rate of an encoder layer / that of the next; 1 = off (official)
     freeze_encoder_steps: int = 0  # first steps in which the encoder stays as it is
     freeze_batch_norm: bool = False  # the encoder's statistics stay; for trained encoders
     clip_grad: float = 0.0  # largest gradient norm; 0 or less = off (official: -1)
-    amp: str = "auto"  # "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
-    recompute_activations: bool = False  # of transformer blocks: less memory, more time
+    amp: str = "auto"  # mixed precision: "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
+    recompute_activations: bool = False  # in transformer blocks: less memory, more time
     fsdp: bool = False  # several processes share one copy of weights and optimiser state
     max_nonfinite: int = 10  # the run stops after so many steps in a row without a finite loss
     compile: bool = False  # torch.compile of the training step: minutes once, then faster steps
     num_lengths: int = 8  # on CUDA and with compile, sequences are cut to one of so many lengths
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
-    save_minutes: float = 5.0  # between checkpoints, within epochs too; 0 = at their ends
+    save_minutes: float = 5.0  # minutes between checkpoints, within epochs too; 0 = at their ends
     save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone
-    keep_checkpoints: int = 2  # newest ones that are kept: last.ckpt, last-1.ckpt, ...
+    keep_checkpoints: int = 2  # newest checkpoints that are kept: last.ckpt, last-1.ckpt, ...
     early_stop_patience: int = 0  # end after so many evaluations without a better one; 0 = never
     ema_decay: float = 0.0  # moving average of the weights, evaluated and kept; 0 = off, or 0.9999
     log_every: int = 20  # steps between points of the curves
 
     # ---- evaluation and inference --------------------------------------------------------------
-    eval_batch_size: int = 16  # images at a time
-    infer_dtype: str = "float32"  # what the scripts in infer/ compute in | "bfloat16"
-    # "auto" = native on a CPU with a C++ compiler, else plain | "plain" | "native" = C++, compiled
-    # once | "static" = fixed shapes, on a GPU one CUDA graph per token | "compiled" = that and
-    # torch.compile, also of the encoder (not for validation during training)
+    eval_batch_size: int = 16  # images that are evaluated at a time
+    infer_dtype: str = "float32"  # what scripts in infer/ compute in: "float32" | "bfloat16"
+    # how tokens are decoded: "auto" = native on a CPU with a C++ compiler, else plain | "plain" |
+    # "native" = C++, compiled once | "static" = fixed shapes, on a GPU one CUDA graph per token |
+    # "compiled" = that and torch.compile, also of the encoder (not for validation during training)
     decode_mode: str = "auto"
-    score_threshold: float = 0.3  # of results shown to people; evaluation keeps all
+    # compute in bfloat16 (amp, infer_dtype) on a CPU without units for it: 15 to 30 times slower
+    emulate_bfloat16: bool = False
+    score_threshold: float = 0.3  # least score of objects shown to people; evaluation keeps all
 
 
 class VocCFG(CFG):

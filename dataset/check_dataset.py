@@ -58,8 +58,6 @@ def main(argv=None) -> None:
     args = parse(argv)
     cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
     dataset = args.dataset or cfg.dataset
-    if dataset not in ("coco", "voc"):
-        raise UserError(f"--dataset must be coco or voc, got {dataset!r}")
     tasks = list(TASKS) if args.task == "all" else pick_names("--task", args.task, TASKS)
     out_dir = args.out_dir or Path("dataset_check") / dataset
 

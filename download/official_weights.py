@@ -18,11 +18,10 @@ from download.official_model import (
 from download.official_settings import read_official_config, variant_settings
 from download.tf_checkpoint import read_checkpoint
 from models import build_model, save_model
-from tokenizer.coordinates import PROMPT_LEN
 from tokenizer.detection import TOKENS_PER_OBJECT
 from tokenizer.tasks import build_tokenizer
 from tokenizer.text import TextTokenizer
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import PROMPT_LEN, Vocabulary
 from utils.categories import Categories
 from utils.cli import log
 from utils.errors import UserError

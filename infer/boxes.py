@@ -211,6 +211,18 @@ def class_ids(labels: Labels, num: int, categories: Categories, source: str) -> 
 # ---- of an evaluation ------------------------------------------------------------------------
 
 
+def check_box_source(trained: TrainedModel, boxes: str | Path) -> None:
+    """Checks that there are such boxes, as far as that needs no dataset; see `BoxSource`.
+
+    Raises:
+        UserError: there are none.
+    """
+    if str(boxes) == "detected":
+        trained.require("detection")
+    elif str(boxes) != "gt" and not Path(boxes).is_file():
+        raise UserError(f"cannot read {boxes} (no such file); {ADVICE}")
+
+
 class BoxSource:
     """The boxes that an evaluation of masks or keypoints asks for.
 

@@ -18,7 +18,6 @@ from models.beam_search import beam_search
 from models.generate import GenerationRequest, SamplingOptions, uniforms_of_images
 from tokenizer.captioning import CaptionTokenizer
 from utils.caption_metrics import ptb_tokenize, score_captions
-from utils.errors import UserError
 from utils.visualize import draw_caption
 
 
@@ -48,23 +47,16 @@ class CaptionOptions:
 
     @classmethod
     def from_settings(cls, cfg, num_captions: int = 1) -> CaptionOptions:
-        """Decoding as the settings say.
-
-        Raises:
-            UserError: a value that cannot work.
-        """
-        try:
-            return cls(
-                num_captions=num_captions,
-                num_beams=cfg.caption_beams,
-                top_k=cfg.caption_top_k,
-                top_p=cfg.caption_top_p,
-                temperature=cfg.caption_temperature,
-                length_penalty=cfg.caption_length_penalty,
-                seed=cfg.seed,
-            )
-        except ValueError as error:
-            raise UserError(f"settings of captions: {error}") from error
+        """Decoding as the settings say."""
+        return cls(
+            num_captions=num_captions,
+            num_beams=cfg.caption_beams,
+            top_k=cfg.caption_top_k,
+            top_p=cfg.caption_top_p,
+            temperature=cfg.caption_temperature,
+            length_penalty=cfg.caption_length_penalty,
+            seed=cfg.seed,
+        )
 
     @property
     def beams(self) -> int:

@@ -41,15 +41,8 @@ class DetectionOptions:
 
     @classmethod
     def from_settings(cls, cfg, max_objects: int | None = None) -> DetectionOptions:
-        """Decoding as the settings say.
-
-        Raises:
-            UserError: a value that cannot work.
-        """
-        try:
-            return cls(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed, max_objects)
-        except ValueError as error:
-            raise UserError(f"settings of detection: {error}") from error
+        """Decoding as the settings say."""
+        return cls(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed, max_objects)
 
 
 def detect(

@@ -27,13 +27,14 @@ from infer.script import predictor_of
 from tokenizer.vocabulary import TASKS
 from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
-from utils.files import check_place, read_json
+from utils.files import check_place, find_weight_file, read_json
 
 
 def main(argv=None):
     # The command line and the settings; those of the run that made the weights are the defaults
     args = _parser().parse_args(argv)
-    saved = settings_beside(args.weights)
+    weights = find_weight_file(args.weights)
+    saved = settings_beside(weights)
     cfg = load_settings(args, PRESETS["default"], presets=PRESETS, inherited=saved)
     dataset, split = args.dataset or cfg.dataset, args.split or cfg.eval_split
     chosen = args.task or ",".join(saved["tasks"] if saved else ["detection"])
@@ -44,23 +45,24 @@ def main(argv=None):
 
     # What takes long to import comes after the command line is understood.
     from infer.results import compact_table
-    from infer.tasks import Request, evaluate_task
-    from utils.devices import memory_errors, pick_device
+    from infer.tasks import Request, check_request, evaluate_task
+    from utils.devices import CoreWatch, memory_errors, pick_device, warn_if_busy
     from utils.processes import local_device, session
 
+    watch = CoreWatch()
     with session() as world:
         # The weights and the data
         if saved:
-            log(f"settings of {args.weights.parent}: {' '.join(data_settings(cfg, dataset))}")
+            log(f"settings of {weights.parent}: {' '.join(data_settings(cfg, dataset))}")
         device = local_device(pick_device(args.device or cfg.device), world)
-        predictor = predictor_of(args.weights, cfg, str(device))
+        predictor = predictor_of(weights, cfg, str(device))
         tasks = tasks or _tasks_of(predictor, dataset)
-        for task in tasks:
-            predictor.require(task)  # before the first of them takes its time
+        request = Request(args.boxes, args.max_objects)
+        check_request(predictor, tasks, request)
         sources = {task: _source(cfg, task, dataset, split) for task in tasks}
+        warn_if_busy(watch, predictor.model.device)
 
         # Evaluate one task after the other; the first process has the results
-        request = Request(args.boxes, args.max_objects)
         reports = {}
         for task, source in sources.items():
             with memory_errors(device):

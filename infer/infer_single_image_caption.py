@@ -13,9 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
-from infer.script import Output, infer_parser, load_predictor, read_images
+from infer.script import Output, find_images, infer_parser, load_predictor, read_images
 from utils.cli import load_settings, run
-from utils.images import list_images
 
 
 def main(argv=None):
@@ -24,7 +23,7 @@ def main(argv=None):
     args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
-    paths = list_images(args.image)
+    paths = find_images(args.image)
 
     # What takes long to import comes after the command line is understood.
     from infer.captioning import CaptionOptions, table

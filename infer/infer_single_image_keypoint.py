@@ -17,6 +17,7 @@ from infer.script import (
     add_box_arguments,
     check_box_arguments,
     check_boxes_known,
+    find_images,
     infer_parser,
     load_predictor,
     pick_threshold,
@@ -24,7 +25,6 @@ from infer.script import (
     read_images,
 )
 from utils.cli import load_settings, run
-from utils.images import list_images
 
 
 def main(argv=None):
@@ -34,7 +34,7 @@ def main(argv=None):
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)
-    paths = list_images(args.image)
+    paths = find_images(args.image)
     check_box_arguments(args, len(paths))
 
     # What takes long to import comes after the command line is understood.

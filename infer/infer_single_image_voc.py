@@ -10,9 +10,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import VocCFG
-from infer.script import Output, infer_parser, load_predictor, pick_threshold, read_batches
+from infer.script import (
+    Output,
+    find_images,
+    infer_parser,
+    load_predictor,
+    pick_threshold,
+    read_batches,
+)
 from utils.cli import load_settings, run
-from utils.images import list_images
 
 BATCH = 16  # images that are detected together
 
@@ -24,7 +30,7 @@ def main(argv=None):
     args = args.parse_args(argv)
     cfg = load_settings(args, VocCFG)
     threshold = pick_threshold(args, cfg)
-    paths = list_images(args.image)
+    paths = find_images(args.image)
 
     # What takes long to import comes after the command line is understood.
     from infer.detection import DetectionOptions, draw, table

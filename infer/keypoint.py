@@ -62,24 +62,17 @@ class KeypointOptions:
 
     @classmethod
     def from_settings(cls, cfg) -> KeypointOptions:
-        """Decoding as the settings say.
-
-        Raises:
-            UserError: a value that cannot work.
-        """
-        try:
-            return cls(
-                top_k=cfg.top_k,
-                top_p=cfg.keypoint_top_p,
-                temperature=cfg.temperature,
-                suppress_invisible=cfg.keypoint_suppress_invisible,
-                official_resampling=cfg.keypoint_official_resampling,
-                points_score_weight=cfg.keypoint_score_weight,
-                sigmas=cfg.keypoint_sigmas,
-                seed=cfg.seed,
-            )
-        except ValueError as error:
-            raise UserError(f"settings of keypoints: {error}") from error
+        """Decoding as the settings say."""
+        return cls(
+            top_k=cfg.top_k,
+            top_p=cfg.keypoint_top_p,
+            temperature=cfg.temperature,
+            suppress_invisible=cfg.keypoint_suppress_invisible,
+            official_resampling=cfg.keypoint_official_resampling,
+            points_score_weight=cfg.keypoint_score_weight,
+            sigmas=cfg.keypoint_sigmas,
+            seed=cfg.seed,
+        )
 
 
 def find_keypoints(

@@ -4,8 +4,12 @@ Nothing here imports torch before the command line is understood.
 """
 
 import argparse
+import itertools
 import json
+import os
 import sys
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,11 +17,8 @@ import numpy as np
 
 from utils.cli import log, parser
 from utils.errors import UserError
-from utils.files import check_place, write_json_atomic
-from utils.images import load_image
-
-DTYPES = ("float32", "bfloat16")
-
+from utils.files import check_place, find_weight_file, write_json_atomic
+from utils.images import list_images, load_image
 
 # ---- options ---------------------------------------------------------------------------------
 
@@ -29,7 +30,13 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         pictures: the script draws scored objects; otherwise it prints text alone.
     """
     args = parser(doc)
-    args.add_argument("--image", required=True, help="a file, a folder or a quoted glob")
+    args.add_argument(
+        "--image",
+        required=True,
+        nargs="+",
+        action="extend",
+        help="files, folders (not their subfolders) or globs",
+    )
     args.add_argument("--weights", type=Path, help="default: the task's path in config.py")
     if pictures:
         args.add_argument(
@@ -167,9 +174,9 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path):
     check_places(args)
     if args.weights is not None:
         return predictor_of(args.weights, cfg, args.device)
-    if weights.is_file():
+    if weights.exists():
         return predictor_of(weights, cfg, args.device)
-    if not cfg.demo_weights.is_file():
+    if not cfg.demo_weights.exists():
         raise UserError(
             f"no weights at {weights}; train some, or name a weight file with --weights"
         )
@@ -187,21 +194,23 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
         device: None = that of the settings.
 
     Raises:
-        UserError: no such weight file, or a setting that cannot be.
+        UserError: no such weight file, or one that this machine cannot compute as the settings say.
     """
-    if cfg.infer_dtype not in DTYPES:
-        raise UserError(f"infer_dtype must be one of {', '.join(DTYPES)}, got {cfg.infer_dtype!r}")
+    file = find_weight_file(weights)
+    if file.parent == weights.expanduser():
+        log(f"weights: {file}")
     # Only now: torch takes seconds to import.
     import torch
 
     from infer.predictor import Predictor
-    from models.decode_step.modes import check_decode_mode
     from models.decode_step.native import obstacle
-    from utils.devices import pick_device
+    from utils.devices import check_bfloat16, pick_device
 
-    check_decode_mode(cfg.decode_mode)
     device, dtype = pick_device(device or cfg.device), getattr(torch, cfg.infer_dtype)
-    predictor = Predictor(weights, device, dtype=dtype, mode=cfg.decode_mode)
+    if device.type == "cpu" and cfg.infer_dtype == "bfloat16":
+        emulate = cfg.emulate_bfloat16
+        check_bfloat16("infer_dtype=bfloat16", "infer_dtype=float32", emulate=emulate)
+    predictor = Predictor(file, device, dtype=dtype, mode=cfg.decode_mode)
     could_be_native = cfg.decode_mode == "auto" and device.type == "cpu"
     if could_be_native and (reason := obstacle(dtype)):
         log(f"notice: decoding takes longer than it could: {reason}")
@@ -209,6 +218,16 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
 
 
 # ---- images and results ----------------------------------------------------------------------
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """The images that `--image` names, each once.
+
+    Raises:
+        UserError: one of the patterns names none.
+    """
+    paths = [path for pattern in patterns for path in list_images(pattern)]
+    return list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
 
 
 def read_images(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
@@ -255,7 +274,9 @@ class Output:
     """
 
     def __init__(self, args: argparse.Namespace, paths: Sequence[Path]):
-        self.args, self.paths = args, paths
+        self.args = args
+        self.begins = name_pictures(paths)
+        self.inputs = {path.absolute() for path in paths}
         self.rows: list[dict] = []
         self.texts: list[str] = []
 
@@ -284,19 +305,45 @@ class Output:
         from utils.visualize import save_image
 
         for name, picture in (pictures or {}).items():
-            target = self.args.out_dir / picture_name(path, self.paths, name)
+            target = self.args.out_dir / f"{self.begins[path]}{name}.png"
+            while target.absolute() in self.inputs:  # a picture of an earlier call, say
+                target = target.with_stem(target.stem + "-2")
             save_image(target, picture)
             log(f"drew {target}")
         self.rows.append({"image": str(path), "size": [image.shape[1], image.shape[0]], **row})
         self.texts.append(text)
 
 
-def picture_name(path: Path, paths: Sequence[Path], name: str) -> str:
-    """`name`.png for one image; for several `<stem>_name.png`, or with suffix if stems repeat."""
+def name_pictures(paths: Sequence[Path]) -> dict[Path, str]:
+    """The beginning of the names of each image's pictures: no two are equal, in any case.
+
+    It is nothing for one image; of several `<stem>_`, with the suffix where stems repeat, with the
+    folders where names repeat, and with a number where that does not do.
+    """
     if len(paths) == 1:
-        return f"{name}.png"
-    alone = [other.stem for other in paths].count(path.stem) == 1
-    return f"{path.stem if alone else path.name}_{name}.png"
+        return {paths[0]: ""}
+    top = os.path.commonpath([path.absolute().parent for path in paths])
+    longer = (
+        lambda path: path.stem,
+        lambda path: path.name,
+        lambda path: "_".join(path.absolute().relative_to(top).parts),
+    )
+    counts = [Counter(_plain(name(path)) for path in paths) for name in longer]
+    out, taken = {}, set()
+    for path in paths:
+        names = [name(path) for name in longer]
+        alone = [n for n, count in zip(names, counts, strict=True) if count[_plain(n)] == 1]
+        start = (alone or names[-1:])[0]
+        numbered = (f"{start}-{i}" for i in itertools.count(2))
+        chosen = next(n for n in itertools.chain([start], numbered) if _plain(n) not in taken)
+        taken.add(_plain(chosen))
+        out[path] = f"{chosen}_"
+    return out
+
+
+def _plain(name: str) -> str:
+    """A name as file systems compare it that ignore case and the normal form."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def print_results(args: argparse.Namespace, rows: list[dict], texts: list[str]) -> None:

@@ -68,22 +68,16 @@ class SegmentationOptions:
 
         Args:
             num_samples: None = as the settings say.
-
-        Raises:
-            UserError: a value that cannot work.
         """
-        try:
-            return cls(
-                top_k=cfg.top_k,
-                top_p=cfg.seg_top_p,
-                temperature=cfg.temperature,
-                num_samples=cfg.seg_samples if num_samples is None else num_samples,
-                threshold=cfg.seg_threshold,
-                grammar=cfg.seg_grammar,
-                seed=cfg.seed,
-            )
-        except ValueError as error:
-            raise UserError(f"settings of segmentation: {error}") from error
+        return cls(
+            top_k=cfg.top_k,
+            top_p=cfg.seg_top_p,
+            temperature=cfg.temperature,
+            num_samples=cfg.seg_samples if num_samples is None else num_samples,
+            threshold=cfg.seg_threshold,
+            grammar=cfg.seg_grammar,
+            seed=cfg.seed,
+        )
 
 
 def segment(

@@ -4,7 +4,7 @@
 docs/tasks.md, "A fifth task".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from infer import captioning, detection, keypoint, segmentation
 from infer.batches import EvalLoop, as_tensor
-from infer.boxes import true_boxes
+from infer.boxes import check_box_source, true_boxes
 from infer.captioning import CaptionOptions
 from infer.detection import DetectionOptions
 from infer.keypoint import KeypointOptions
@@ -53,6 +53,20 @@ def place_of_data(cfg, dataset: str, split: str) -> tuple[Path, str]:
     if dataset == "voc":
         return cfg.voc_root, {"train": cfg.voc_sets, "val": cfg.voc_eval_sets}.get(split, split)
     raise UserError(f"dataset must be coco or voc, got {dataset!r}")
+
+
+def check_request(trained: TrainedModel, tasks: Sequence[str], request: Request) -> None:
+    """Checks that an evaluation can be done with these weights, before it opens a dataset.
+
+    Raises:
+        UserError: the weights do not know a task or not as many objects, or there are no boxes.
+    """
+    for task in tasks:
+        trained.require(task)
+    if "detection" in tasks:
+        detection.detection_tokenizer(trained, request.max_objects)
+    if {"segmentation", "keypoint"} & set(tasks):
+        check_box_source(trained, request.boxes)
 
 
 def evaluate_task(

@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.official_encoders import OfficialResNet, OfficialViT, TransformerOptions
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 
 class TimmEncoder(nn.Module):
@@ -173,6 +174,36 @@ def build_encoder(config: ModelConfig, *, pretrained: bool = False) -> nn.Module
         UserError: unknown name, or pretrained weights that cannot be fetched.
     """
     return ENCODERS.get(config.encoder, _timm_encoder)(config, pretrained)
+
+
+def check_encoder(config: ModelConfig) -> None:
+    """Checks that the encoder takes images of this size with these options.
+
+    It runs once on the meta device, which costs neither memory nor noticeable time.
+
+    Raises:
+        UserError: it does not.
+    """
+    encoder = None
+    try:
+        with torch.device("meta"):
+            encoder = build_encoder(config).eval()
+        encoder(torch.zeros(1, 3, *config.image_size, device="meta"))
+    except UserError:
+        raise
+    except Exception as error:  # every library class has its own
+        remedy = "choose another size or encoder"
+        patch = getattr(getattr(encoder, "backbone", None), "patch_embed", None)
+        patch, size = getattr(patch, "patch_size", (0,))[0], config.image_size[0]
+        if "drop_path_rate" in str(error):
+            remedy = "it has no stochastic depth: use drop_path=0"
+        elif patch and size % patch:
+            near = {max(size // patch, 1) * patch, -(-size // patch) * patch}
+            remedy = f"use a multiple of its patch, img_size={' or '.join(map(str, sorted(near)))}"
+        raise UserError(
+            f"encoder {config.encoder!r} does not work with img_size={size}, encoder_stride="
+            f"{config.encoder_stride}, drop_path={config.drop_path} ({one_line(error)}); {remedy}"
+        ) from error
 
 
 def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from models.config import ModelConfig
 from models.pix2seq import Pix2Seq, build_model
 from utils.errors import UserError, one_line
-from utils.files import atomic_path
+from utils.files import atomic_path, find_weight_file
 
 MAX_LAYERS = 512  # of encoder or decoder; building a layer takes time even without memory
 MAX_SIZE = 1 << 20  # largest value of any other number in a config
@@ -170,8 +170,7 @@ def read_header(path: str | Path) -> tuple[ModelConfig, dict]:
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
     """A weight file of ours, open."""
-    if not path.is_file():
-        raise UserError(f"no weight file at {path}; train one, or name another")
+    path = find_weight_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
@@ -188,7 +187,7 @@ def _opened(path: Path) -> Iterator[safe_open]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
-    """The model of a weight file, in float32 and eval mode.
+    """The model of a weight file, or the best one of a run folder, in float32 and eval mode.
 
     Raises:
         UserError: the file is missing, is not a weight file of this project, or its tensors do not

@@ -210,9 +210,9 @@ def test_weights_alone_are_enough(weights, demo_set, tmp_path):
     ("override", "message"),
     [
         ("caption_vocab=/nowhere.json", "make one with dataset/build_captioning_vocab.py"),
-        ("max_caption_tokens=1", "max_tokens must be at least 2"),
-        ("caption_drop=1", "drop in"),
-        ("caption_beams=0", "num_beams must be at least 1"),
+        ("max_caption_tokens=1", "max_caption_tokens must be at least 2"),
+        ("caption_drop=1", "caption_drop must be at least 0 and below 1"),
+        ("caption_beams=0", "caption_beams must be at least 1"),
     ],
 )
 def test_what_cannot_work_is_one_line(settings, override, message):

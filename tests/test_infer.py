@@ -225,8 +225,8 @@ def test_a_folder_gives_one_picture_each_and_reports_the_unreadable(
         (["--image", "ok.png", "--set", "colour=1"], "no setting 'colour'"),
         (["--image", "ok.png", "--config", "none.json"], "with --config"),
         (["--image", "ok.png", "--set", "demo_weights=none"], "no weights at"),
-        (["--image", "ok.png", "--set", "top_k=-1"], "settings of detection: top_k must be >= 0"),
-        (["--image", "ok.png", "--set", "infer_dtype=half"], "infer_dtype must be one of float32"),
+        (["--image", "ok.png", "--set", "top_k=-1"], "top_k must be at least 0, got -1"),
+        (["--image", "ok.png", "--set", "infer_dtype=half"], "infer_dtype must be float32 or"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(

@@ -27,9 +27,8 @@ from infer.trained_model import TrainedModel
 from models import save_model
 from models.generate import SamplingOptions
 from tests.conftest import TINY
-from tokenizer.coordinates import tokens_to_points
 from tokenizer.keypoint import KeypointTokenizer
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import Vocabulary, tokens_to_points
 from train import train_coco_keypoints
 from train.build import build_model_of_run, build_source_of, build_tokenizers, build_vocabulary
 from utils.categories import COCO_PERSON

@@ -648,8 +648,8 @@ def test_training_on_crops_is_recorded_in_the_weights(demo_set, tmp_path, pictur
     ("override", "message"),
     [
         ("max_points=2", "max_points must be at least 3"),
-        ("seg_crop_pad=-1", "crop must be None or not negative"),
-        ("seg_threshold=2", "threshold must be above 0"),
+        ("seg_crop_pad=-1", "seg_crop_pad must be at least 0"),
+        ("seg_threshold=2", "seg_threshold must be above 0"),
         ("dataset=voc", "trains on coco"),
     ],
 )

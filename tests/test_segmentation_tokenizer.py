@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer.coordinates import tokens_to_points
 from tokenizer.segmentation import SegmentationTokenizer, turn
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import Vocabulary, tokens_to_points
 from utils.masks import polygon_area, polygons_to_rle, rle_to_mask
 
 VOCAB = Vocabulary()

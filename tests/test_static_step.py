@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import models.decode_step.cuda_graph
-from infer.script import predictor_of
 from models.decode_step.cuda_graph import StaticStep
 from models.decoder import Cache
 from tests.tiny_models import (
@@ -22,7 +21,6 @@ from tests.tiny_models import (
     prompts,
     tiny,
 )
-from utils.errors import UserError
 
 
 @pytest.fixture
@@ -174,15 +172,3 @@ def test_half_precision_keeps_scores_in_float32_and_near(memory):
     forced = exact(pictures, torch.cat([prompts(2, 1), tokens[:, :-1]], 1)).log_softmax(2)
     expected = forced.gather(2, tokens[:, :, None])[:, :, 0]
     torch.testing.assert_close(log_probs, expected, atol=0.3, rtol=0.05)
-
-
-class Settings:
-    infer_dtype, decode_mode, device = "float32", "plain", "cpu"
-
-
-@pytest.mark.parametrize("name", ["infer_dtype", "decode_mode"])
-def test_settings_that_do_not_exist_are_refused(tmp_path, name):
-    cfg = Settings()
-    setattr(cfg, name, "fast")
-    with pytest.raises(UserError, match=f"{name} must be one of .*, got 'fast'"):
-        predictor_of(tmp_path / "w.safetensors", cfg)

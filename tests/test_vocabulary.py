@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tokenizer.coordinates import dequantize, quantize
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import Vocabulary, dequantize, quantize
 from utils.categories import Categories
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.base import TaskTokenizer, TokenSequence
-from tokenizer.coordinates import dequantize, quantize
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import Vocabulary, dequantize, quantize
 
 TOKENS_PER_OBJECT = 5
 CORRUPTIONS = ("none", "rand_cls", "real_n_fake_cls", "rand_n_fake_cls", "real_n_rand_n_fake_cls")

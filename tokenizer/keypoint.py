@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from tokenizer.base import TaskTokenizer, TokenSequence
-from tokenizer.coordinates import PROMPT_LEN, instance_prompt, points_to_tokens, tokens_to_points
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import (
+    PROMPT_LEN,
+    Vocabulary,
+    instance_prompt,
+    points_to_tokens,
+    tokens_to_points,
+)
 from utils.categories import COCO_PERSON, Skeleton, pairs_of
 
 

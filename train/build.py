@@ -345,10 +345,7 @@ def build_state(
     cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], steps: Steps, world: World = ALONE
 ) -> TrainState:
     """The model spread over the processes, optimiser, schedule and streams at step 0."""
-    try:
-        factors = lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
-    except ValueError as error:  # not every encoder has layers that are known
-        raise UserError(str(error)) from error
+    factors = lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
     ema = average_of(model, cfg.ema_decay)  # before the model is sharded
     if cfg.recompute_activations:
         recompute_activations(model.blocks)

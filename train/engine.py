@@ -44,7 +44,7 @@ from train.settings import check_settings
 from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
-from utils.devices import World, memory_errors
+from utils.devices import CoreWatch, World, memory_errors, warn_if_busy
 from utils.files import check_place
 from utils.processes import session
 
@@ -92,11 +92,13 @@ def start(tasks: list[str], load: Callable) -> Path:
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
-    device = check_settings(cfg, tasks, world, resumed=run_dir is not None)
+    watch, resumed = CoreWatch(), run_dir is not None
+    device = check_settings(cfg, tasks, world, resumed=resumed)
     if world.is_main:
         check_place(run_dir or cfg.runs_dir)
     with memory_errors(device):
-        run = build_run(cfg, tasks, world, device, resumed=run_dir is not None)
+        run = build_run(cfg, tasks, world, device, resumed=resumed)
+        warn_if_busy(watch, device)
         saver = _open_folder(run, run_dir)
         if world.is_main:
             log(start_text(run, saver.run_dir))

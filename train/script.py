@@ -12,6 +12,7 @@ from train.run_folder import find_run_dir, read_settings
 from utils.cli import load_settings, parser, pick_names
 from utils.errors import UserError
 from utils.files import shown
+from utils.setting_rules import TRAINING_PAIRS
 
 
 def train_script(
@@ -36,7 +37,9 @@ def train_script(
     if tasks is None:
         args.add_argument("--task", help=f"with commas, of {', '.join(known)}; default: all")
     args = args.parse_args(argv)
-    load = partial(load_settings, args, base, presets=PRESETS)
+    # of a run that goes on more settings are to come: together they are checked with those
+    pairs = () if args.resume else TRAINING_PAIRS
+    load = partial(load_settings, args, base, presets=PRESETS, pairs=pairs)
     cfg = load()
     if cfg.dataset != dataset:
         raise UserError(f"this script trains on {dataset}, the settings say dataset={cfg.dataset}")

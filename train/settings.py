@@ -5,7 +5,6 @@ for each task which settings are its own. Vocabulary, tokenizers and the shape o
 from the settings as well.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -14,25 +13,18 @@ import torch
 from dataset.tasks import build_tokenizer
 from dataset.transforms import load_pixel_transforms
 from infer.keypoint import check_sigmas
-from models import ModelConfig
-from models.decode_step.modes import check_decode_mode
-from models.encoder import image_statistics
+from models import ModelConfig, build_model
+from models.encoder import check_encoder, image_statistics
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
-from train.loss import LossType, amp_dtype
-from train.optim import base_lr, check_average, check_lr_factors, parse_schedule
-from utils.devices import World, pick_device
+from train.optim import lr_factors
+from utils.cli import log
+from utils.devices import World, check_bfloat16, pick_device
 from utils.errors import UserError
+from utils.files import find_weight_file
 from utils.processes import local_device
-
-LEAST = {  # setting -> its smallest value
-    **dict.fromkeys(("accumulate_steps", "num_lengths", "prefetch_batches"), 1),
-    **dict.fromkeys(("eval_batch_size", "eval_every", "log_every", "keep_checkpoints"), 1),
-    **dict.fromkeys(("save_steps", "save_minutes", "max_steps", "max_minutes"), 0),
-    **dict.fromkeys(("freeze_encoder_steps", "early_stop_patience", "num_workers"), 0),
-}
-CHOICES = {"bad_samples": ("refuse", "skip"), "resize_mode": ("letterbox", "stretch")}
+from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
 
 
 @dataclass(frozen=True)
@@ -136,6 +128,8 @@ def _scales(cfg, prefix: str = "") -> dict:
     return {name: getattr(cfg, prefix + name) for name in names}
 
 
+LENGTH_FROM_DATA = ("keypoint",)  # tasks whose sequences are as long as the data says
+
 TASK_SETTINGS: dict[str, Callable[[object], TaskSettings]] = {
     "detection": _detection,
     "segmentation": _segmentation,
@@ -217,7 +211,9 @@ def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
 def check_settings(
     cfg, tasks: Sequence[str], world: World, *, resumed: bool = False
 ) -> torch.device:
-    """Refuses settings that cannot work; needs no data and no model.
+    """Refuses settings that do not go together, on this machine or with these weights and encoder.
+
+    Each setting alone is in its range already (`utils.setting_rules`). Needs no data.
 
     Args:
         resumed: the weights are those of a checkpoint: `init_weights` is not needed any more.
@@ -226,73 +222,40 @@ def check_settings(
         the device of this process.
 
     Raises:
-        UserError: a setting that cannot work, with what to do instead.
+        UserError: settings that cannot work, with what to do instead.
     """
+    if complaints := complain_of_pairs(cfg, TRAINING_PAIRS):
+        raise UserError("\n".join(complaints))
     device = local_device(pick_device(cfg.device), world)
-    _check_ranges(cfg, tasks)
-    try:
-        _check_recipe(cfg, device)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    _check_combinations(cfg)
-    check_decode_mode(cfg.decode_mode)  # of validation
+    if device.type == "cpu" and cfg.amp == "bf16":
+        check_bfloat16("amp=bf16", "amp=off", emulate=cfg.emulate_bfloat16)
     load_pixel_transforms(cfg.pixel_transform)
-    if not resumed and cfg.init_weights is not None and not cfg.init_weights.is_file():
-        raise UserError(
-            f"no weight file at {cfg.init_weights}; train one, or name another with "
-            "--set init_weights=FILE"
+    if not resumed and cfg.init_weights is not None:
+        file = find_weight_file(
+            cfg.init_weights, "train one, or name another with --set init_weights=FILE"
         )
+        if file.parent == cfg.init_weights:
+            log(f"weights to start from: {file}")
     # Tokens and model, as far as they need no data: keypoints may be others in the file.
     vocab = build_vocabulary(cfg, tasks)
-    build_tokenizers(cfg, tasks, vocab)
-    model_config(cfg, vocab, max_len=cfg.max_len or 1)
+    task_tokenizers = build_tokenizers(cfg, tasks, vocab)
+    fixed = {task: one for task, one in task_tokenizers.items() if task not in LENGTH_FROM_DATA}
+    config = build_model_config(cfg, vocab, fixed or task_tokenizers)
+    check_encoder(config)
+    if cfg.layer_decay != 1:
+        _check_layers(cfg, config)
     return device
 
 
-def _check_ranges(cfg, tasks: Sequence[str]) -> None:
-    """Numbers that are too small and words that are not known."""
-    for name, least in LEAST.items():
-        if not getattr(cfg, name) >= least:
-            raise UserError(f"{name} must be at least {least}, got {getattr(cfg, name)}")
-    for name, known in CHOICES.items():
-        if getattr(cfg, name) not in known:
-            raise UserError(f"{name} must be {' or '.join(known)}, got {getattr(cfg, name)!r}")
-    for task, size in batch_sizes(cfg, tasks).items():
-        if size < 1:
-            raise UserError(f"batch size of {task} must be at least 1, got {size}")
-    for task, weight in task_weights(cfg, tasks).items():
-        if not 0 < weight < float("inf"):  # 0 would teach nothing
-            raise UserError(
-                f"{task}_weight must be above 0, got {weight}; leave the task out with --task"
-            )
-
-
-def _check_recipe(cfg, device: torch.device) -> None:
-    """Loss, rate, average and precision.
+def _check_layers(cfg, config: ModelConfig) -> None:
+    """Checks that the layers of the encoder are known, whose rates shall differ.
 
     Raises:
-        ValueError: one of them is not known or out of its range.
+        UserError: they are not.
     """
-    LossType.parse(cfg.loss)
-    base_lr(cfg.lr, 1, cfg.lr_scaling)
-    parse_schedule(cfg.lr_schedule)
-    check_lr_factors(cfg.encoder_lr_factor, cfg.layer_decay)
-    check_average(cfg.ema_decay)
-    amp_dtype(cfg.amp, device)
+    with torch.device("meta"):
+        model = build_model(config)
     try:
-        re.compile("|".join(cfg.decay_exclude))
-    except re.error as error:
-        raise ValueError(f"decay_exclude must be regular expressions: {error}") from error
-
-
-def _check_combinations(cfg) -> None:
-    """Settings that do not go together."""
-    if cfg.fsdp and cfg.amp == "fp16":
-        raise UserError("fsdp=true goes with amp=bf16 or amp=off, not with fp16")
-    if cfg.fsdp and (cfg.ema_decay or cfg.freeze_encoder_steps):
-        raise UserError("fsdp=true goes without ema_decay and freeze_encoder_steps")
-    if cfg.freeze_batch_norm and not (cfg.pretrained or cfg.init_weights):
-        raise UserError(
-            "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
-            "pretrained=true or init_weights=FILE"
-        )
+        lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
+    except ValueError as error:
+        raise UserError(str(error)) from error

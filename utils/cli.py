@@ -14,6 +14,40 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import fits, read_json, shown
+from utils.setting_rules import PAIRS, RULES, Pair, complain, complain_of_options, complain_of_pairs
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, with what was probably meant."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; see --help")
+
+    def parse_args(self, args=None, namespace=None):
+        """As that of argparse; names what an unknown argument may have been meant to be."""
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UserError(f"unknown argument {shown(unknown[0])}; {self._remedy(unknown)}")
+        return values
+
+    def _remedy(self, unknown: Sequence[str]) -> str:
+        """What to write instead of the first of these words."""
+        word, eq, value = unknown[0].partition("=")
+        if not word.startswith("-"):
+            is_override = eq and word in RULES
+            return f"settings come after --set: --set {unknown[0]}" if is_override else "see --help"
+        if not eq and len(unknown) > 1 and not unknown[1].startswith("--"):
+            value = unknown[1]
+
+        # A setting of this name, else an option or a setting of a similar one.
+        name = word.lstrip("-").replace("-", "_")
+        options = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(f"--{name.replace('_', '-')}", options, n=1)
+        if near and name not in RULES:
+            return f"did you mean {near[0]}?"
+        for setting in difflib.get_close_matches(name, RULES, n=1):
+            return f"settings come after --set: --set {setting}={value or 'VALUE'}"
+        return "see --help"
 
 
 def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.ArgumentParser:
@@ -22,9 +56,7 @@ def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.A
     Args:
         presets: name -> CFG class, for scripts that have `--preset`.
     """
-    out = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    out = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument(
         "--set",
         nargs="+",
@@ -110,7 +142,7 @@ def safe_streams() -> Iterator[None]:
 
 
 def run(main: Callable) -> typing.NoReturn:
-    """Runs a script's `main`; a `UserError` ends in one line on stderr and exit status 2."""
+    """Runs a script's `main`; a `UserError` ends in its lines on stderr and exit status 2."""
     debug, status = "--debug" in sys.argv, 0
     os.environ["MPLBACKEND"] = "agg"  # that of a notebook is not here, and nothing is shown
     with safe_streams():
@@ -120,7 +152,8 @@ def run(main: Callable) -> typing.NoReturn:
         except UserError as error:
             if debug:
                 traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -171,20 +204,29 @@ def load_settings(
     *,
     presets: Mapping[str, type] | None = None,
     inherited: dict | None = None,
+    pairs: Sequence[Pair] = PAIRS,
 ):
     """The settings of a script, read-only: CFG < preset < `inherited` < `--config` < `--set`.
 
     Args:
-        args: of `parser`.
+        args: of `parser`; options that obey the range of a setting are checked, too.
         base: the CFG class of the script; `--preset` names another.
         inherited: settings of the run or weight file that one goes on from (`settings_dict`).
+        pairs: see `snapshot`.
 
     Raises:
-        UserError: unknown name (the nearest ones are named) or a value of another type.
+        UserError: a line for everything that is wrong.
     """
     if presets is not None and args.preset is not None:
         base = find_preset(presets, args.preset)
-    return snapshot(base, args.set, saved=inherited, file=args.config)
+    complaints = complain_of_options(vars(args))
+    try:
+        cfg = snapshot(base, args.set, saved=inherited, file=args.config, pairs=pairs)
+    except UserError as error:
+        complaints.append(str(error))
+    if complaints:
+        raise UserError("\n".join(complaints))
+    return cfg
 
 
 def snapshot(
@@ -193,6 +235,7 @@ def snapshot(
     *,
     saved: dict | None = None,
     file: Path | None = None,
+    pairs: Sequence[Pair] = PAIRS,
 ):
     """A read-only instance of the CFG class `base` with `name=value` overrides.
 
@@ -200,45 +243,66 @@ def snapshot(
         saved: values of an earlier run (`settings_dict`), below the file and the overrides.
         file: JSON object of settings, below the overrides; `tasks`, which a run's settings.json
             holds too, does not count.
+        pairs: conditions on several settings; none while values of a run are still to come in
+            between.
 
     Raises:
-        UserError: unknown name (the nearest ones are named) or a value of another type.
+        UserError: unknown names, values of another type or out of their range (`RULES`), settings
+            that do not go together: a line for each.
     """
     kinds = settings_types(base)
     cfg = type("Frozen" + base.__name__, (base,), {"__setattr__": _refuse})()
-    # settings of an earlier run; unknown ones do not count
-    for name, value in (saved or {}).items():
-        if name not in kinds:
-            continue
-        if not fits(value, kinds[name]):
-            expected = getattr(kinds[name], "__name__", kinds[name])
-            raise UserError(
-                f"the saved settings are damaged: {name} must be of type {expected}, got "
-                f"{shown(value)}; correct them (settings.json)"
-            )
-        cfg.__dict__[name] = _from_plain(value, kinds[name])
-    # --config
-    for name, value in _read_config(file).items():
-        _check_name(name, kinds)
-        if not fits(value, kinds[name]):
-            expected = getattr(kinds[name], "__name__", kinds[name])
-            raise UserError(f"{file}: {name} must be of type {expected}, got {shown(value)}")
-        cfg.__dict__[name] = _from_plain(value, kinds[name])
+    known = {name: value for name, value in (saved or {}).items() if name in kinds}
+    values, complaints = {}, []  # values: name -> value, and where it was written
+
+    # From an earlier run; what it has more does not count. Then from --config.
+    damaged = "the saved settings are damaged: ", "; correct them (settings.json)"
+    for rows, (head, tail) in ((known, damaged), (_read_config(file), (f"{file}: ", ""))):
+        for name, value in rows.items():
+            wrong = _complain_of_name(name, kinds) or _complain_of_type(name, value, kinds[name])
+            if wrong:
+                complaints.append(f"{head}{wrong}{tail}")
+            else:
+                values[name] = _from_plain(value, kinds[name])
     # --set
     for item in overrides:
         name, eq, text = item.partition("=")
-        if not eq:
-            raise UserError(f"--set wants name=value, got {item!r}")
-        _check_name(name, kinds)
-        cfg.__dict__[name] = parse_value(name, text, kinds[name])
+        try:
+            if not eq:
+                raise UserError(f"--set wants name=value, got {shown(item)}")
+            if wrong := _complain_of_name(name, kinds):
+                raise UserError(wrong)
+            values[name] = parse_value(name, text, kinds[name])
+        except UserError as error:
+            complaints.append(str(error))
+
+    # Ranges, also of what stands in config.py; then settings together.
+    cfg.__dict__.update(values)
+    for name, value in settings_dict(cfg).items():
+        wrong = _complain_of_type(name, value, kinds[name])
+        complaints.append(wrong or complain(name, getattr(cfg, name)))
+    if not any(complaints):
+        complaints += complain_of_pairs(cfg, pairs)
+    if any(complaints):
+        raise UserError("\n".join(filter(None, complaints)))
     return cfg
 
 
-def _check_name(name: str, kinds: Mapping[str, object]) -> None:
-    if name not in kinds:
-        near = ", ".join(difflib.get_close_matches(name, kinds, n=3))
-        hint = f"near it: {near}" if near else "its names are those of class CFG there"
-        raise UserError(f"no setting {name!r} in config.py; {hint}")
+def _complain_of_name(name: str, kinds: Mapping[str, object]) -> str:
+    if name in kinds:
+        return ""
+    near = ", ".join(difflib.get_close_matches(name, kinds, n=3))
+    hint = f"near it: {near}" if near else "its names are those of class CFG there"
+    return f"no setting {shown(name)} in config.py; {hint}"
+
+
+def _complain_of_type(name: str, value: object, kind: object) -> str:
+    """Of a value as JSON has it; numbers that are not finite are left to the range."""
+    number = isinstance(value, float) and kind is float
+    if number or (fits(value, kind) and (value != "" or kind is not Path)):
+        return ""
+    expected = getattr(kind, "__name__", kind)
+    return f"{name} must be of type {expected}, got {shown(value)}"
 
 
 def _read_config(file: Path | None) -> dict:
@@ -268,7 +332,11 @@ def pick_names(option: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def parse_value(name: str, text: str, kind) -> object:
-    """`text` as a value of the annotated type: bool, int, float, str, Path, tuple, `… | None`."""
+    """`text` as a value of the annotated type: bool, int, float, str, Path, tuple, `… | None`.
+
+    Raises:
+        UserError: it is none.
+    """
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if text.lower() == "none":
             return None
@@ -277,18 +345,20 @@ def parse_value(name: str, text: str, kind) -> object:
         inner = typing.get_args(kind)
         parts = [part for part in text.split(",") if part]
         if inner[-1] is not Ellipsis and len(parts) != len(inner):
-            raise UserError(f"{name} must be {len(inner)} values with commas, got {text!r}")
+            raise UserError(f"{name} must be {len(inner)} values with commas, got {shown(text)}")
         return tuple(parse_value(name, part, inner[0]) for part in parts)
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise UserError(f"{name} must be true or false, got {text!r}")
+            raise UserError(f"{name} must be true or false, got {shown(text)}")
         return text.lower() in ("true", "1", "yes")
-    if kind is Path:
-        return Path(text).expanduser()
     try:
+        if kind is Path:
+            if not text.strip():
+                raise ValueError
+            return Path(text).expanduser()
         return kind(text)
-    except ValueError:
-        raise UserError(f"{name} must be of type {kind.__name__}, got {text!r}") from None
+    except (ValueError, RuntimeError):  # RuntimeError: "~nobody"
+        raise UserError(f"{name} must be of type {kind.__name__}, got {shown(text)}") from None
 
 
 def settings_dict(cfg) -> dict[str, object]:

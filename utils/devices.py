@@ -1,15 +1,28 @@
-"""The device to run on, the processes that work together, and what they say when they run short."""
+"""The device to run on, what its cores can do, the processes that work together.
+
+And what they say when they run short.
+"""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.cli import log
 from utils.errors import UserError, one_line
+
+PROC = Path("/proc")
+BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # as Linux calls them
+# variables with which a person has chosen how threads wait
+CHOSEN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+TICKS = 100  # of /proc/stat in a second
+BUSY = 0.5  # cores of others that are no mere background
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,6 +94,101 @@ def memory_errors(device: torch.device) -> Iterator[None]:
             "(the same training), or set recompute_activations=true, amp=bf16, fsdp=true (several "
             "GPUs); anywhere use a smaller img_size or eval_batch_size"
         ) from error
+
+
+def has_bfloat16_units() -> bool:
+    """Whether the processor computes in bfloat16 by itself; True where nothing says so."""
+    flags = set()
+    for line in _lines("cpuinfo"):
+        name, _, values = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            flags |= set(values.split())
+    return not flags or bool(flags & BFLOAT16_UNITS)
+
+
+def check_bfloat16(setting: str, remedy: str, *, emulate: bool) -> None:
+    """Checks that a CPU has units for bfloat16.
+
+    Args:
+        setting: what asks for it, such as "amp=bf16".
+        remedy: what to use instead.
+        emulate: the setting `emulate_bfloat16`.
+
+    Raises:
+        UserError: it has none, and nobody wants it all the same.
+    """
+    if not emulate and not has_bfloat16_units():
+        raise UserError(
+            f"{setting}: this CPU has no units for bfloat16 and takes 15 to 30 times as long as "
+            f"with float32; use {remedy}, or force it with --set emulate_bfloat16=true"
+        )
+
+
+class CoreWatch:
+    """Measures from its creation on how many cores other programs keep busy."""
+
+    def __init__(self):
+        self.cores = _cores()
+        self.start = time.monotonic(), _busy_seconds(self.cores), sum(os.times()[:4])
+
+    def others(self) -> float:
+        """Cores that others kept busy, on average, of those that this process may use."""
+        began, busy, own = self.start
+        seconds, now = time.monotonic() - began, _busy_seconds(self.cores)
+        if busy is None or now is None or seconds < 0.3:  # other systems, or too short to measure
+            return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        others = now - busy - (sum(os.times()[:4]) - own)
+        return min(max(others / seconds, 0.0), float(len(self.cores)))
+
+    def notice(self, threads: int) -> str:
+        """A line that says what helps when the cores are taken; empty if they are not.
+
+        Args:
+            threads: that compute together in this process; they wait for the slowest.
+        """
+        if threads < 2 or any(name in os.environ for name in CHOSEN):
+            return ""
+        others, cores = self.others(), len(self.cores)
+        if others < max(BUSY, cores / 10) or others + threads <= cores + BUSY / 2:
+            return ""
+        return (
+            f"notice: other programs keep {others:.1f} of {cores} cores busy, and {threads} "
+            "threads that wait for each other then take up to 3 times as long; with OMP_NUM_THREADS"
+            "=1 (or OMP_WAIT_POLICY=PASSIVE) in the environment a step took 1.2 s instead of 1.9 s"
+        )
+
+
+def warn_if_busy(watch: CoreWatch, device: torch.device) -> None:
+    """Says what helps if other programs take the cores that this process is to compute on."""
+    if device.type == "cpu" and (text := watch.notice(torch.get_num_threads())):
+        log(text)
+
+
+def _cores() -> set[int]:
+    """Numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _busy_seconds(cores: set[int]) -> float | None:
+    """Seconds that these cores have worked since the machine started; None if nothing says so."""
+    ticks, seen = 0, 0
+    for line in _lines("stat"):
+        name, *values = line.split() or [""]
+        if name.removeprefix("cpu").isdigit() and int(name.removeprefix("cpu")) in cores:
+            user, nice, system, _, _, irq, softirq = map(int, values[:7])
+            ticks += user + nice + system + irq + softirq
+            seen += 1
+    return ticks / TICKS if seen == len(cores) and ticks else None
+
+
+def _lines(name: str) -> list[str]:
+    """The lines of a file of /proc; none where there is no such file."""
+    try:
+        return (PROC / name).read_text().splitlines()
+    except (OSError, ValueError):
+        return []
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
-"""Reads text as any system writes it, writes files complete or not at all, checks JSON values."""
+"""Files: text as any system writes it, files written complete or not at all, JSON values checked.
+
+Weight files are found here too, for it needs no torch.
+"""
 
 import codecs
+import difflib
 import errno
 import json
 import math
@@ -19,6 +23,10 @@ import numpy as np
 
 from utils.errors import UserError, one_line
 
+IN_RUN = ("best.safetensors", "last.safetensors")  # of a run folder, the first that is there
+PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")  # how files of torch.save begin
+TENSORFLOW = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5}|h5)$")
+NAME_ANOTHER = "train one, or name another with --weights"
 TEMPORARY = re.compile(r"\.[\w-]+\.\d+(-[0-9a-f]{8})?\.\w+")  # names that `atomic_path` yields
 BYTE_ORDER_MARKS = {  # that of UTF-32 first: that of UTF-16 begins as it does
     codecs.BOM_UTF8: "utf-8",
@@ -172,6 +180,24 @@ def read_json(path: str | Path, advice: str) -> object:
         raise UserError(f"cannot read {path} as JSON ({one_line(error)}); {advice}") from error
 
 
+def nearest_path(path: Path) -> Path | None:
+    """The path that a misspelt one may have meant; None if there is none."""
+    found = Path(path.anchor)
+    try:
+        for name in path.relative_to(path.anchor).parts:
+            if not (found / name).exists():
+                names = [entry.name for entry in found.iterdir()]
+                near = difflib.get_close_matches(name, names, n=1)
+                near += [other for other in names if Path(other).stem == name]
+                if not near:
+                    return None
+                name = near[0]
+            found /= name
+    except OSError:
+        return None
+    return found
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Writes UTF-8; bytes of a name that are no text stand as \\udcXX, in JSON their own escape."""
     with atomic_path(path) as temporary:
@@ -234,7 +260,8 @@ def fits(value: object, kind: object) -> bool:
         return isinstance(value, dict) and all(fits(item, inner[1]) for item in value.values())
     if kind in (int, float):
         number = isinstance(value, (int,) if kind is int else (int, float))
-        return number and not isinstance(value, bool) and math.isfinite(value)
+        finite = number and (isinstance(value, int) or math.isfinite(value))
+        return finite and not isinstance(value, bool)
     if kind is types.NoneType:
         return value is None
     return isinstance(value, str if kind is Path else kind)
@@ -266,3 +293,56 @@ def shown(value: object, limit: int = 60) -> str:
     """A value from a file in a message: short, on one line."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def find_weight_file(path: str | Path, remedy: str = NAME_ANOTHER) -> Path:
+    """The weight file at `path`, or the best one of the run folder there.
+
+    Args:
+        remedy: what to do if there is none.
+
+    Raises:
+        UserError: there is none, or it is plainly something else: a checkpoint of a run, a file of
+            torch or TensorFlow, a Git LFS pointer, a web page.
+    """
+    path = Path(path).expanduser()
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in IN_RUN if (path / name).is_file()), None)
+        if file is None:
+            found = sorted(path.rglob(IN_RUN[0]), key=lambda p: p.parent.name)[-1:]
+            hint = f"did you mean {found[0].parent}?" if found else remedy
+            raise UserError(f"no {' or '.join(IN_RUN)} in the folder {path}; {hint}")
+    if not file.is_file():
+        near = nearest_path(file)
+        raise UserError(f"no weight file at {path}; {f'did you mean {near}?' if near else remedy}")
+    _check_begin(file)
+    return file
+
+
+def _check_begin(path: Path) -> None:
+    """Raises a `UserError` for a file that begins as none of safetensors does."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(256)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
+    if not begin:
+        raise UserError(f"{path} is empty; fetch or write it anew")
+    if begin.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run: git lfs pull")
+    if begin.lstrip().startswith((b"<!", b"<html", b"<?xml")):
+        raise UserError(f"{path} is a web page, not a weight file; download it anew")
+    if PICKLE.match(begin):
+        weights = path.with_name(IN_RUN[1])
+        if path.suffix == ".ckpt" and weights.is_file():
+            raise UserError(f"{path} is a checkpoint of a run; its weights are {weights} beside it")
+        raise UserError(
+            f"{path} is a file of torch (.pth, .pt, .ckpt); convert the weights of a port with "
+            "download/convert_port_weights.py"
+        )
+    if TENSORFLOW.search(path.name):
+        raise UserError(
+            f"{path} belongs to a checkpoint of TensorFlow; convert it with "
+            "download/convert_official_weights.py"
+        )

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError, one_line
+from utils.files import nearest_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".gif", ".ppm")
 MAX_PIXELS = 178_956_970  # of a picture; Pillow, too, refuses what is larger
@@ -157,8 +158,9 @@ def list_images(pattern: str | Path) -> list[Path]:
     found = sorted(p for p in names if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     found = [p for p in found if p.is_file()]
     if not found:
-        kinds = " ".join(SUFFIXES)
-        raise UserError(f"no image at {pattern}; give a file, a folder or a glob of {kinds}")
+        near = None if path.is_dir() else nearest_path(path)
+        advice = f"give a file, a folder or a glob of {' '.join(SUFFIXES)}"
+        raise UserError(f"no image at {pattern}; {f'did you mean {near}?' if near else advice}")
     return found
 
 

@@ -111,13 +111,3 @@ def choose_mode(decoder: Decoder, choice: str) -> str:
             )
         library(dtype)  # compile now rather than at the first answer
     return choice
-
-
-def check_decode_mode(setting: str) -> None:
-    """Checks the setting `decode_mode`.
-
-    Raises:
-        UserError: there is no such mode.
-    """
-    if setting not in CHOICES:
-        raise UserError(f"decode_mode must be one of {', '.join(CHOICES)}, got {setting!r}")

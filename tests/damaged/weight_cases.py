@@ -58,7 +58,21 @@ WEIGHTS = [
         "a web page",
         file("w.safetensors", "<html>"),
         readers.weights,
-        "is no safetensors file",
+        "is a web page",
+    ),
+    Case(
+        "weight file",
+        "a pointer of Git LFS",
+        file("w.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+        readers.weights,
+        "run: git lfs pull",
+    ),
+    Case(
+        "weight file",
+        "empty",
+        file("w.safetensors", ""),
+        readers.weights,
+        "is empty",
     ),
     Case(
         "weight file",
@@ -72,7 +86,7 @@ WEIGHTS = [
         "a pickle that runs code",
         file("w.safetensors", pickled),
         readers.weights,
-        "is no safetensors file",
+        "is a file of torch",
     ),
     Case(
         "weight file",

@@ -1,0 +1,427 @@
+"""The range of every setting of config.py, checked before anything that takes long is imported.
+
+`RULES` has a rule for each setting; what the setting is stands in its comment in config.py
+(`describe` joins the two). `PAIRS` are conditions on several settings. Options of scripts, such as
+`--score-threshold`, obey the rule of a setting (`OPTIONS`).
+"""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.files import shown
+
+HUGE = 10**9  # no count or weight is larger: a slip of the keyboard
+SIZE, LAYERS = 1 << 20, 512  # widths and depths of models; weight files have the same limits
+NUMBER = r"\d*\.?\d+(?:e-?\d+)?"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number between two limits; a limit of `HUGE` goes without saying."""
+
+    least: float = 0
+    most: float = HUGE
+    above: bool = False  # `least` itself is not in the range
+    below: bool = False  # `most` itself is not
+    advice: str = ""  # what to do instead
+
+    @property
+    def range(self) -> str:
+        low = [f"{'above' if self.above else 'at least'} {self.least}"] * (self.least > -HUGE)
+        high = [f"{'below' if self.below else 'at most'} {self.most}"] * (self.most != HUGE)
+        return " and ".join(low + high) or "a number"
+
+    def problem(self, value: float) -> str:
+        """What the value should be; empty if it is."""
+        if value > HUGE >= self.most:
+            return f"at most {self.most}"
+        if math.isnan(value):
+            return f"a number, {self.range}"
+        low = value > self.least if self.above else value >= self.least
+        high = value < self.most if self.below else value <= self.most
+        return "" if low and high else self.range
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of several words or numbers."""
+
+    values: tuple
+
+    @property
+    def range(self) -> str:
+        texts = [str(value).lower() for value in self.values]
+        return " or ".join(texts) if len(texts) == 2 else f"one of {', '.join(texts)}"
+
+    def problem(self, value: object) -> str:
+        return "" if value in self.values else self.range
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text of a pattern."""
+
+    range: str = "some text"
+    pattern: str = r".*\S.*"
+    limits: tuple[tuple[str, float, float], ...] = ()  # word -> range of the number after its "@"
+
+    def problem(self, value: object) -> str:
+        value = str(value)
+        if not re.fullmatch(self.pattern, value) or "\0" in value:
+            return self.range
+        word, _, number = value.partition("@")
+        for name, least, most in self.limits:
+            if word == name and number and not least <= float(number) <= most:
+                return self.range
+        return ""
+
+
+@dataclass(frozen=True)
+class Each:
+    """A tuple whose values all obey one rule."""
+
+    rule: Number | Text
+
+    @property
+    def range(self) -> str:
+        return f"values, each {self.rule.range}"
+
+    def problem(self, value: tuple) -> str:
+        return next((wanted for one in value if (wanted := self.rule.problem(one))), "")
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """A tuple of regular expressions."""
+
+    range: str = "regular expressions"
+
+    def problem(self, value: tuple) -> str:
+        try:
+            for pattern in value:
+                re.compile(pattern)
+        except (re.error, RecursionError, OverflowError):
+            return self.range
+        return ""
+
+
+PATH, FLAG = Text("a path", r"(?s)[^\0]*"), OneOf((True, False))
+COUNT, COUNT_OR_0, WORKERS = Number(1), Number(0), Number(0, 1024)
+WIDTH, DEPTH = Number(1, SIZE), Number(1, LAYERS)
+SHARE, DROPOUT = Number(0, 1), Number(0, 1, below=True)
+WEIGHT, SCALE, MARGIN = Number(0), Number(0, 100, above=True), Number(0, 100)
+TASK_WEIGHT = Number(0, above=True, advice="leave the task out with --task")
+TEMPERATURE = Number(0, above=True, advice="greedy is top_k=1")
+POSITIONS = OneOf(("sin_cos", "learned"))
+VOC_SETS = Text(
+    "YEAR:SPLIT, several with commas, such as 2007:trainval,2012:trainval",
+    r"\s*[^\s,:]+\s*:\s*[^\s,:][^,:]*(,\s*[^\s,:]+\s*:\s*[^\s,:][^,:]*)*",
+)
+LOSS = Text(
+    "xent, focal or logistic, or one with a number that fits it such as xent@0.1, focal@2 or "
+    "logistic@0.1",
+    rf"(xent|focal|logistic)(@{NUMBER})?",
+    (("xent", 0, 1), ("focal", 0, HUGE), ("logistic", 0, 0.5)),
+)
+SCHEDULE = Text(
+    "linear, cosine, constant, or one with a number such as cosine@0.8 or exp@0.1",
+    rf"linear|constant|cosine(@{NUMBER})?|exp@{NUMBER}",
+    (("cosine", 0, 1), ("exp", 1e-12, HUGE)),
+)
+DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
+
+PATHS = (
+    *("coco_root", "voc_root", "runs_dir", "coco_detection_weights", "voc_detection_weights"),
+    *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
+    *("coco_multi_task_weights", "demo_weights", "init_weights", "caption_vocab"),
+)
+FLAGS = (
+    *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
+    *("tie_embeddings", "output_bias", "noise_objects", "seg_cut_outlines", "seg_random_start"),
+    *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
+    *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
+    *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
+    *("compile", "emulate_bfloat16"),
+)
+TASKS = ("detection", "segmentation", "keypoint", "captioning")
+SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
+
+RULES: dict[str, object] = {
+    **dict.fromkeys(PATHS, PATH),
+    **dict.fromkeys(FLAGS, FLAG),
+    # data
+    "dataset": OneOf(("coco", "voc")),
+    "voc_sets": VOC_SETS,
+    "voc_eval_sets": VOC_SETS,
+    "classes": Each(Text("a name")),
+    "train_limit": COUNT_OR_0,
+    "eval_limit": COUNT_OR_0,
+    "eval_split": OneOf(("val", "train")),
+    "bad_samples": OneOf(("refuse", "skip")),
+    "num_workers": WORKERS,
+    "prefetch_batches": Number(1, 1024),
+    # augmentation
+    **{f"{prefix}{name}": SCALE for prefix in SCALED for name in ("min_scale", "max_scale")},
+    "flip_prob": SHARE,
+    "color_jitter": Number(0, 10),
+    "pixel_transform": Text("the path of a file, or empty", r"[^\0]*"),
+    # model
+    "encoder": Text("the name of an encoder", r"\S+"),
+    "encoder_stride": Number(1, 4096),
+    "img_size": Number(1, 16384),
+    "resize_mode": OneOf(("letterbox", "stretch")),
+    "encoder_dim": WIDTH,
+    "encoder_layers": DEPTH,
+    "encoder_heads": WIDTH,
+    "encoder_mlp_dim": WIDTH,
+    "encoder_patch": Number(1, 16384),
+    "encoder_positions": POSITIONS,
+    "resnet_depth": OneOf((50, 101, 152, 200)),
+    "resnet_width": Number(0, 64, above=True),
+    "projection": OneOf(("linear", "linear_p", "mlp")),
+    "projection_mlp_ratio": Number(1, 1024),
+    "projection_positions": POSITIONS,
+    "dim": WIDTH,
+    "num_layers": DEPTH,
+    "num_heads": WIDTH,
+    "mlp_dim": WIDTH,
+    "max_len": Number(0, SIZE),
+    "decoder_positions": OneOf(("learned", "sin_cos")),
+    "drop_path": DROPOUT,
+    "drop_units": DROPOUT,
+    "drop_attention": DROPOUT,
+    "num_bins": Number(2, SIZE),
+    # every task
+    **{f"{task}_weight": TASK_WEIGHT for task in TASKS},
+    **{f"{task}_batch_size": COUNT_OR_0 for task in TASKS},
+    # detection
+    "max_objects": Number(1, SIZE),
+    "class_corruption": OneOf(
+        ("none", "rand_cls", "real_n_fake_cls", "rand_n_fake_cls", "real_n_rand_n_fake_cls")
+    ),
+    "noise_weight": WEIGHT,
+    "eos_weight": WEIGHT,
+    "top_k": COUNT_OR_0,
+    "top_p": SHARE,
+    "temperature": TEMPERATURE,
+    # segmentation
+    "max_points": Number(3, SIZE),
+    "seg_max_objects": Number(1, SIZE),
+    "seg_eos_weight": WEIGHT,
+    "seg_crop_pad": MARGIN,
+    "seg_samples": Number(1, 4096),
+    "seg_top_p": SHARE,
+    "seg_threshold": Number(0, 1, above=True),
+    # keypoints
+    "keypoint_crop": MARGIN,
+    "keypoint_invisible_weight": WEIGHT,
+    "keypoint_top_p": SHARE,
+    "keypoint_score_weight": SHARE,
+    "keypoint_sigmas": Each(Number(0, 100, above=True)),
+    # captioning
+    "max_caption_tokens": Number(2, SIZE),
+    "captions_per_image": Number(1, 4096),
+    "caption_drop": DROPOUT,
+    "caption_end_weight": WEIGHT,
+    "caption_pad_weight": WEIGHT,
+    "caption_beams": Number(1, 4096),
+    "caption_top_k": COUNT_OR_0,
+    "caption_top_p": SHARE,
+    "caption_temperature": TEMPERATURE,
+    "caption_length_penalty": Number(0, 100),
+    # training
+    "device": DEVICE,
+    "seed": Number(0, 2**32 - 1),
+    "epochs": COUNT,
+    "max_steps": COUNT_OR_0,
+    "max_minutes": Number(0),
+    "batch_size": COUNT,
+    "accumulate_steps": COUNT,
+    "loss": LOSS,
+    "lr": Number(0, 10**6),
+    "lr_scaling": OneOf(("none", "linear", "sqrt")),
+    "lr_schedule": SCHEDULE,
+    "warmup_epochs": Number(0),
+    "warmup_steps": COUNT_OR_0,
+    "tail_steps": COUNT_OR_0,
+    "end_lr_factor": SHARE,
+    "weight_decay": Number(0, 10**6),
+    "decay_exclude": Patterns(),
+    "betas": Each(DROPOUT),
+    "encoder_lr_factor": Number(0, 10**6, above=True),
+    "layer_decay": Number(0, 1, above=True),
+    "freeze_encoder_steps": COUNT_OR_0,
+    "clip_grad": Number(-HUGE),
+    "amp": OneOf(("auto", "off", "bf16", "fp16")),
+    "max_nonfinite": COUNT,
+    "num_lengths": COUNT,
+    "eval_every": COUNT,
+    "save_minutes": Number(0),
+    "save_steps": COUNT_OR_0,
+    "keep_checkpoints": COUNT,
+    "early_stop_patience": COUNT_OR_0,
+    "ema_decay": DROPOUT,
+    "log_every": COUNT,
+    # evaluation and inference
+    "eval_batch_size": COUNT,
+    "infer_dtype": OneOf(("float32", "bfloat16")),
+    "decode_mode": OneOf(("auto", "plain", "native", "static", "compiled")),
+    "score_threshold": SHARE,
+}
+
+# Options of scripts -> the setting whose rule they obey, or a rule of their own.
+OPTIONS: dict[str, object] = {
+    "dataset": "dataset",
+    "device": "device",
+    "score_threshold": "score_threshold",
+    "max_objects": "max_objects",
+    "num_samples": "seg_samples",
+    "num_captions": "caption_beams",
+    "batch_size": "eval_batch_size",
+    "vocab_size": Number(8, SIZE),
+}
+OFFICIAL = ("official_vit", "official_resnet", "official_resnet_c")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A condition on several settings."""
+
+    names: tuple[str, ...]
+    holds: Callable[..., bool]  # of their values
+    advice: str  # what must be, and what to do
+    of_shape: bool = False  # of a new model; weights to start from bring a shape of their own
+
+
+def _ordered(prefix: str) -> Pair:
+    names = f"{prefix}min_scale", f"{prefix}max_scale"
+    return Pair(names, lambda low, high: low <= high, f"{names[0]} must be at most {names[1]}")
+
+
+PAIRS = (  # of all scripts
+    *map(_ordered, SCALED),
+    Pair(
+        ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
+        lambda resampling, suppress, top_k: not resampling or (suppress and top_k < 2),
+        "keypoint_official_resampling=true needs keypoint_suppress_invisible=true and top_k 0 or 1",
+    ),
+)
+TRAINING_PAIRS = (
+    *PAIRS,
+    Pair(
+        ("fsdp", "amp"),
+        lambda fsdp, amp: not fsdp or amp != "fp16",
+        "fsdp=true goes with amp=bf16 or amp=off, not with fp16",
+    ),
+    Pair(
+        ("fsdp", "ema_decay", "freeze_encoder_steps"),
+        lambda fsdp, ema, freeze: not fsdp or not (ema or freeze),
+        "fsdp=true goes without ema_decay and freeze_encoder_steps",
+    ),
+    Pair(
+        ("freeze_batch_norm", "pretrained", "init_weights"),
+        lambda freeze, pretrained, weights: not freeze or pretrained or weights is not None,
+        "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
+        "pretrained=true or init_weights=FILE",
+    ),
+    Pair(
+        ("dim", "num_heads"),
+        lambda dim, heads: dim % heads == 0,
+        "dim must be a multiple of num_heads",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "encoder_dim", "encoder_heads"),
+        lambda encoder, dim, heads: encoder not in OFFICIAL or dim % heads == 0,
+        "encoder_dim must be a multiple of encoder_heads",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "img_size", "encoder_patch"),
+        lambda encoder, size, patch: encoder != "official_vit" or size % patch == 0,
+        "img_size must be a multiple of encoder_patch",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "resnet_width"),
+        lambda encoder, width: encoder not in OFFICIAL or 64 * width % 1 == 0,
+        "64 * resnet_width must be a whole number",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "encoder_stride"),
+        lambda encoder, stride: encoder not in OFFICIAL or stride is None,
+        "the official encoders have one stride; use encoder_stride=none",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "pretrained"),
+        lambda encoder, pretrained: encoder not in OFFICIAL or not pretrained,
+        "the official encoders have no pretrained weights of their own; use pretrained=false, and "
+        "init_weights=FILE to start from a converted checkpoint",
+        of_shape=True,
+    ),
+)
+
+
+def complain(name: str, value: object, rule: object = None) -> str:
+    """What is wrong with the value of a setting, on one line; empty if nothing is.
+
+    Args:
+        rule: None = that of the setting.
+    """
+    rule = RULES.get(name) if rule is None else rule
+    wanted = rule.problem(value) if rule is not None and value is not None else ""
+    advice = getattr(rule, "advice", "")
+    return f"{name} must be {wanted}, got {_text(value)}{advice and f'; {advice}'}" * bool(wanted)
+
+
+def complain_of_options(options: Mapping[str, object]) -> list[str]:
+    """What is wrong with the options of a script, a line each.
+
+    Args:
+        options: name as argparse keeps it -> value, None if it was left out.
+    """
+    lines = []
+    for name, rule in OPTIONS.items():
+        rule = RULES[rule] if isinstance(rule, str) else rule
+        lines.append(complain(f"--{name.replace('_', '-')}", options.get(name), rule))
+    return [line for line in lines if line]
+
+
+def complain_of_pairs(cfg, pairs: Sequence[Pair]) -> list[str]:
+    """What is wrong with settings together, a line each; alone each is in its range."""
+    lines = []
+    for pair in pairs:
+        values = [getattr(cfg, name) for name in pair.names]
+        if not (pair.of_shape and cfg.init_weights is not None) and not pair.holds(*values):
+            each = [f"{n}={_text(v)}" for n, v in zip(pair.names, values, strict=True)]
+            lines.append(f"{pair.advice}; got {', '.join(each)}")
+    return lines
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return shown(str(value) if isinstance(value, Path) else value)
+
+
+def describe(base: type) -> dict[str, tuple[object, str, str]]:
+    """Name of a setting -> its default, its range, and the sentence that says what it is.
+
+    Args:
+        base: the CFG class; the sentence is the comment above the setting and behind it.
+    """
+    sentences, above = {}, []
+    for line in map(str.strip, inspect.getsource(base).splitlines()):
+        if line.startswith("#"):
+            above = [] if "----" in line else [*above, line.lstrip("# ")]
+            continue
+        if setting := re.match(r"(\w+): .* = ", line):
+            sentences[setting[1]] = " ".join([*above, line.partition("  # ")[2]]).strip()
+        above = []
+    return {n: (getattr(base, n), RULES[n].range, text) for n, text in sentences.items()}
