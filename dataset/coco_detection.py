@@ -117,6 +117,7 @@ class CocoObjects:
     Attributes:
         categories: the classes in use.
         annotation_errors: what is wrong with the file and was left out.
+        num_images: images in the file, also those that are not in use.
     """
 
     kind: ClassVar[str]  # of annotation file, see `coco_paths`
@@ -124,7 +125,7 @@ class CocoObjects:
     def __init__(self, file: CocoFile, categories: Categories, table: ObjectTable):
         self.annotation_file, self.image_folder = file.path, file.image_folder
         self.annotation_errors, self.categories = file.errors, categories
-        self._table = table
+        self._table, self.num_images = table, len(file.images.ids)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -240,7 +241,8 @@ class CocoDetection(CocoObjects):
             root: folder with train2017, val2017 and annotations (`coco_paths`).
             split: "train" or "val".
             classes: names; only objects of these classes. Their class ids do not change.
-            keep_empty: whether images without objects count, as officially; always in evaluation.
+            keep_empty: whether images without objects count, which officially they do in evaluation
+                alone.
             limit: only the first images, in the order of their ids.
             skip_bad: leave out annotations that otherwise are errors.
         """

@@ -5,7 +5,7 @@ python infer/evaluate.py --task detection --dataset voc --split 2007:test --weig
 python infer/evaluate.py --task segmentation --boxes detected --weights W
 python infer/evaluate.py --task keypoint --boxes gt --weights W
 python infer/evaluate.py --task captioning --dataset coco --split val --weights W
-python infer/evaluate.py --task all --weights W
+python infer/evaluate.py --task all --likelihood --weights W
 
 Prints the table of average precision and writes into --out-dir: results.json (rows of the COCO
 results format), metrics.json and per_class.csv (of captioning: one row per image). Of several tasks
@@ -33,6 +33,12 @@ def main(argv=None):
     tasks = None if args.task == "all" else pick_names("--task", args.task, TASKS)
 
     # What takes long to import comes after the command line is understood.
+    from infer.batches import EvalLoop
+    from infer.likelihood import (
+        build_sequence_tokenizer,
+        likelihood_table,
+        measure_likelihood,
+    )
     from infer.results import compact_table
     from infer.tasks import Request, evaluate_task
 
@@ -41,15 +47,21 @@ def main(argv=None):
     tasks = tasks or _tasks_of(predictor, dataset)
     for task in tasks:
         predictor.require(task)  # before the first of them takes its time
+        if args.likelihood:
+            build_sequence_tokenizer(cfg, task, predictor)  # this may not be possible, too
     sources = {task: _source(cfg, task, dataset, split) for task in tasks}
 
     # Evaluate one task after the other
     name = f"{args.task}_{dataset}_{split}".replace(":", "-").replace(",", "+")
     out_dir = args.out_dir or Path("results") / name
     request = Request(args.boxes, args.max_objects)
-    reports = {}
+    reports, figures = {}, {}
     for task, source in sources.items():
         reports[task] = evaluate_task(task, cfg, predictor, source, request)
+        if args.likelihood:
+            loop = EvalLoop.from_settings(cfg)
+            figures[task] = measure_likelihood(cfg, task, predictor, source, loop)
+            reports[task].metrics.update({f"likelihood/{k}": v for k, v in figures[task].items()})
         reports[task].save(out_dir / task if len(tasks) > 1 else out_dir)
 
     # Print
@@ -57,6 +69,8 @@ def main(argv=None):
         _print(reports[tasks[0]])
     else:
         print(compact_table(reports, {task: len(source) for task, source in sources.items()}))
+    for task, values in figures.items():
+        print(f"\n{task}: {likelihood_table(values)}")
     folders = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
     log(f"wrote results.json, metrics.json and per_class.csv to {folders}")
 
@@ -78,6 +92,11 @@ def _parser():
         default="gt",
         help="of segmentation and keypoints: gt, detected (by the same weights) or a COCO results "
         "file of boxes; default: gt",
+    )
+    args.add_argument(
+        "--likelihood",
+        action="store_true",
+        help="also the teacher-forced loss and token accuracy of the annotation",
     )
     args.add_argument("--device", help="default: the setting")
     return args

@@ -180,8 +180,9 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
     from infer.predictor import Predictor
     from models.decode_step.modes import check_decode_mode
     from models.decode_step.native import obstacle
-    from utils.devices import pick_device
+    from utils.devices import pick_device, set_matmul_precision
 
+    set_matmul_precision(cfg.matmul_precision)
     check_decode_mode(cfg.decode_mode)
     device, dtype = pick_device(device or cfg.device), getattr(torch, cfg.infer_dtype)
     predictor = Predictor(weights, device, dtype=dtype, mode=cfg.decode_mode)

@@ -31,7 +31,7 @@ from models.layers import (
 )
 
 TORCH_NORM_EPS = 1e-5  # of torch.nn.LayerNorm, which post-norm decoders were trained with
-LOGITS_AT_ONCE = 2**26  # bytes of float32 logits that `measure_logits` holds at a time
+LOGITS_AT_ONCE = 2**25  # bytes of float32 logits that `measure_logits` holds at a time
 
 
 @dataclass

@@ -237,6 +237,7 @@ OPTIMIZERS = {  # case -> settings of ours
     "adamw_legacy": {"decay_all": False, "decay_exclude": NO_KERNELS},
     "adamw_legacy_clip": {"decay_all": False, "decay_exclude": NO_KERNELS},
     "adam": {"weight_decay": 0.0},
+    "lamb": {"name": "lamb", "decay_all": False, "decay_exclude": NO_KERNELS},
 }
 
 

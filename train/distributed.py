@@ -245,7 +245,7 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, values: dict) -> None
     optimizer.load_state_dict(values)
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[name] = _like(value, parameter)
 
 

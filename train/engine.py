@@ -41,7 +41,7 @@ from train.settings import check_settings
 from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
-from utils.devices import World
+from utils.devices import World, set_matmul_precision
 
 
 def train(cfg, tasks: list[str]) -> Path:
@@ -78,6 +78,7 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
     device = check_settings(cfg, tasks, world)
+    set_matmul_precision(cfg.matmul_precision)
     with memory_errors(device):
         run = build_run(cfg, tasks, world, device)
         saver = _open_folder(run, run_dir)

@@ -14,6 +14,7 @@ import torch
 from dataset.tasks import build_tokenizer
 from dataset.transforms import load_pixel_transforms
 from infer.keypoint import check_sigmas
+from infer.likelihood import sequence_options
 from models import ModelConfig
 from models.decode_step.modes import check_decode_mode
 from models.encoder import image_statistics
@@ -22,8 +23,14 @@ from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.distributed import local_device
 from train.loss import LossType, amp_dtype
-from train.optim import base_lr, check_average, check_lr_factors, parse_schedule
-from utils.devices import World, pick_device
+from train.optim import (
+    base_lr,
+    check_average,
+    check_lr_factors,
+    check_optimizer,
+    parse_schedule,
+)
+from utils.devices import MATMUL_PRECISIONS, World, pick_device
 from utils.errors import UserError
 
 LEAST = {  # setting -> its smallest value
@@ -31,8 +38,13 @@ LEAST = {  # setting -> its smallest value
     **dict.fromkeys(("eval_batch_size", "eval_every", "log_every", "keep_checkpoints"), 1),
     **dict.fromkeys(("save_steps", "save_minutes", "max_steps", "max_minutes"), 0),
     **dict.fromkeys(("freeze_encoder_steps", "early_stop_patience", "num_workers"), 0),
+    "likelihood_limit": 0,
 }
-CHOICES = {"bad_samples": ("refuse", "skip"), "resize_mode": ("letterbox", "stretch")}
+CHOICES = {
+    "bad_samples": ("refuse", "skip"),
+    "resize_mode": ("letterbox", "stretch"),
+    "matmul_precision": MATMUL_PRECISIONS,
+}
 
 
 @dataclass(frozen=True)
@@ -55,15 +67,11 @@ def task_settings(cfg, task: str) -> TaskSettings:
 
 
 def _detection(cfg) -> TaskSettings:
-    options = {
-        "max_objects": cfg.max_objects,
-        "noise": cfg.noise_objects,
-        "corruption": cfg.class_corruption,
-        "noise_weight": cfg.noise_weight,
-        "eos_weight": cfg.eos_weight,
-    }
+    options = {"max_objects": cfg.max_objects, **sequence_options(cfg, "detection")}
     return TaskSettings(
         tokenizer=lambda source: options,
+        # the Pascal VOC source has no such option: it keeps all images
+        train_source={} if cfg.dataset == "voc" else {"keep_empty": cfg.keep_empty},
         augmentation=_scales(cfg) | {"flip_prob": cfg.flip_prob},
     )
 
@@ -73,12 +81,8 @@ def _segmentation(cfg) -> TaskSettings:
     options = {
         "max_points": cfg.max_points,
         "max_objects": 1 if cfg.seg_crop else cfg.seg_max_objects,
-        "random_start": cfg.seg_random_start,
-        "eos_weight": cfg.seg_eos_weight,
-        "first_end_only": cfg.seg_first_end_only,
-        "weigh_absent": cfg.seg_weigh_absent,
         "crop": crop,
-        "cut_outlines": cfg.seg_cut_outlines,
+        **sequence_options(cfg, "segmentation"),
     }
     outlines = {"max_points": cfg.max_points, "cut_outlines": cfg.seg_cut_outlines}
     return TaskSettings(
@@ -91,11 +95,7 @@ def _segmentation(cfg) -> TaskSettings:
 
 def _keypoint(cfg) -> TaskSettings:
     def tokenizer(source) -> dict:
-        options = {
-            "crop": cfg.keypoint_crop,
-            "mask_inputs": cfg.keypoint_mask_inputs,
-            "invisible_weight": cfg.keypoint_invisible_weight,
-        }
+        options = {"crop": cfg.keypoint_crop, **sequence_options(cfg, "keypoint")}
         if source is not None:  # the annotation file says what the points are
             names, edges = source.skeleton.names, source.skeleton.edges
             options |= {"names": names, "edges": edges, "labels": list(source.categories.names)}
@@ -117,10 +117,7 @@ def _captioning(cfg) -> TaskSettings:
         return {
             "text": TextTokenizer.load(cfg.caption_vocab),
             "max_tokens": cfg.max_caption_tokens,
-            "num_captions": cfg.captions_per_image,
-            "drop": cfg.caption_drop,
-            "end_weight": cfg.caption_end_weight,
-            "pad_weight": cfg.caption_pad_weight,
+            **sequence_options(cfg, "captioning"),
         }
 
     return TaskSettings(tokenizer=tokenizer, augmentation=_scales(cfg, "caption_"))
@@ -224,7 +221,7 @@ def check_settings(cfg, tasks: Sequence[str], world: World) -> torch.device:
         _check_recipe(cfg, device)
     except ValueError as error:
         raise UserError(str(error)) from error
-    _check_combinations(cfg)
+    _check_combinations(cfg, device)
     check_decode_mode(cfg.decode_mode)  # of validation
     load_pixel_transforms(cfg.pixel_transform)
     if cfg.init_weights is not None and not cfg.init_weights.is_file():
@@ -264,6 +261,7 @@ def _check_recipe(cfg, device: torch.device) -> None:
         ValueError: one of them is not known or out of its range.
     """
     LossType.parse(cfg.loss)
+    check_optimizer(cfg.optimizer)
     base_lr(cfg.lr, 1, cfg.lr_scaling)
     parse_schedule(cfg.lr_schedule)
     check_lr_factors(cfg.encoder_lr_factor, cfg.layer_decay)
@@ -275,10 +273,14 @@ def _check_recipe(cfg, device: torch.device) -> None:
         raise ValueError(f"decay_exclude must be regular expressions: {error}") from error
 
 
-def _check_combinations(cfg) -> None:
+def _check_combinations(cfg, device: torch.device) -> None:
     """Settings that do not go together."""
-    if cfg.fsdp and cfg.amp == "fp16":
-        raise UserError("fsdp=true goes with amp=bf16 or amp=off, not with fp16")
+    if cfg.fsdp and amp_dtype(cfg.amp, device) == torch.float16:
+        raise UserError(
+            f"fsdp=true goes with amp=bf16 or amp=off, not with fp16 (amp={cfg.amp} on this device)"
+        )
+    if cfg.fsdp and cfg.optimizer != "adamw":
+        raise UserError(f"fsdp=true goes with optimizer=adamw, not with {cfg.optimizer}")
     if cfg.fsdp and (cfg.ema_decay or cfg.freeze_encoder_steps):
         raise UserError("fsdp=true goes without ema_decay and freeze_encoder_steps")
     if cfg.freeze_batch_norm and not (cfg.pretrained or cfg.init_weights):

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from infer.batches import EvalLoop
+from infer.likelihood import measure_likelihood
 from infer.predictor import Predictor
 from infer.results import Report
 from infer.tasks import draw_task, evaluate_task
@@ -30,9 +32,10 @@ def evaluate(run: Run, records: RunRecords | NoRecords, run_dir: Path) -> dict[s
 
     # Score and draw each task.
     for task, source in run.eval_sources.items():
-        report, picture = validate(run.cfg, task, model, source, state.world)
+        report, picture, likelihood = validate(run.cfg, task, model, source, state.world)
         reports[task] = report
-        records.scalars(state.step, {f"val/{task}/{k}": v for k, v in report.metrics.items()})
+        figures = report.metrics | {f"likelihood/{k}": v for k, v in likelihood.items()}
+        records.scalars(state.step, {f"val/{task}/{k}": v for k, v in figures.items()})
         records.image(state.step, f"val/{task}", picture)
 
     # Compare with the best so far.
@@ -59,7 +62,7 @@ def leading_metric(report: Report, *, alone: bool) -> str:
 
 def validate(
     cfg, task: str, model: Pix2Seq, source, world: World = ALONE
-) -> tuple[Report, np.ndarray]:
+) -> tuple[Report, np.ndarray, dict[str, float]]:
     """Scores the model on a task's source and draws its predictions on a few images.
 
     Masks and keypoints are asked for in the boxes of the ground truth: nothing else is judged.
@@ -68,7 +71,7 @@ def validate(
         world: the processes that share the images; all of them get the whole report.
 
     Returns:
-        the report, and a picture (H, W, 3) uint8 RGB.
+        the report, a picture (H, W, 3) uint8 RGB, and what `measure_likelihood` finds.
     """
     rng, was_training, mode = torch.get_rng_state(), model.training, model.decode_mode
     model.eval()
@@ -76,7 +79,11 @@ def validate(
     predictor = Predictor(model)
     report = evaluate_task(task, cfg, predictor, source, world=world)
     pictures = draw_task(task, cfg, predictor, source, NUM_PICTURES)
+    likelihood = {}
+    if cfg.likelihood_limit:
+        loop = EvalLoop.from_settings(cfg, world)
+        likelihood = measure_likelihood(cfg, task, predictor, source, loop, cfg.likelihood_limit)
     model.train(was_training)
     model.decode_mode = mode
     torch.set_rng_state(rng)  # how often we look must not change the training
-    return report, contact_sheet(pictures, 4)
+    return report, contact_sheet(pictures, 4), likelihood
