@@ -11,6 +11,7 @@ from infer.predictor import Predictor
 from infer.results import Report
 from infer.tasks import draw_task, evaluate_task
 from models import Pix2Seq, save_model
+from models.decode_step.cuda_graph import release_graphs
 from train.build import Run
 from train.run_folder import NoRecords, RunRecords
 from utils.devices import ALONE, World
@@ -85,5 +86,6 @@ def validate(
         likelihood = measure_likelihood(cfg, task, predictor, source, loop, cfg.likelihood_limit)
     model.train(was_training)
     model.decode_mode = mode
+    release_graphs(model.decoder)  # their memory is that of the next training steps
     torch.set_rng_state(rng)  # how often we look must not change the training
     return report, contact_sheet(pictures, 4), likelihood
