@@ -42,7 +42,7 @@ def set_matmul_precision(name: str) -> None:
     """
     if name not in MATMUL_PRECISIONS:
         raise UserError(
-            f"matmul_precision must be {' or '.join(MATMUL_PRECISIONS)}, got {name!r}"
+            f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {name!r}"
         )
     torch.set_float32_matmul_precision(name)
 
