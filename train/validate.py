@@ -33,9 +33,9 @@ def evaluate(run: Run, records: RunRecords | NoRecords, run_dir: Path) -> dict[s
 
     # Score and draw each task.
     for task, source in run.eval_sources.items():
-        report, picture, likelihood = validate(run.cfg, task, model, source, state.world)
+        report, picture = validate(run.cfg, task, model, source, state.world)
         reports[task] = report
-        figures = report.metrics | {f"likelihood/{k}": v for k, v in likelihood.items()}
+        figures = report.metrics | likelihood(run.cfg, task, model, source, state.world)
         records.scalars(state.step, {f"val/{task}/{k}": v for k, v in figures.items()})
         records.image(state.step, f"val/{task}", picture)
 
@@ -63,7 +63,7 @@ def leading_metric(report: Report, *, alone: bool) -> str:
 
 def validate(
     cfg, task: str, model: Pix2Seq, source, world: World = ALONE
-) -> tuple[Report, np.ndarray, dict[str, float]]:
+) -> tuple[Report, np.ndarray]:
     """Scores the model on a task's source and draws its predictions on a few images.
 
     Masks and keypoints are asked for in the boxes of the ground truth: nothing else is judged.
@@ -72,7 +72,7 @@ def validate(
         world: the processes that share the images; all of them get the whole report.
 
     Returns:
-        the report, a picture (H, W, 3) uint8 RGB, and what `measure_likelihood` finds.
+        the report, and a picture (H, W, 3) uint8 RGB.
     """
     rng, was_training, mode = torch.get_rng_state(), model.training, model.decode_mode
     model.eval()
@@ -80,12 +80,17 @@ def validate(
     predictor = Predictor(model)
     report = evaluate_task(task, cfg, predictor, source, world=world)
     pictures = draw_task(task, cfg, predictor, source, NUM_PICTURES)
-    likelihood = {}
-    if cfg.likelihood_limit:
-        loop = EvalLoop.from_settings(cfg, world)
-        likelihood = measure_likelihood(cfg, task, predictor, source, loop, cfg.likelihood_limit)
     model.train(was_training)
     model.decode_mode = mode
     release_graphs(model.decoder)  # their memory is that of the next training steps
     torch.set_rng_state(rng)  # how often we look must not change the training
-    return report, contact_sheet(pictures, 4), likelihood
+    return report, contact_sheet(pictures, 4)
+
+
+def likelihood(cfg, task: str, model: Pix2Seq, source, world: World = ALONE) -> dict[str, float]:
+    """What `measure_likelihood` finds, under names for the curves; nothing where it is off."""
+    if not cfg.likelihood_limit:
+        return {}
+    loop = EvalLoop.from_settings(cfg, world)
+    found = measure_likelihood(cfg, task, Predictor(model), source, loop, cfg.likelihood_limit)
+    return {f"likelihood/{name}": value for name, value in found.items()}
