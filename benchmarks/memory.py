@@ -146,12 +146,12 @@ def largest_batch(cfg, tasks: list[str], vocab: Vocabulary, gigabytes: list[floa
     """A line per device: images of each task in a step. Memory grows evenly with them."""
 
     peaks, at_once = [], models.decoder.LOGITS_AT_ONCE
-    for size in (2, 4):
+    for size in (1, 2):
         own = {f"{task}_batch_size": size for task in TASKS}
         with patch.dict(cfg.__dict__, own | {"batch_size": size}):
             peaks.append(peak(cfg, tasks, vocab, at_once=at_once, measure=False))
-    slope = (peaks[1] - peaks[0]) / 2
-    fixed = peaks[0] - 2 * slope
+    slope = peaks[1] - peaks[0]
+    fixed = peaks[0] - slope
     lines = [f"computed: {fixed / GIB:.2f} GiB and {slope / GIB:.2f} GiB for an image of each task"]
     for size in gigabytes:
         most = int(((1 - KEPT_FREE) * size * 1e9 - fixed) // slope)

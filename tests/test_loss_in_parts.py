@@ -4,9 +4,14 @@ import pytest
 import torch
 
 import models.decoder
+from benchmarks.memory import peak
+from config import CFG
 from dataset.batch import Batch
 from models import ModelConfig, build_model
+from tests.conftest import TINY
+from tokenizer.vocabulary import Vocabulary
 from train.loss import LossType, batch_loss
+from utils.cli import snapshot
 
 LOSSES = ["xent", "xent@0.1", "focal@2", "logistic@0.1"]
 TABLES = {
@@ -117,3 +122,16 @@ def test_a_compiled_model_measures_parts_as_a_plain_one_does(monkeypatch):
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_computed_memory_is_what_a_step_takes():
+    """The benchmark: tensors without memory against tensors with it."""
+    overrides = [*TINY, "batch_size=2", "max_points=16", "seg_max_objects=3", "amp=off"]
+    cfg, vocab = snapshot(CFG, overrides), Vocabulary(num_text=2000)
+    tasks = ["segmentation", "captioning"]
+    whole, measured = (
+        peak(cfg, tasks, vocab, at_once=2**62, measure=measure) for measure in (False, True)
+    )
+    assert whole == pytest.approx(measured, rel=0.02)
+    assert peak(cfg, tasks, vocab, at_once=2**18, measure=False) < whole

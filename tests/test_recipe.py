@@ -152,6 +152,17 @@ def test_mixed_precision_is_what_the_device_computes_in(monkeypatch, native):
             check_settings(cfg, ["detection"], ALONE)
 
 
+def test_the_precision_of_products_is_that_of_the_settings(demo_set, tmp_path, monkeypatch):
+    overrides = [*TINY, f"coco_root={demo_set}", f"runs_dir={tmp_path / 'runs'}", "max_steps=1"]
+    told = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    for name in ("highest", "high"):
+        train(snapshot(CFG, [*overrides, f"matmul_precision={name}"]), ["detection"])
+    assert told == ["highest", "high"]
+    with pytest.raises(UserError, match="matmul_precision must be highest or high or medium"):
+        train(snapshot(CFG, [*overrides, "matmul_precision=low"]), ["detection"])
+
+
 # ---- schedule --------------------------------------------------------------------------------
 
 
