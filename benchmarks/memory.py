@@ -5,14 +5,14 @@ python benchmarks/memory.py --preset multi_task --task all --fits 40 80 141
 python benchmarks/memory.py --preset demo --task segmentation --text-pieces 32000 --measure \
     --set batch_size=4 max_points=128 seg_max_objects=10
 
-Two whole steps are run, forward, backward and optimiser, on tensors that have a size but no memory
+A whole step is run, forward, backward and optimiser, on tensors that have a size but no memory
 (`FakeTensorMode`), and the most that lives at a time is added up: weights, gradients, the two
 moments of AdamW, what the gradient needs, passing tensors. Every position of the longest sequences
 carries weight: no batch takes more. Attention is counted as the fused kernels of a GPU keep it.
 What an allocator wastes and what libraries take for themselves are not counted: a device needs
 somewhat more (`--fits` leaves it a tenth).
 
-`--measure` runs the steps with memory on this machine. Both are told for logits in parts, as
+`--measure` runs the step with memory on this machine. Both are told for logits in parts, as
 training computes them, and for all logits at a time (`Decoder.measure_logits`).
 """
 
@@ -99,8 +99,10 @@ def peak(cfg, tasks: list[str], vocab: Vocabulary, *, at_once: int, measure: boo
         tracker = MemTracker()
         tracker.track_external(model, optimizer)
         with tracker:
-            for _ in range(2):  # in the second the moments are there from the start
-                _step(model, optimizer, batches, dtype, tracker)
+            for parameter in model.parameters():  # the moments are there, as after a first step
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            _step(model, optimizer, batches, dtype, tracker)
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
     return snapshot["Total"]
 
@@ -183,12 +185,10 @@ def main(argv=None):
         print("\n".join(largest_batch(cfg, tasks, vocab, args.fits)))
         return
     word = "measured" if args.measure else "computed"
-    found = {
-        name: peak(cfg, tasks, vocab, at_once=at_once, measure=args.measure)
-        for name, at_once in (("parts", models.decoder.LOGITS_AT_ONCE), ("whole", WHOLE))
-    }
-    for name, size in found.items():
-        print(f"{word}, logits in {name}: {size / GIB:.2f} GiB")
+    found = {}
+    for name, at_once in (("parts", models.decoder.LOGITS_AT_ONCE), ("whole", WHOLE)):
+        found[name] = peak(cfg, tasks, vocab, at_once=at_once, measure=args.measure)
+        print(f"{word}, logits in {name}: {found[name] / GIB:.2f} GiB", flush=True)
     print(f"whole / parts: {found['whole'] / found['parts']:.2f}")
 
 
