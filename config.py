@@ -30,6 +30,7 @@ class CFG:
     voc_sets: str = "2007:trainval,2012:trainval"  # VOC sets to train on: year:split[,year:split…]
     voc_eval_sets: str = "2007:test"  # VOC sets to evaluate on
     classes: tuple[str, ...] = ()  # only these categories; empty = all that the data has
+    keep_empty: bool = True  # train detection on images without objects too (official: off)
     train_limit: int = 0  # only the first N training images (by id); 0 = all
     eval_limit: int = 0  # only the first N evaluation images; 0 = all
     eval_split: str = "val"  # COCO split that validation during training uses: "val" | "train"
@@ -153,6 +154,9 @@ class CFG:
 
     # ---- training ----------------------------------------------------------------------------
     device: str = "auto"  # "auto" = CUDA where there is one, else "cpu"; or "cuda:1", "cpu"
+    # of products of float32, also in evaluation and inference: "highest" | "high" = TF32 units of a
+    # GPU, faster, three decimal digits | "medium" = bf16
+    matmul_precision: str = "highest"
     seed: int = 0  # of all random numbers: weights, order, augmentation, dropout, draws of tokens
     epochs: int = 40  # passes over the training images
     max_steps: int = 0  # stop after this many optimiser steps; 0 = epochs decide
@@ -161,6 +165,8 @@ class CFG:
     accumulate_steps: int = 1  # batches whose gradients one optimiser step adds up
     whole_epochs: bool = True  # False = official: epochs * images // batch_size + 1 steps in all
     loss: str = "xent"  # "xent" | "xent@SMOOTHING" | "focal@GAMMA" | "logistic@SMOOTHING"
+    # "adamw" and "lamb" step as officially; or another of timm.optim's: "sgd", "adafactor", "muon"
+    optimizer: str = "adamw"
     lr: float = 3e-5  # learning rate after the warm-up
     # rate by n = images of a step = batch_size * accumulate_steps * processes: "none" = lr |
     lr_scaling: str = "none"  # "linear" = lr * n / 256 | "sqrt" = lr * sqrt(n)
@@ -173,18 +179,21 @@ class CFG:
     weight_decay: float = 0.05  # of AdamW, times the rate at every step
     decay_all: bool = True  # True = official: biases and norms decay too; False = matrices only
     decay_exclude: tuple[str, ...] = ()  # regular expressions: parameters that do not decay
-    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW: gradient, squared gradient
+    betas: tuple[float, float] = (0.9, 0.95)  # of optimisers that have two: gradient, its square
     encoder_lr_factor: float = 1.0  # learning rate of the encoder / lr (official: 1)
     layer_decay: float = 1.0  # rate of an encoder layer / that of the next; 1 = off (official)
     freeze_encoder_steps: int = 0  # first steps in which the encoder stays as it is
     freeze_batch_norm: bool = False  # the encoder's statistics stay; for trained encoders
     clip_grad: float = 0.0  # largest gradient norm; 0 or less = off (official: -1)
-    amp: str = "auto"  # mixed precision: "auto" = bf16 on CUDA, off on CPU; "off" | "bf16" | "fp16"
+    # mixed precision: "auto" = on CUDA bf16, or fp16 on devices without it, on a CPU off; "off" |
+    amp: str = "auto"  # "bf16" | "fp16"
     recompute_activations: bool = False  # in transformer blocks: less memory, more time
     fsdp: bool = False  # several processes share one copy of weights and optimiser state
     max_nonfinite: int = 10  # the run stops after so many steps in a row without a finite loss
     compile: bool = False  # torch.compile of the training step: minutes once, then faster steps
     num_lengths: int = 8  # on CUDA and with compile, sequences are cut to one of so many lengths
+    # samples of a task of which validation measures the likelihood (val/TASK/likelihood); 0 = none
+    likelihood_limit: int = 256
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
     save_minutes: float = 5.0  # minutes between checkpoints, within epochs too; 0 = at their ends
     save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone
@@ -306,7 +315,8 @@ class DetFinetuneCFG(CFG):
     noise_weight, eos_weight = 1.0, 0.1  # [D]
     class_corruption = "rand_n_fake_cls"  # [D]
     min_scale, max_scale, color_jitter = 0.3, 2.0, 0.0  # [D]
-    loss = "xent"  # [D]
+    loss, optimizer = "xent", "adamw"  # [D]
+    keep_empty = False  # their training drops images without an object
     lr, lr_schedule, lr_scaling = 3e-5, "linear", "none"  # [D]
     end_lr_factor, warmup_epochs = 0.01, 2.0  # [D]
     weight_decay, decay_all, betas = 0.05, True, (0.9, 0.95)  # [D]; all decay: their optimiser

@@ -1,12 +1,19 @@
-"""Memory that training takes, computed without a device: what a step keeps for its gradient.
+"""Memory that a training step takes: computed without a device, or measured on this one.
 
-python benchmarks/memory.py --preset det_finetune --set batch_size=8 encoder_layers=24
+python benchmarks/memory.py --preset multi_task --task all --set batch_size=4
+python benchmarks/memory.py --preset multi_task --task all --fits 40 80 141
+python benchmarks/memory.py --preset demo --task segmentation --text-pieces 32000 --measure \
+    --set batch_size=4 max_points=128 seg_max_objects=10
 
-Tensors that the backward pass needs are counted once each, in the float type of --dtype, attention
-as the fused kernels keep it (no matrix of probabilities); weights, gradients and the two moments
-of AdamW are float32, beside them the weights in bfloat16. With recompute_activations a block
-keeps its inputs, and one block at a time all it needs. Passing buffers and what an allocator
-wastes are not counted: a device needs somewhat more.
+A whole step is run, forward, backward and optimiser, on tensors that have a size but no memory
+(`FakeTensorMode`), and the most that lives at a time is added up: weights, gradients, the two
+moments of AdamW, what the gradient needs, passing tensors. Every position of the longest sequences
+carries weight: no batch takes more. Attention is counted as the fused kernels of a GPU keep it.
+What an allocator wastes and what libraries take for themselves are not counted: a device needs
+somewhat more (`--fits` leaves it a tenth).
+
+`--measure` runs the step with memory on this machine. Both are told for logits in parts, as
+training computes them, and for all logits at a time (`Decoder.measure_logits`).
 """
 
 import sys
@@ -14,120 +21,175 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 
+import models.decoder
+import models.layers
 from config import PRESETS
+from dataset.batch import Batch
 from models import Pix2Seq, build_model
-from tokenizer.vocabulary import Vocabulary
-from train.build import build_model_config, build_tokenizers
-from utils.cli import load_settings, parser, run
+from tokenizer.vocabulary import TASKS, Vocabulary
+from train.distributed import recompute_activations
+from train.loss import autocast, batch_loss
+from train.settings import batch_sizes, build_tokenizers, model_config
+from utils.cli import load_settings, parser, pick_names, run
 from utils.errors import UserError
 
 GIB = 2**30
+KEPT_FREE = 0.1  # share of a device that `--fits` does not fill
+WHOLE = 2**62  # bytes of logits at a time: all
 
 
-class FusedAttention(torch.autograd.Function):
-    """Stands in for the kernels of an accelerator: keeps inputs, output and one number per row."""
-
-    @staticmethod
-    def forward(ctx, q, k, v):
-        out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:3], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise RuntimeError("this counts what a forward pass keeps; there is no backward pass")
-
-
-class Kept:
-    """Bytes that a forward pass keeps for its gradient, by the block that asked for them first."""
-
-    def __init__(self, model: Pix2Seq):
-        self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        self.storages: dict[int, tuple[int, nn.Module | None]] = {}  # bytes, block
-        self.inputs: dict[int, int] = {}  # of blocks
-        self.block = None
-        for block in model.blocks:
-            block.register_forward_pre_hook(self._enter)
-            block.register_forward_hook(self._leave)
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.weights:
-            self.storages.setdefault(storage._cdata, (storage.nbytes(), self.block))
-        return tensor
-
-    def total(self) -> int:
-        return sum(size for size, _ in self.storages.values())
-
-    def recomputed(self) -> int:
-        """The same where blocks keep their inputs alone and are computed again one at a time."""
-        of_block = dict.fromkeys((block for _, block in self.storages.values()), 0)
-        for key, (size, block) in self.storages.items():
-            if block is None or key not in self.inputs:
-                of_block[block] += size
-        outside = of_block.pop(None, 0)
-        shared = sum(size for key, size in self.inputs.items() if self._inside(key))
-        return outside + shared + max(of_block.values())
-
-    def _inside(self, key: int) -> bool:
-        """Whether an input is not among what is kept outside of blocks."""
-        return self.storages.get(key, (0, self))[1] is not None
-
-    def _enter(self, block: nn.Module, args: tuple) -> None:
-        self.block = block
-        for value in args:
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                self.inputs[storage._cdata] = storage.nbytes()
-
-    def _leave(self, *_) -> None:
-        self.block = None
+def shapes(cfg, tasks: list[str], vocab: Vocabulary) -> dict[str, tuple[int, int]]:
+    """Sequences of an image and their tokens, the most that a task has."""
+    lengths = {"captioning": cfg.max_caption_tokens}
+    known = [task for task in tasks if task != "captioning"]  # its tokenizer needs a file
+    for task, tokenizer in build_tokenizers(cfg, known, vocab).items():
+        lengths[task] = tokenizer.max_len
+    counts = {
+        "segmentation": 1 if cfg.seg_crop else cfg.seg_max_objects,
+        "captioning": cfg.captions_per_image,
+    }
+    return {task: (counts.get(task, 1), lengths[task]) for task in tasks}
 
 
-def kept_by_detection(cfg, dtype: torch.dtype) -> tuple[int, Kept]:
-    """Number of parameters, and what one batch of detection keeps."""
-    vocab = Vocabulary(num_bins=cfg.num_bins)
-    tokenizers = build_tokenizers(cfg, ["detection"], vocab)
-    model = build_model(build_model_config(cfg, vocab, tokenizers)).to("meta", dtype)
-    kept = Kept(model)
-    images = torch.empty(cfg.batch_size, 3, cfg.img_size, cfg.img_size, device="meta", dtype=dtype)
-    length = tokenizers["detection"].max_len
-    tokens = torch.zeros(cfg.batch_size, length, dtype=torch.long, device="meta")
-    with (
-        patch.object(F, "scaled_dot_product_attention", _attend),
-        torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
-    ):
-        logits = model(images, tokens).flatten(0, 1).float()
-        kept.loss = F.cross_entropy(logits, tokens.flatten())  # holds the graph
-    return sum(p.numel() for p in model.parameters()), kept
+def full_batch(size: int, num_sequences: int, length: int, side: int) -> Batch:
+    """A batch of which every position carries weight."""
+    shape = (size, num_sequences, length) if num_sequences > 1 else (size, length)
+    tokens = torch.zeros(shape, dtype=torch.long)
+    return Batch(
+        images=torch.zeros(size, 3, side, side, dtype=torch.uint8),
+        unpadded=torch.full((size, 2), side),
+        input_tokens=tokens,
+        target_tokens=tokens.clone(),
+        token_weights=torch.ones(shape),
+        image_ids=[0] * size,
+        positions=torch.arange(size * num_sequences * length),
+    )
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *_, **__) -> Tensor:
-    return FusedAttention.apply(q, k, v)
+def peak(cfg, tasks: list[str], vocab: Vocabulary, *, at_once: int, measure: bool) -> int:
+    """Bytes that live at the same time in a step of all tasks, at most.
+
+    Args:
+        at_once: bytes of logits that are computed at a time.
+        measure: use memory; otherwise tensors have sizes alone.
+    """
+    sizes, sequences = batch_sizes(cfg, tasks), shapes(cfg, tasks, vocab)
+    dtype = None if cfg.amp == "off" else torch.bfloat16
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(models.decoder, "LOGITS_AT_ONCE", at_once))
+        longest = max(length for _, length in sequences.values())
+        model = build_model(model_config(cfg, vocab, max_len=cfg.max_len or longest)).train()
+        if not measure:
+            stack.enter_context(_without_memory(model))
+            for module in (models.layers, models.decoder):  # on a CPU it would be in float32
+                stack.enter_context(patch.object(module, "attend", _attend))
+        if cfg.recompute_activations:
+            recompute_activations(model.blocks)
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+        batches = [full_batch(sizes[task], *sequences[task], cfg.img_size) for task in tasks]
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            for parameter in model.parameters():  # the moments are there, as after a first step
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            _step(model, optimizer, batches, dtype, tracker)
+    (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+    return snapshot["Total"]
+
+
+def _without_memory(model: Pix2Seq) -> FakeTensorMode:
+    """Leaves parameters and buffers nothing but a size; a model can only be built with values.
+
+    Returns:
+        the mode to work in.
+    """
+    mode = FakeTensorMode()
+    for module in model.modules():
+        for values in (module._parameters, module._buffers):
+            for name, value in values.items():
+                if value is not None:
+                    values[name] = mode.from_tensor(value)
+    return mode
+
+
+def _step(
+    model: Pix2Seq,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    dtype: torch.dtype | None,
+    tracker: MemTracker,
+) -> None:
+    """As `train.engine.train_step` does it."""
+    optimizer.zero_grad(set_to_none=True)
+    for batch in batches:
+        tracker.reset_mod_stats()
+        with autocast(model.device, dtype):
+            loss = batch_loss(model, batch)
+        loss.backward()
+        del loss
+    optimizer.step()
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask=None, is_causal=False, drop=0.0) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal)
+
+
+def largest_batch(cfg, tasks: list[str], vocab: Vocabulary, gigabytes: list[float]) -> list[str]:
+    """A line per device: images of each task in a step. Memory grows evenly with them."""
+
+    peaks, at_once = [], models.decoder.LOGITS_AT_ONCE
+    for size in (1, 2):
+        own = {f"{task}_batch_size": size for task in TASKS}
+        with patch.dict(cfg.__dict__, own | {"batch_size": size}):
+            peaks.append(peak(cfg, tasks, vocab, at_once=at_once, measure=False))
+    slope = peaks[1] - peaks[0]
+    fixed = peaks[0] - slope
+    lines = [f"computed: {fixed / GIB:.2f} GiB and {slope / GIB:.2f} GiB for an image of each task"]
+    for size in gigabytes:
+        most = int(((1 - KEPT_FREE) * size * 1e9 - fixed) // slope)
+        lines.append(
+            f"computed: {size:g} GB hold batch_size={most}"
+            if most > 0
+            else f"{size:g} GB do not hold one"
+        )
+    return lines
 
 
 def main(argv=None):
     args = parser(__doc__, presets=PRESETS)
-    args.add_argument("--dtype", default="bfloat16", help="of activations: float32 | bfloat16")
+    args.add_argument(
+        "--task", default="detection", help="of one step, several with commas, or all"
+    )
+    args.add_argument("--text-pieces", type=int, help="default: 32000, without captions none")
+    args.add_argument("--fits", type=float, nargs="+", metavar="GB", help="memory of devices")
+    args.add_argument("--measure", action="store_true", help="run the step on this machine")
     args = args.parse_args(argv)
     cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
-    if args.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--dtype must be float32 or bfloat16, got {args.dtype}")
-    parameters, kept = kept_by_detection(cfg, getattr(torch, args.dtype))
-    # weight, gradient and two moments of four bytes, and the copy that autocast makes
-    fixed = (16 + 2 * (args.dtype == "bfloat16")) * parameters / GIB
-    print(f"{parameters / 1e6:.0f} M parameters; with gradients and moments {fixed:.2f} GiB")
-    for recompute, size in (("false", kept.total()), ("true", kept.recomputed())):
-        print(
-            f"recompute_activations={recompute}: activations {size / GIB:.2f} GiB, "
-            f"together {fixed + size / GIB:.2f} GiB"
-        )
+    tasks = list(TASKS) if args.task == "all" else pick_names("--task", args.task, TASKS)
+    if args.fits and args.measure:
+        raise UserError("--fits computes and --measure measures; leave one out")
+    num_text = 32000 if "captioning" in tasks else 0  # those of the official code
+    num_text = num_text if args.text_pieces is None else args.text_pieces
+    vocab = Vocabulary(num_bins=cfg.num_bins, num_text=num_text)
+    if args.fits:
+        print("\n".join(largest_batch(cfg, tasks, vocab, args.fits)))
+        return
+    word = "measured" if args.measure else "computed"
+    found = {}
+    for name, at_once in (("parts", models.decoder.LOGITS_AT_ONCE), ("whole", WHOLE)):
+        found[name] = peak(cfg, tasks, vocab, at_once=at_once, measure=args.measure)
+        print(f"{word}, logits in {name}: {found[name] / GIB:.2f} GiB", flush=True)
+    print(f"whole / parts: {found['whole'] / found['parts']:.2f}")
 
 
 if __name__ == "__main__":

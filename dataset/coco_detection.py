@@ -36,6 +36,7 @@ class CocoObjects:
         file: the annotation file.
         categories: the classes in use.
         annotation_errors: what is wrong with the file and was left out.
+        num_images: images in the file, also those that are not in use.
     """
 
     kind: ClassVar[str] = "instances"  # of annotation file, see `coco_paths`
@@ -57,6 +58,7 @@ class CocoObjects:
             limit: only the first images, in the order of their ids.
         """
         self.file, self.categories, self.annotation_errors = file, categories, file.errors
+        self.num_images = len(file.image_ids)
         used = np.isin(file.class_ids, list(categories.names))
         self._targets = file.arrays["usable"] & used  # (N,) bool
         self._learnable = self._targets if learnable is None else self._targets & learnable
@@ -237,7 +239,8 @@ class CocoDetection(CocoObjects):
             root: folder with train2017, val2017 and annotations (`coco_paths`).
             split: "train" or "val".
             classes: names; only objects of these classes. Their class ids do not change.
-            keep_empty: whether images without objects count; always in evaluation.
+            keep_empty: whether images without objects count, which officially they do in evaluation
+                alone.
             limit: only the first images, in the order of their ids.
             skip_bad: leave out annotations that otherwise are errors.
         """

@@ -308,14 +308,32 @@ def build_eval_loader(source, *, batch_size: int, num_workers: int, world: World
 
     Batches hold the same images whatever the number of processes.
     """
-    numbers = range(len(source))
-    batches = [numbers[i : i + batch_size] for i in range(0, len(source), batch_size)]
+    batches = _in_turns(range(len(source)), batch_size, world)
     return Loader(
         EvalSet(source),
         collate_originals,
-        batch_sampler=batches[world.rank :: world.size],
+        batch_sampler=batches,
         **_worker_arguments(num_workers),
     )
+
+
+def build_sequence_loader(
+    dataset: TrainSet,
+    numbers: Sequence[int],
+    *,
+    batch_size: int,
+    num_workers: int,
+    world: World = ALONE,
+) -> Loader:
+    """Training batches of these samples, drawn as in the first epoch; processes take turns."""
+    batches = _in_turns([(0, number) for number in numbers], batch_size, world)
+    return Loader(dataset, collate, batch_sampler=batches, **_worker_arguments(num_workers))
+
+
+def _in_turns(keys: Sequence, batch_size: int, world: World) -> list[Sequence]:
+    """The batches of this process."""
+    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+    return batches[world.rank :: world.size]
 
 
 def _worker_arguments(num_workers: int, prefetch: int = 2) -> dict:

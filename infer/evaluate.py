@@ -5,7 +5,7 @@ python infer/evaluate.py --task detection --dataset voc --split 2007:test --weig
 python infer/evaluate.py --task segmentation --boxes detected --weights W
 python infer/evaluate.py --task keypoint --boxes gt --weights W
 python infer/evaluate.py --task captioning --dataset coco --split val --weights W
-python infer/evaluate.py --task all --weights W
+python infer/evaluate.py --task all --likelihood --weights W
 torchrun --nproc-per-node 8 infer/evaluate.py --task all --weights W
 
 Prints the table of average precision and writes into --out-dir: results.json (rows of the COCO
@@ -44,6 +44,12 @@ def main(argv=None):
     check_place(out_dir)
 
     # What takes long to import comes after the command line is understood.
+    from infer.batches import EvalLoop
+    from infer.likelihood import (
+        build_sequence_tokenizer,
+        likelihood_table,
+        measure_likelihood,
+    )
     from infer.results import compact_table
     from infer.tasks import Request, check_request, evaluate_task
     from utils.devices import CoreWatch, memory_errors, pick_device, warn_if_busy
@@ -59,15 +65,23 @@ def main(argv=None):
         tasks = tasks or _tasks_of(predictor, dataset)
         request = Request(args.boxes, args.max_objects)
         check_request(predictor, tasks, request)
+        if args.likelihood:
+            for task in tasks:
+                build_sequence_tokenizer(cfg, task, predictor)  # it may not be possible
         sources = {task: _source(cfg, task, dataset, split) for task in tasks}
         warn_if_busy(watch, predictor.model.device)
 
         # Evaluate one task after the other; the first process has the results
-        reports = {}
+        reports, figures = {}, {}
         for task, source in sources.items():
             with memory_errors(device):
                 reports[task] = evaluate_task(task, cfg, predictor, source, request, world=world)
+                if args.likelihood:
+                    loop = EvalLoop.from_settings(cfg, world)
+                    figures[task] = measure_likelihood(cfg, task, predictor, source, loop)
             if world.is_main:
+                likelihood = {f"likelihood/{k}": v for k, v in figures.get(task, {}).items()}
+                reports[task].metrics.update(likelihood)
                 reports[task].save(out_dir / task if len(tasks) > 1 else out_dir)
         if not world.is_main:
             return
@@ -77,6 +91,8 @@ def main(argv=None):
             _print(reports[tasks[0]])
         else:
             print(compact_table(reports, {task: len(source) for task, source in sources.items()}))
+        for task, values in figures.items():
+            print(f"\n{task}: {likelihood_table(values)}")
         folders = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
         log(f"wrote results.json, metrics.json and per_class.csv to {folders}")
 
@@ -118,6 +134,11 @@ def _parser():
         default="gt",
         help="of segmentation and keypoints: gt, detected (by the same weights) or a COCO results "
         "file of boxes; default: gt",
+    )
+    args.add_argument(
+        "--likelihood",
+        action="store_true",
+        help="also the teacher-forced loss and token accuracy of the annotation",
     )
     args.add_argument("--device", help="default: the setting")
     return args

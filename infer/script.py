@@ -204,8 +204,9 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
 
     from infer.predictor import Predictor
     from models.decode_step.native import obstacle
-    from utils.devices import check_bfloat16, pick_device
+    from utils.devices import check_bfloat16, pick_device, set_matmul_precision
 
+    set_matmul_precision(cfg.matmul_precision)
     device, dtype = pick_device(device or cfg.device), getattr(torch, cfg.infer_dtype)
     if device.type == "cpu" and cfg.infer_dtype == "bfloat16":
         emulate = cfg.emulate_bfloat16

@@ -7,12 +7,14 @@ or decodes with `decode_mode=plain`; tests/test_native_step.py and test_static_s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.layers import (
     LAYER_NORM_EPS,
@@ -29,6 +31,7 @@ from models.layers import (
 )
 
 TORCH_NORM_EPS = 1e-5  # of torch.nn.LayerNorm, which post-norm decoders were trained with
+LOGITS_AT_ONCE = 2**25  # bytes of float32 logits that `measure_logits` holds at a time
 
 
 @dataclass
@@ -296,3 +299,44 @@ class Decoder(nn.Module):
         tied, bias = self.output_embedding is None, self.output_bias
         table = self.token_embedding if tied else self.output_embedding
         return table[id_range], None if bias is None else bias[id_range]
+
+    def measure_logits(
+        self, hidden: Tensor, targets: Tensor, measure: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """What `measure` says about the logits of positions, without holding all logits at a time.
+
+        With tens of thousands of ids the logits of a batch take many times the memory of all the
+        rest. Many positions are therefore measured part by part, and for the gradient each part is
+        computed a second time.
+
+        Args:
+            hidden: (M, D)
+            targets: (M,) ids that `measure` compares the logits with.
+            measure: (m, V) logits and (m,) targets of some positions -> (m, ...); draws nothing.
+
+        Returns:
+            (M, ...)
+        """
+        table, bias = self.output_table()
+        size = max(1, LOGITS_AT_ONCE // (4 * len(table)))
+        if len(hidden) <= size:
+            return measure(F.linear(hidden, table, bias), targets)
+        return _measure_in_parts(hidden, targets, table, bias, measure, size)
+
+
+@torch.compiler.disable  # the number of parts differs from step to step
+def _measure_in_parts(
+    hidden: Tensor,
+    targets: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    measure: Callable[[Tensor, Tensor], Tensor],
+    size: int,
+) -> Tensor:
+    def measure_part(hidden: Tensor, targets: Tensor, table: Tensor, bias: Tensor | None):
+        return measure(F.linear(hidden, table, bias), targets)
+
+    # `split` and not slices: its gradient is put together once, not once for each part.
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.cat([checkpoint(measure_part, *p, table, bias, **options) for p in parts])

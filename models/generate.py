@@ -382,7 +382,8 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """(R, V) -> (R,) indices: each row's number is looked up in its cumulative distribution.
 
     `torch.multinomial` makes R * V random numbers, which took a tenth of an inference on a CPU. The
-    price of one number per row: ids less probable than 3e-8 are never drawn.
+    price of one number per row: ids less probable than 3e-8 are never drawn. Ids of probability 0
+    are not drawn on any device.
 
     Args:
         uniforms: (R,) float32 in [0, 1). They are at most 1 - 2^-24, which keeps the product below
@@ -394,8 +395,12 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     upto = probs.cumsum(1)
     if upto.device.type == "cpu" and not (upto[:, -1] > 0).all():
         raise ValueError("no token can be drawn: probabilities are nan, or the grammar allows none")
-    drawn = torch.searchsorted(upto, uniforms[:, None] * upto[:, -1:], right=True)[:, 0]
-    return drawn.clamp(max=probs.shape[1] - 1)
+    drawn = torch.searchsorted(upto, uniforms[:, None] * upto[:, -1:], right=True)  # (R, 1)
+    drawn = drawn.clamp(max=probs.shape[1] - 1)
+    # A GPU adds up in parallel: its sums may fall here and there, and a place that is found there
+    # may be that of an id with probability 0, which the grammar has ruled out.
+    possible = probs.gather(1, drawn) > 0
+    return drawn.where(possible, probs.argmax(1, keepdim=True))[:, 0]
 
 
 def uniforms_of_images(

@@ -90,8 +90,15 @@ class Pix2Seq(nn.Module):
         images = (images - self.mean) / self.std
         return self.projection(self.encoder(images.to(self.dtype)))
 
-    def forward(self, images: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Teacher-forced logits.
+    def forward(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        measure: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Teacher-forced logits, or what `measure` says about them.
 
         Args:
             images: (B, 3, H, W), see `encode`.
@@ -99,15 +106,19 @@ class Pix2Seq(nn.Module):
             positions: compute logits only here, where the loss has a weight: (M,) indices into the
                 flattened `tokens`, or a bool mask of its shape. With a mask the host waits for the
                 device, to count the positions.
+            targets, measure: at M positions, see `Decoder.measure_logits`; all logits together may
+                not fit into memory.
 
         Returns:
-            (B * N, T, V), or (M, V).
+            (B * N, T, V), or (M, V), or with `measure` (M, ...).
         """
         hidden = self.decoder(tokens.flatten(0, -2), self.encode(images))  # (B * N, T, D)
         if positions is not None:
             if positions.dtype == torch.bool:
                 positions = positions.flatten().nonzero()[:, 0]
             hidden = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
+        if measure is not None:
+            return self.decoder.measure_logits(hidden, targets, measure)
         return self.decoder.logits(hidden)
 
     def generate(

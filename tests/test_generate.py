@@ -308,6 +308,27 @@ def test_a_draw_never_takes_what_has_no_probability(number):
     assert (probs.gather(1, drawn[:, None]) > 0).all()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_draw_takes_no_impossible_id_where_sums_fall(monkeypatch, seed):
+    """As a GPU adds up a single row: in parallel, so that a sum may be below the one before it."""
+    draws, exact = torch.Generator().manual_seed(seed), torch.Tensor.cumsum
+
+    def unordered(probs, dim):
+        noise = torch.rand(probs.shape, generator=draws) - 0.5
+        return (exact(probs, dim) * (1 + 1e-3 * noise)).clamp(max=1)
+
+    probs = torch.rand(300, 400, generator=draws)
+    probs = (
+        (probs * (torch.rand(probs.shape, generator=draws) < 0.1))
+        .softmax(1)
+        .where(torch.rand(probs.shape, generator=draws) < 0.1, 0.0)
+    )
+    probs /= probs.sum(1, keepdim=True)
+    monkeypatch.setattr(torch.Tensor, "cumsum", unordered)
+    drawn = draw(probs, torch.rand(300, generator=draws))
+    assert (probs.gather(1, drawn[:, None]) > 0).all()
+
+
 @pytest.mark.parametrize("bad", [0.0, torch.nan])
 def test_a_draw_of_nothing_is_an_error(bad):
     probs = torch.full((3, 5), 0.2)

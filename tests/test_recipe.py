@@ -1,6 +1,9 @@
 """The training recipe: losses, schedules, optimiser and steps equal the official ones."""
 
 import json
+import shutil
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,13 +25,21 @@ from models import ModelConfig, build_model
 from models.official_encoders import BatchNorm
 from tests.conftest import TINY
 from tokenizer.vocabulary import Vocabulary
+from train.build import build_source_of, count_run_steps
 from train.engine import train
 from train.init_weights import start_from
-from train.loss import LossType, batch_loss, token_losses, weighted_mean
+from train.loss import LossType, amp_dtype, batch_loss, token_losses, weighted_mean
 from train.optim import NO_KERNELS, base_lr, build_optimizer, count_steps, lr_factor
-from train.settings import build_model_config, build_tokenizers, build_vocabulary
+from train.settings import (
+    build_model_config,
+    build_tokenizers,
+    build_vocabulary,
+    check_settings,
+    task_settings,
+)
 from utils.categories import Categories
 from utils.cli import snapshot
+from utils.devices import ALONE
 from utils.errors import UserError
 
 
@@ -119,6 +130,39 @@ def test_an_unknown_loss_is_refused(text):
         LossType.parse(text)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_mixed_precision_is_what_the_device_computes_in(monkeypatch, native):
+    """Emulated bfloat16, as before compute capability 8, is slower than none."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or native,
+    )
+    assert amp_dtype("auto", gpu) == (torch.bfloat16 if native else torch.float16)
+    assert amp_dtype("auto", cpu) is amp_dtype("off", gpu) is None
+    assert amp_dtype("bf16", gpu) == torch.bfloat16 and amp_dtype("fp16", gpu) == torch.float16
+    # what goes by the type goes by the one that "auto" stands for
+    monkeypatch.setattr("train.settings.local_device", lambda *_: gpu)
+    cfg = snapshot(CFG, ["fsdp=true", "pretrained=false"])
+    if native:
+        check_settings(cfg, ["detection"], ALONE)
+    else:
+        with pytest.raises(UserError, match="not with fp16 .amp=auto on this device."):
+            check_settings(cfg, ["detection"], ALONE)
+
+
+def test_the_precision_of_products_is_that_of_the_settings(demo_set, tmp_path, monkeypatch):
+    overrides = [*TINY, f"coco_root={demo_set}", f"runs_dir={tmp_path / 'runs'}", "max_steps=1"]
+    told = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    for name in ("highest", "high"):
+        train(snapshot(CFG, [*overrides, f"matmul_precision={name}"]), ["detection"])
+    assert told == ["highest", "high"]
+    with pytest.raises(UserError, match="matmul_precision must be highest or high or medium"):
+        train(snapshot(CFG, [*overrides, "matmul_precision=low"]), ["detection"])
+
+
 # ---- schedule --------------------------------------------------------------------------------
 
 
@@ -159,6 +203,65 @@ def test_steps_are_counted_as_in_the_official_code(numbers):
         )
         assert (s["steps"] or total) == s["result_train_steps"]
         assert (s["warmup_steps"] or warmup) == s["result_warmup_steps"]
+
+
+@dataclass
+class Stream:
+    """As far as steps are counted."""
+
+    num_samples: int
+    images_per_step: int
+
+    def __len__(self):
+        return self.num_samples // self.images_per_step
+
+
+def test_the_steps_of_the_official_presets_are_those_of_the_official_run():
+    """Their code counts the 118,287 images of train2017 for every task.
+
+    Samples are fewer (1,021 images have no object) or more (149,813 persons with keypoints).
+    """
+    samples = {
+        "detection": 117266,
+        "segmentation": 117266,
+        "keypoint": 149813,
+        "captioning": 118287,
+    }
+    source = SimpleNamespace(num_images=118287, image_ids=np.arange(117266))
+    streams = {task: Stream(count, 128) for task, count in samples.items()}
+    steps = count_run_steps(
+        snapshot(PRESETS["multi_task"], []), streams, dict.fromkeys(samples, source)
+    )
+    assert (steps.total, steps.warmup) == (92412, 9241)
+    alone = {"detection": Stream(117266, 32)}, {"detection": source}
+    steps = count_run_steps(snapshot(PRESETS["det_finetune"], []), *alone)
+    assert (steps.total, steps.warmup) == (118287 * 40 // 32 + 1, 2 * 118287 // 32)
+    limited = snapshot(PRESETS["det_finetune"], ["train_limit=320"])
+    assert count_run_steps(limited, *alone).total == 401
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_images_without_an_object_are_trained_on_or_not(demo_set, tmp_path, keep):
+    root = tmp_path / "set"
+    shutil.copytree(demo_set, root)
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    empty = {row["id"] for row in content["images"][:3]}
+    content["annotations"] = [r for r in content["annotations"] if r["image_id"] not in empty]
+    path.write_text(json.dumps(content))
+    overrides = [*TINY, f"coco_root={root}", f"keep_empty={keep}", "whole_epochs=false"]
+    cfg = snapshot(CFG, overrides)
+    source = build_source_of(cfg, "detection", train=True)
+    assert len(source) == 14 - 3 * (not keep) and source.num_images == 14
+    assert len(build_source_of(cfg, "detection", train=False)) == 6
+
+
+@pytest.mark.parametrize("preset", ["det_finetune", "multi_task", "from_scratch"])
+def test_official_presets_leave_out_images_without_an_object(preset):
+    assert PRESETS["default"].keep_empty and not PRESETS[preset].keep_empty
+    for dataset, expected in (("coco", {"keep_empty": False}), ("voc", {})):
+        cfg = snapshot(PRESETS[preset], [f"dataset={dataset}"])
+        assert task_settings(cfg, "detection").train_source == expected
 
 
 def test_settings_of_the_rate_reach_the_optimiser(demo_set, tmp_path):
@@ -237,6 +340,7 @@ OPTIMIZERS = {  # case -> settings of ours
     "adamw_legacy": {"decay_all": False, "decay_exclude": NO_KERNELS},
     "adamw_legacy_clip": {"decay_all": False, "decay_exclude": NO_KERNELS},
     "adam": {"weight_decay": 0.0},
+    "lamb": {"name": "lamb", "decay_all": False, "decay_exclude": NO_KERNELS},
 }
 
 

@@ -1,12 +1,17 @@
 # ruff: noqa: F811  fixtures are arguments
 """Fixed shapes, compiled steps and half precision: the tokens of the plain loop, or near them."""
 
+import gc
+import weakref
+from typing import ClassVar
+
 import pytest
 import torch
 
-import models.decode_step.cuda_graph
-from models.decode_step.cuda_graph import StaticStep
+from models.decode_step import cuda_graph
+from models.decode_step.cuda_graph import MOST_GRAPHS, FixedStep, KeptGraphs, StaticStep
 from models.decoder import Cache
+from models.generate import read_prompt
 from tests.tiny_models import (
     EVERY_OPTION,
     VARIANTS,
@@ -146,16 +151,123 @@ def test_graphs_of_earlier_calls_leave_no_memory_behind(memory):
     assert held[-1] <= held[4] + 2**20
 
 
-def test_one_graph_serves_all_steps(monkeypatch, model, memory):
-    captures = []
-    capture = models.decode_step.cuda_graph.captured
-    monkeypatch.setattr(
-        models.decode_step.cuda_graph,
-        "captured",
-        lambda *args: captures.append(1) or capture(*args),
+class EmulatedGraph:
+    """A graph that computes instead of launching; its stream must have no other one."""
+
+    alive: ClassVar[list] = []
+
+    def __init__(self, compute, stream):
+        assert stream not in [graph.stream for graph in self.alive]
+        self.compute, self.stream, self.graph, self.out = compute, stream, self, compute()
+        self.alive.append(self)
+
+    def replay(self):
+        self.out.copy_(self.compute())
+        return self.out
+
+    def reset(self):
+        self.alive.remove(self)
+
+
+class EmulatedGraphs(KeptGraphs):
+    """As on a GPU, but for the capturing itself."""
+
+    captures = num_streams = 0
+
+    def capture(self, compute):
+        self.captures += 1
+        self.num_streams += not self.streams
+        return EmulatedGraph(compute, self.streams.pop() if self.streams else self.num_streams)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    emulated = EmulatedGraphs(torch.device("cpu"))
+    monkeypatch.setattr(EmulatedGraph, "alive", [])
+    monkeypatch.setattr(cuda_graph, "kept_graphs", lambda _: emulated)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    return emulated
+
+
+def same_in_both_modes(model, memory, prompt, **options):
+    plain, static = (
+        in_mode(mode, model, memory, prompt, **options) for mode in ("plain", "static")
     )
-    in_mode("static", model, memory, prompts(2, 3, 5))
-    assert len(captures) == 1
+    assert_same(static, plain)
+
+
+def test_one_graph_serves_all_calls_of_a_shape(graphs, model, memory):
+    for seed in range(5):
+        images = torch.randn(memory.shape, generator=torch.Generator().manual_seed(seed))
+        same_in_both_modes(model, images, prompts(2, 3, 5) + seed)
+        same_in_both_modes(model, images, prompts(2, 1), max_new_tokens=9)
+        beams = (beams_in_mode(m, model, images, prompts(2, 2)) for m in ("plain", "static"))
+        assert_same(*beams)
+    assert graphs.captures == 3
+
+
+def test_few_graphs_are_kept_and_each_has_a_stream_of_its_own(graphs, model, memory):
+    for length in [*range(5, 12), *range(5, 12), 11, 10, 9, 8]:
+        same_in_both_modes(model, memory, prompts(2, 1), max_new_tokens=length)
+        assert len(EmulatedGraph.alive) <= MOST_GRAPHS + 1
+    assert graphs.captures == 14, "the last four were kept"
+    assert graphs.num_streams <= MOST_GRAPHS + 1
+    cuda_graph.release_graphs(model.decoder)
+    assert EmulatedGraph.alive == []
+
+
+def test_a_graph_follows_weights_that_learn_and_not_those_that_moved(graphs, memory):
+    model = tiny()
+    for change in (lambda p: None, lambda p: p.data.mul_(1.1)):
+        for parameter in model.parameters():
+            change(parameter)
+        same_in_both_modes(model, memory, prompts(2, 1))
+    assert graphs.captures == 1
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone() * 0.9
+    same_in_both_modes(model, memory, prompts(2, 1))
+    assert graphs.captures == 2
+
+
+def test_a_model_that_is_gone_is_not_kept_by_its_graphs(graphs, memory):
+    model = tiny()
+    same_in_both_modes(model, memory, prompts(2, 1))
+    gone = weakref.ref(model.decoder)
+    EmulatedGraph.alive[0].compute = None  # a real one has no Python to run
+    del model
+    gc.collect()
+    assert gone() is None and len(EmulatedGraph.alive) == 1
+    same_in_both_modes(tiny(), memory, prompts(2, 2))
+    assert len(EmulatedGraph.alive) == 1
+
+
+def test_two_calls_at_the_same_time_do_not_share_a_graph(graphs, model, memory):
+    """Steps in turns, as two threads would take them."""
+    expected, steps = [], []
+    for seed in (1, 2):
+        images = memory * seed
+        tokens = in_mode("plain", model, images, prompts(2, 1), max_new_tokens=9)[0]
+        cache = read_prompt(model.decoder, images, prompts(2, 1), 1, 9)[1]
+        expected.append(tokens), steps.append(StaticStep(model.decoder, cache))
+    for t in range(8):
+        for tokens, step in zip(expected, steps, strict=True):
+            assert torch.equal(step(tokens[:, t]).argmax(1), tokens[:, t + 1])
+    del step
+    steps.clear()
+    assert graphs.captures == 2 and len(EmulatedGraph.alive) == 1
+
+
+def test_without_a_gpu_nothing_outlives_a_call(model, memory, monkeypatch):
+    steps, made = [], FixedStep.__init__
+    monkeypatch.setattr(
+        FixedStep, "__init__", lambda s, *a, **k: steps.append(weakref.ref(s)) or made(s, *a, **k)
+    )
+    gc.disable()
+    try:
+        in_mode("static", model, memory, prompts(2, 1))
+        assert [step() for step in steps] == [None]
+    finally:
+        gc.enable()
 
 
 def test_half_precision_keeps_scores_in_float32_and_near(memory):

@@ -90,10 +90,11 @@ class TaskTokenizer:
         if end - 1 > max_len:
             raise ValueError(f"sequence must have at most {max_len} tokens, got {end - 1}")
         shape = (*wanted.shape[:-1], max_len + 1)
-        inputs, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        pad = self.vocab.pad
+        inputs, targets = np.full(shape, pad, np.int64), np.full(shape, pad, np.int64)
         weights = np.zeros(shape, np.float32)
         inputs[..., :start] = targets[..., :start] = prompt
         inputs[..., start:end], targets[..., start:end] = shown, wanted
         weights[..., start:end] = weight
-        np.copyto(weights, eos_weight, where=targets == self.vocab.pad)
+        np.copyto(weights, eos_weight, where=targets == pad)
         return TokenSequence(inputs[..., :-1], targets[..., 1:], weights[..., 1:])

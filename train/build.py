@@ -23,7 +23,7 @@ from tokenizer.base import TaskTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.distributed import parallelise, recompute_activations
 from train.init_weights import settings_taken, start_from
-from train.loss import LossType
+from train.loss import LossType, amp_dtype
 from train.optim import (
     Freeze,
     average_of,
@@ -116,7 +116,7 @@ def build_run(
     eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
     look_at_data(cfg, sources, eval_sources, world)
     streams = build_streams(cfg, sources, tokenizers, world)
-    steps = count_run_steps(cfg, streams)
+    steps = count_run_steps(cfg, streams, sources)
 
     # Model, optimiser and schedule.
     model, weights_from = build_model_of_run(
@@ -275,16 +275,18 @@ def plans_by_length(cfg) -> bool:
     return cfg.compile or pick_device(cfg.device).type == "cuda"  # the attention of cuDNN
 
 
-def count_run_steps(cfg, task_streams: dict[str, TaskStream]) -> Steps:
+def count_run_steps(cfg, task_streams: dict[str, TaskStream], sources: dict) -> Steps:
     """Steps of an epoch, of the run and of its warm-up."""
-    streams = task_streams.values()
-    epoch = max(len(stream) for stream in streams)
+    epoch = max(len(stream) for stream in task_streams.values())
     if cfg.whole_epochs:
         total, warmup = cfg.epochs * epoch, round(cfg.warmup_epochs * epoch)
     else:
+        # Officially an epoch is the images of the split for every task: those without an object
+        # count, and an image with several persons counts once.
         lengths = {"epochs": cfg.epochs, "warmup_epochs": cfg.warmup_epochs}
         total, warmup = max(
-            count_steps(len(s.loader.dataset), s.images_per_step, **lengths) for s in streams
+            count_steps(_count_images(cfg, sources[task]), stream.images_per_step, **lengths)
+            for task, stream in task_streams.items()
         )
     total = min(total, cfg.max_steps or total)
     wanted = cfg.warmup_steps or warmup
@@ -292,6 +294,12 @@ def count_run_steps(cfg, task_streams: dict[str, TaskStream]) -> Steps:
     if warmup < wanted:
         log(f"the warm-up takes {warmup} steps, half of the run, instead of {wanted}")
     return Steps(epoch, total, warmup)
+
+
+def _count_images(cfg, source) -> int:
+    """Images of the training split, also those that are left out because they are empty."""
+    count = getattr(source, "num_images", len(source.image_ids))
+    return min(count, cfg.train_limit or count)
 
 
 def build_model_of_run(
@@ -355,6 +363,7 @@ def build_state(
     images = max(stream.images_per_step for stream in task_streams.values())
     optimizer = build_optimizer(
         model,
+        cfg.optimizer,
         lr=base_lr(cfg.lr, images, cfg.lr_scaling),
         weight_decay=cfg.weight_decay,
         betas=cfg.betas,
@@ -373,7 +382,8 @@ def build_state(
             tail_steps=cfg.tail_steps,
         ),
     )
-    scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.amp == "fp16")
+    half = amp_dtype(cfg.amp, model.device) == torch.float16
+    scaler = torch.amp.GradScaler(model.device.type, enabled=half)
 
     # What of the encoder stays as it is.
     freeze = None
@@ -394,4 +404,5 @@ def build_state(
         accumulate_steps=cfg.accumulate_steps,
         ema=ema,
         freeze=freeze,
+        optimizer_name=cfg.optimizer,
     )

@@ -44,7 +44,13 @@ from train.settings import check_settings
 from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
-from utils.devices import CoreWatch, World, memory_errors, warn_if_busy
+from utils.devices import (
+    CoreWatch,
+    World,
+    memory_errors,
+    set_matmul_precision,
+    warn_if_busy,
+)
 from utils.files import check_place
 from utils.processes import session
 
@@ -96,6 +102,7 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
     device = check_settings(cfg, tasks, world, resumed=resumed)
     if world.is_main:
         check_place(run_dir or cfg.runs_dir)
+    set_matmul_precision(cfg.matmul_precision)
     with memory_errors(device):
         run = build_run(cfg, tasks, world, device, resumed=resumed)
         warn_if_busy(watch, device)

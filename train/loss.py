@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ def token_losses(
     """Loss of every token.
 
     Args:
-        logits: (M, V) any float type; computed in float32.
+        logits: (M, V) any float type; computed in float32 at least.
         targets: (M,); an id outside the vocabulary is the wrong answer to everything, as the
             all-zero one-hot of the official code is.
         length: tokens of a sequence. "logistic" subtracts its logarithm from the logits (the
@@ -60,7 +61,8 @@ def token_losses(
     Returns:
         (M,)
     """
-    logits, parameter = logits.float(), loss_type.parameter
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    parameter = loss_type.parameter
     inside = (targets >= 0) & (targets < logits.shape[1])
     if loss_type.name == "logistic":
         logits = logits - math.log(length)
@@ -96,7 +98,8 @@ def batch_loss(
 ) -> Tensor:
     """Loss of one task's batch, on the device the batch is on.
 
-    Only positions that carry weight are projected onto the vocabulary.
+    Only positions that carry weight are projected onto the vocabulary, and of many positions not
+    all at a time (`Decoder.measure_logits`).
 
     Args:
         total: token weights of all that the mean is over, where this batch is a part of it;
@@ -107,9 +110,9 @@ def batch_loss(
     supervised = batch.positions  # (M,)
     if supervised is None:
         supervised = weights.nonzero()[:, 0]
-    logits = model(images, batch.input_tokens, supervised)  # (M, V)
     length = batch.full_length or batch.target_tokens.shape[-1]
-    losses = token_losses(logits, targets[supervised], loss_type, length=length)
+    measure = partial(token_losses, loss_type=loss_type, length=length)
+    losses = model(images, batch.input_tokens, supervised, targets[supervised], measure)  # (M,)
     weights = weights[supervised]
     if total is None:
         return weighted_mean(losses, weights)
@@ -133,13 +136,16 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The number type of mixed precision; None = float32.
 
     Args:
-        amp: "off", "bf16", "fp16", or "auto" (bf16 on CUDA, else off).
+        amp: "off", "bf16", "fp16", or "auto" (on CUDA bf16, or fp16 where the device only emulates
+            bf16, which is slow; elsewhere off).
 
     Raises:
         ValueError: `amp` is none of these.
     """
     types = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    types["auto"] = torch.bfloat16 if device.type == "cuda" else None
-    if amp not in types:
-        raise ValueError(f"amp must be one of {', '.join(types)}, got {amp!r}")
-    return types[amp]
+    if amp not in (*types, "auto"):
+        raise ValueError(f"amp must be one of {', '.join(types)}, auto, got {amp!r}")
+    if amp == "auto" and device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
+    return types.get(amp)

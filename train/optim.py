@@ -5,12 +5,15 @@ slowest. The encoder may also wait before it learns. A moving average of the wei
 than the weights themselves.
 """
 
+import difflib
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from timm.models import group_parameters
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -97,8 +100,31 @@ def parse_schedule(text: str) -> tuple[str, float]:
     return shape, parameter
 
 
+def optimizer_names() -> list[str]:
+    """The optimisers of timm that need neither another package nor second derivatives."""
+    infos = {name: get_optimizer_info(name) for name in list_optimizers()}
+    return [
+        name
+        for name, info in infos.items()
+        if not isinstance(info.opt_class, str)  # the name of a class in another package
+        and not info.second_order
+    ]
+
+
+def check_optimizer(name: str) -> None:
+    """Raises ValueError for a name that is not among `optimizer_names`."""
+    names = optimizer_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3) or ["adamw", "lamb", "sgd"]
+        raise ValueError(
+            f"optimizer must be one of timm's such as {', '.join(near)}, got {name!r}; the default "
+            "is adamw"
+        )
+
+
 def build_optimizer(
     model: nn.Module,
+    name: str = "adamw",
     *,
     lr: float,
     weight_decay: float,
@@ -106,45 +132,65 @@ def build_optimizer(
     decay_all: bool = True,
     decay_exclude: Sequence[str] = (),
     factors: Mapping[str, float] | None = None,
-) -> torch.optim.AdamW:
-    """AdamW, step for step the official one.
+) -> torch.optim.Optimizer:
+    """The optimiser of a name; "adamw" and "lamb" are step for step the official ones.
 
     Args:
+        name: one of `optimizer_names`; what `lr`, `weight_decay` and `betas` do not say is timm's
+            default. An optimiser of matrices such as "muon" moves embeddings as Adam does.
+        betas: of optimisers that have two.
         decay_all: True is what the official optimiser does (biases, norms and embeddings decay
             too); False spares every parameter of fewer than two dimensions.
         decay_exclude: regular expressions; a parameter in whose name one is found is spared. Those
-            of `NO_KERNELS` and decay_all=False are what the official "adamw_legacy" does.
+            of `NO_KERNELS` and decay_all=False are what the official "adamw_legacy" does. LAMB does
+            not scale the rate of what is spared.
         factors: name of a parameter -> factor of its learning rate; 1 if not there.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
     def decays(name: str, parameter: nn.Parameter) -> bool:
         excluded = any(re.search(pattern, name) for pattern in decay_exclude)
         return not excluded and (decay_all or parameter.ndim > 1)
 
+    of_matrices = name.endswith("muon")
     groups = {}
-    for name, parameter in named:
-        key = (factors or {}).get(name, 1.0), decays(name, parameter)
-        groups.setdefault(key, []).append(parameter)
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            no_kernel = of_matrices and any(word in path for word in NO_KERNELS)
+            key = (factors or {}).get(path, 1.0), decays(path, parameter), no_kernel
+            groups.setdefault(key, []).append(parameter)
     # first the rate that is logged: the whole one; in it what decays
-    order = sorted(groups, key=lambda key: (key[0] != 1, -key[0], not key[1]))
+    order = sorted(groups, key=lambda key: (key[0] != 1, -key[0], not key[1], key[2]))
+    rows = [
+        {
+            "params": groups[factor, decay, no_kernel],
+            "lr": factor * lr,
+            "weight_decay": weight_decay if decay else 0.0,
+            **({"use_fallback": no_kernel} if of_matrices else {}),
+        }
+        for factor, decay, no_kernel in order
+    ]
+    if name != "adamw":
+        options = {"lr": lr, "weight_decay": weight_decay, **_timm_options(name, betas)}
+        return create_optimizer_v2(rows, name, **options)
     optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": groups[factor, decay],
-                "lr": factor * lr,
-                "weight_decay": weight_decay if decay else 0.0,
-            }
-            for factor, decay in order
-        ],
-        lr=lr,
-        betas=betas,
-        eps=EPS,
-        weight_decay=weight_decay,
-        fused=True,
+        rows, lr=lr, betas=betas, eps=EPS, weight_decay=weight_decay, fused=True
     )
     optimizer.register_step_pre_hook(_keep_eps_uncorrected)
     return optimizer
+
+
+def _timm_options(name: str, betas: tuple[float, float]) -> dict:
+    """What an optimiser of timm is told beside rate and weight decay."""
+    info, options = get_optimizer_info(name), {}
+    taken = inspect.signature(info.opt_class).parameters
+    has_two = info.has_betas and info.num_betas == 2
+    if has_two and taken["betas"].default is not None:  # None: without a momentum by default
+        options["betas"] = betas
+    if "max_grad_norm" in taken:  # `clip_grad` says that
+        options["max_grad_norm"] = None
+    if name == "lamb":
+        options["eps"] = EPS
+    return options
 
 
 def _keep_eps_uncorrected(optimizer: torch.optim.Optimizer, *_) -> None:
@@ -168,7 +214,8 @@ def guarded_step(
 ) -> None:
     """One step of the optimiser, or none where the gradient is not finite.
 
-    A fused optimiser decides on the device. Others wait for the norm, which costs nothing on a CPU.
+    AdamW is fused and decides on the device. The others wait for the norm, which costs nothing on a
+    CPU.
 
     Args:
         scaler: of fp16; it has unscaled the gradients already.

@@ -13,12 +13,14 @@ import torch
 from dataset.tasks import build_tokenizer
 from dataset.transforms import load_pixel_transforms
 from infer.keypoint import check_sigmas
+from infer.likelihood import sequence_options
 from models import ModelConfig, build_model
 from models.encoder import check_encoder, image_statistics
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
-from train.optim import lr_factors
+from train.loss import amp_dtype
+from train.optim import check_optimizer, lr_factors
 from utils.cli import log
 from utils.devices import World, check_bfloat16, pick_device
 from utils.errors import UserError
@@ -47,15 +49,11 @@ def task_settings(cfg, task: str) -> TaskSettings:
 
 
 def _detection(cfg) -> TaskSettings:
-    options = {
-        "max_objects": cfg.max_objects,
-        "noise": cfg.noise_objects,
-        "corruption": cfg.class_corruption,
-        "noise_weight": cfg.noise_weight,
-        "eos_weight": cfg.eos_weight,
-    }
+    options = {"max_objects": cfg.max_objects, **sequence_options(cfg, "detection")}
     return TaskSettings(
         tokenizer=lambda source: options,
+        # the Pascal VOC source has no such option: it keeps all images
+        train_source={} if cfg.dataset == "voc" else {"keep_empty": cfg.keep_empty},
         augmentation=_scales(cfg) | {"flip_prob": cfg.flip_prob},
     )
 
@@ -65,12 +63,8 @@ def _segmentation(cfg) -> TaskSettings:
     options = {
         "max_points": cfg.max_points,
         "max_objects": 1 if cfg.seg_crop else cfg.seg_max_objects,
-        "random_start": cfg.seg_random_start,
-        "eos_weight": cfg.seg_eos_weight,
-        "first_end_only": cfg.seg_first_end_only,
-        "weigh_absent": cfg.seg_weigh_absent,
         "crop": crop,
-        "cut_outlines": cfg.seg_cut_outlines,
+        **sequence_options(cfg, "segmentation"),
     }
     outlines = {"max_points": cfg.max_points, "cut_outlines": cfg.seg_cut_outlines}
     return TaskSettings(
@@ -83,11 +77,7 @@ def _segmentation(cfg) -> TaskSettings:
 
 def _keypoint(cfg) -> TaskSettings:
     def tokenizer(source) -> dict:
-        options = {
-            "crop": cfg.keypoint_crop,
-            "mask_inputs": cfg.keypoint_mask_inputs,
-            "invisible_weight": cfg.keypoint_invisible_weight,
-        }
+        options = {"crop": cfg.keypoint_crop, **sequence_options(cfg, "keypoint")}
         if source is not None:  # the annotation file says what the points are
             names, edges = source.skeleton.names, source.skeleton.edges
             options |= {"names": names, "edges": edges, "labels": list(source.categories.names)}
@@ -114,10 +104,7 @@ def _captioning(cfg) -> TaskSettings:
         return {
             "text": TextTokenizer.load(cfg.caption_vocab),
             "max_tokens": cfg.max_caption_tokens,
-            "num_captions": cfg.captions_per_image,
-            "drop": cfg.caption_drop,
-            "end_weight": cfg.caption_end_weight,
-            "pad_weight": cfg.caption_pad_weight,
+            **sequence_options(cfg, "captioning"),
         }
 
     return TaskSettings(tokenizer=tokenizer, augmentation=_scales(cfg, "caption_"))
@@ -229,6 +216,12 @@ def check_settings(
     device = local_device(pick_device(cfg.device), world)
     if device.type == "cpu" and cfg.amp == "bf16":
         check_bfloat16("amp=bf16", "amp=off", emulate=cfg.emulate_bfloat16)
+    if cfg.fsdp and amp_dtype(cfg.amp, device) == torch.float16:
+        raise UserError(f"fsdp=true goes with amp=bf16 or amp=off, amp={cfg.amp} is fp16 here")
+    try:
+        check_optimizer(cfg.optimizer)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     load_pixel_transforms(cfg.pixel_transform)
     if not resumed and cfg.init_weights is not None:
         file = find_weight_file(

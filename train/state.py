@@ -146,6 +146,7 @@ class TrainState:
     wrapped: nn.Module | None = None  # what to call in training; None = the model itself
     world: World = ALONE
     accumulate_steps: int = 1  # batches of each task in an optimiser step
+    optimizer_name: str = "adamw"  # one of `optimizer_names`
 
     @property
     def forward(self) -> nn.Module:
@@ -189,6 +190,7 @@ class TrainState:
         values |= {"format": FORMAT, "rng": self.world.gather(rng_state())}  # by rank
         record = {"config": self.model.config.to_json(), "meta": self.model.meta}
         values["record"] = json.dumps(record)  # text: it need not be unpickled
+        values["optimizer_name"] = self.optimizer_name
         return values
 
     def load_state_dict(self, values: dict) -> None:
@@ -206,9 +208,12 @@ class TrainState:
             raise ValueError(
                 f"it trains {'+'.join(values['streams'])}, not {'+'.join(self.streams)}"
             )
+        name = values.get("optimizer_name", "adamw")  # older checkpoints do not say
+        if name != self.optimizer_name:
+            raise ValueError(f"its optimizer is {name}, not {self.optimizer_name}")
         # Model and optimiser; what the settings say about rates and decay stays.
-        groups = self.optimizer.param_groups
-        wanted = [{k: g[k] for k in ("initial_lr", "weight_decay", "betas")} for g in groups]
+        groups, kept = self.optimizer.param_groups, ("initial_lr", "weight_decay", "betas")
+        wanted = [{key: group[key] for key in kept if key in group} for group in groups]
         load_whole_model(self.model, values["model"])
         load_whole_optimizer(self.optimizer, values["optimizer"])
         for name in ("scheduler", "scaler"):

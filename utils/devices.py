@@ -24,6 +24,8 @@ CHOSEN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME
 TICKS = 100  # of /proc/stat in a second
 BUSY = 0.5  # cores of others that are no mere background
 
+MATMUL_PRECISIONS = ("highest", "high", "medium")  # those of `torch.set_float32_matmul_precision`
+
 
 def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one, else the CPU. A numbered GPU becomes the current one.
@@ -45,6 +47,19 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # otherwise what asks for no device goes to the first
     return device
+
+
+def set_matmul_precision(name: str) -> None:
+    """How exact products of float32 are in this process, one of `MATMUL_PRECISIONS`.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    if name not in MATMUL_PRECISIONS:
+        raise UserError(
+            f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {name!r}"
+        )
+    torch.set_float32_matmul_precision(name)
 
 
 def num_cores() -> int:

@@ -145,7 +145,7 @@ FLAGS = (
     *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
     *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
     *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
-    *("compile", "emulate_bfloat16"),
+    *("compile", "emulate_bfloat16", "keep_empty"),
 )
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
 SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
@@ -221,6 +221,9 @@ RULES: dict[str, object] = {
     "keypoint_invisible_weight": WEIGHT,
     "keypoint_top_p": SHARE,
     "keypoint_score_weight": SHARE,
+    "keypoint_flip_pairs": Each(
+        Text("LEFT:RIGHT, the names of two points", r"[^:]*\S[^:]*:[^:]*\S[^:]*")
+    ),
     "keypoint_sigmas": Each(Number(0, 100, above=True)),
     # captioning
     "max_caption_tokens": Number(2, SIZE),
@@ -235,6 +238,7 @@ RULES: dict[str, object] = {
     "caption_length_penalty": Number(0, 100),
     # training
     "device": DEVICE,
+    "matmul_precision": OneOf(("highest", "high", "medium")),
     "seed": Number(0, 2**32 - 1),
     "epochs": COUNT,
     "max_steps": COUNT_OR_0,
@@ -242,6 +246,7 @@ RULES: dict[str, object] = {
     "batch_size": COUNT,
     "accumulate_steps": COUNT,
     "loss": LOSS,
+    "optimizer": Text("the name of an optimiser", r"\S+"),
     "lr": Number(0, 10**6),
     "lr_scaling": OneOf(("none", "linear", "sqrt")),
     "lr_schedule": SCHEDULE,
@@ -259,6 +264,7 @@ RULES: dict[str, object] = {
     "amp": OneOf(("auto", "off", "bf16", "fp16")),
     "max_nonfinite": COUNT,
     "num_lengths": COUNT,
+    "likelihood_limit": COUNT_OR_0,
     "eval_every": COUNT,
     "save_minutes": Number(0),
     "save_steps": COUNT_OR_0,
@@ -316,6 +322,11 @@ TRAINING_PAIRS = (
         ("fsdp", "amp"),
         lambda fsdp, amp: not fsdp or amp != "fp16",
         "fsdp=true goes with amp=bf16 or amp=off, not with fp16",
+    ),
+    Pair(
+        ("fsdp", "optimizer"),
+        lambda fsdp, optimizer: not fsdp or optimizer == "adamw",
+        "fsdp=true goes with optimizer=adamw alone",
     ),
     Pair(
         ("fsdp", "ema_decay", "freeze_encoder_steps"),
