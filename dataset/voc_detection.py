@@ -17,9 +17,8 @@ from dataset.annotation_errors import LARGEST, AnnotationErrors
 from dataset.sample import Sample, read_annotated_image
 from utils.categories import Categories, check_class_names
 from utils.errors import UserError, one_line
-from utils.file_names import FileNames, normal_form
 from utils.files import decode_text, read_text, shown, split_lines
-from utils.images import MAX_SIDE, SUFFIXES
+from utils.images import MAX_SIDE, SUFFIXES, FileNames, normal_form
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -18,9 +18,9 @@ from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.detection import DetectionTokenizer
 from utils.categories import Categories
+from utils.detection_metrics import evaluate_voc
 from utils.errors import UserError
 from utils.visualize import draw_detections
-from utils.voc_metrics import evaluate_voc
 
 
 @dataclass(frozen=True)

@@ -44,16 +44,17 @@ def main(argv=None):
     check_place(out_dir)
 
     # What takes long to import comes after the command line is understood.
-    from infer.batches import EvalLoop
-    from infer.likelihood import (
-        build_sequence_tokenizer,
-        likelihood_table,
-        measure_likelihood,
-    )
+    from infer.likelihood import likelihood_table
     from infer.results import compact_table
     from infer.tasks import Request, check_request, evaluate_task
-    from utils.devices import CoreWatch, memory_errors, pick_device, warn_if_busy
-    from utils.processes import local_device, session
+    from utils.devices import (
+        CoreWatch,
+        local_device,
+        memory_errors,
+        pick_device,
+        session,
+        warn_if_busy,
+    )
 
     watch = CoreWatch()
     with session() as world:
@@ -63,25 +64,17 @@ def main(argv=None):
         device = local_device(pick_device(args.device or cfg.device), world)
         predictor = predictor_of(weights, cfg, str(device))
         tasks = tasks or _tasks_of(predictor, dataset)
-        request = Request(args.boxes, args.max_objects)
-        check_request(predictor, tasks, request)
-        if args.likelihood:
-            for task in tasks:
-                build_sequence_tokenizer(cfg, task, predictor)  # it may not be possible
+        request = Request(args.boxes, args.max_objects, 0 if args.likelihood else None)
+        check_request(cfg, predictor, tasks, request)
         sources = {task: _source(cfg, task, dataset, split) for task in tasks}
         warn_if_busy(watch, predictor.model.device)
 
         # Evaluate one task after the other; the first process has the results
-        reports, figures = {}, {}
+        reports = {}
         for task, source in sources.items():
             with memory_errors(device):
                 reports[task] = evaluate_task(task, cfg, predictor, source, request, world=world)
-                if args.likelihood:
-                    loop = EvalLoop.from_settings(cfg, world)
-                    figures[task] = measure_likelihood(cfg, task, predictor, source, loop)
             if world.is_main:
-                likelihood = {f"likelihood/{k}": v for k, v in figures.get(task, {}).items()}
-                reports[task].metrics.update(likelihood)
                 reports[task].save(out_dir / task if len(tasks) > 1 else out_dir)
         if not world.is_main:
             return
@@ -91,10 +84,11 @@ def main(argv=None):
             _print(reports[tasks[0]])
         else:
             print(compact_table(reports, {task: len(source) for task, source in sources.items()}))
-        for task, values in figures.items():
-            print(f"\n{task}: {likelihood_table(values)}")
-        folders = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
-        log(f"wrote results.json, metrics.json and per_class.csv to {folders}")
+        if args.likelihood:
+            for task, report in reports.items():
+                print(f"\n{task}: {likelihood_table(report.metrics)}")
+        folder = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
+        log(f"wrote results.json, metrics.json and per_class.csv to {folder}")
 
 
 def settings_beside(weights: Path) -> dict | None:

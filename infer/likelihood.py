@@ -74,7 +74,7 @@ def measure_likelihood(
         UserError: the weights do not know the task, or their sequences are not trained here.
     """
     tokenizer = build_sequence_tokenizer(cfg, task, trained)
-    if is_per_object(tokenizer) and not any(source.usable(i).any() for i in range(len(source))):
+    if is_per_object(tokenizer) and not len(source.learnable_objects()):
         return {}
     loader = build_loader(cfg, task, trained, source, tokenizer, loop, limit)
     sums = torch.zeros(len(KINDS), 3, dtype=torch.float64)  # weight, weighted loss, weighted hits
@@ -220,12 +220,16 @@ def summarise(sums: Tensor) -> dict[str, float]:
     return figures
 
 
-def likelihood_table(figures: dict[str, float]) -> str:
-    """For people: a line for all tokens and for each kind."""
+def likelihood_table(metrics: dict[str, float]) -> str:
+    """For people: a line for all tokens and for each kind.
+
+    Args:
+        metrics: of a report, with "likelihood/loss" and so on among them.
+    """
     lines = [f"{'likelihood':<14}loss  accuracy"]
     for kind in ("", *KINDS):
-        prefix = f"{kind}/" if kind else ""
-        if f"{prefix}loss" in figures:
-            loss, hits = figures[f"{prefix}loss"], figures[f"{prefix}accuracy"]
+        prefix = f"likelihood/{kind}/" if kind else "likelihood/"
+        if f"{prefix}loss" in metrics:
+            loss, hits = metrics[f"{prefix}loss"], metrics[f"{prefix}accuracy"]
             lines.append(f"{kind or 'all tokens':<12}{loss:6.3f}  {hits:8.3f}")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from utils.categories import Categories, Skeleton
-from utils.coco_metrics import detections_to_coco, evaluate_coco
+from utils.detection_metrics import detections_to_coco, evaluate_coco
 from utils.files import atomic_path, write_json_atomic
 from utils.masks import rle_to_mask
 

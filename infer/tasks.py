@@ -16,6 +16,7 @@ from infer.boxes import check_box_source, true_boxes
 from infer.captioning import CaptionOptions
 from infer.detection import DetectionOptions
 from infer.keypoint import KeypointOptions
+from infer.likelihood import build_sequence_tokenizer, measure_likelihood
 from infer.results import Report, columns
 from infer.segmentation import SegmentationOptions
 from infer.trained_model import TrainedModel, shared_categories
@@ -29,6 +30,8 @@ class Request:
 
     boxes: str | Path = "gt"  # of masks and keypoints, see `BoxSource`
     max_objects: int | None = None  # to detect; None = as many as the weights were trained for
+    # measure how likely the model finds the annotation, on so many samples, 0 = all; None = not
+    likelihood: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def place_of_data(cfg, dataset: str, split: str) -> tuple[Path, str]:
     raise UserError(f"dataset must be coco or voc, got {dataset!r}")
 
 
-def check_request(trained: TrainedModel, tasks: Sequence[str], request: Request) -> None:
+def check_request(cfg, trained: TrainedModel, tasks: Sequence[str], request: Request) -> None:
     """Checks that an evaluation can be done with these weights, before it opens a dataset.
 
     Raises:
@@ -63,6 +66,8 @@ def check_request(trained: TrainedModel, tasks: Sequence[str], request: Request)
     """
     for task in tasks:
         trained.require(task)
+        if request.likelihood is not None:
+            build_sequence_tokenizer(cfg, task, trained)
     if "detection" in tasks:
         detection.detection_tokenizer(trained, request.max_objects)
     if {"segmentation", "keypoint"} & set(tasks):
@@ -87,9 +92,13 @@ def evaluate_task(
     Raises:
         UserError: the weights do not know the task, or cannot be judged on this source.
     """
-    entry = find_evaluation(task)
+    entry, loop = find_evaluation(task), EvalLoop.from_settings(cfg, world)
     trained.require(task)
-    return entry.evaluate(cfg, trained, source, request, EvalLoop.from_settings(cfg, world))
+    report = entry.evaluate(cfg, trained, source, request, loop)
+    if request.likelihood is not None:
+        found = measure_likelihood(cfg, task, trained, source, loop, request.likelihood)
+        report.metrics.update({f"likelihood/{name}": value for name, value in found.items()})
+    return report
 
 
 def draw_task(task: str, cfg, trained: TrainedModel, source, most: int) -> list[np.ndarray]:

@@ -22,8 +22,8 @@ from train import engine
 from train.distributed import share_statistics
 from train.run_folder import RunRecords
 from utils.cli import run, snapshot
+from utils.devices import session
 from utils.errors import UserError
-from utils.processes import session
 
 EVALUATORS = {
     "detection": detection.evaluate,

@@ -21,8 +21,8 @@ from tests.conftest import ROOT
 from train.build import build_source_of, build_streams, build_tokenizers, build_vocabulary
 from train.engine import train
 from utils.cli import snapshot
+from utils.detection_metrics import evaluate_voc
 from utils.images import load_image
-from utils.voc_metrics import evaluate_voc
 
 PAGE = (ROOT / "tests" / "damaged" / "README.md").read_text()
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from utils.file_names import FileNames, list_files
+from utils.images import FileNames, list_files
 
 NAMES = ["é 1.png", "sub/日本語.jpg", "Photo.JPG", "a+b.jpg", "100%.png", "ñ/Ünder.tif", "1.jpg"]
 SPELLINGS = {

@@ -260,7 +260,7 @@ def test_evaluation_writes_the_documented_files(tiny_weights, demo_set, tmp_path
 
 def test_results_file_scores_the_same_when_read_back(tiny_weights, demo_set):
     """The written boxes are the evaluated ones, each row its own (no shared dict)."""
-    from utils.coco_metrics import evaluate_coco
+    from utils.detection_metrics import evaluate_coco
 
     source = CocoDetection(demo_set, "val")
     report = detection.evaluate(Predictor(tiny_weights), source)

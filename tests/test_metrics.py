@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from utils.coco_metrics import KEYPOINT_KEYS, KEYS, detections_to_coco, evaluate_coco
-from utils.voc_metrics import evaluate_voc, pairwise_iou
+from utils.detection_metrics import (
+    KEYPOINT_KEYS,
+    KEYS,
+    detections_to_coco,
+    evaluate_coco,
+    evaluate_voc,
+    pairwise_iou,
+)
 
 NAMES = {1: "cat", 2: "dog", 5: "bird", 9: "never seen"}
 LABELS = [1, 2, 5]

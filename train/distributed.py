@@ -1,8 +1,8 @@
 """Training on several processes, one for each device, as `torchrun` starts them.
 
-The model is wrapped for the processes (`utils.processes` joins them), and becomes whole again for a
-checkpoint. With one process nothing of this costs anything. Activation checkpointing saves memory
-and costs time.
+The model is wrapped for the processes that `utils.devices.session` joins, and becomes whole again
+for a checkpoint. With one process nothing of this costs anything. Activation checkpointing saves
+memory and costs time.
 """
 
 import gc

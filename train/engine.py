@@ -48,11 +48,11 @@ from utils.devices import (
     CoreWatch,
     World,
     memory_errors,
+    session,
     set_matmul_precision,
     warn_if_busy,
 )
 from utils.files import check_place
-from utils.processes import session
 
 
 def train(cfg, tasks: list[str]) -> Path:

@@ -22,10 +22,9 @@ from tokenizer.vocabulary import Vocabulary
 from train.loss import amp_dtype
 from train.optim import check_optimizer, lr_factors
 from utils.cli import log
-from utils.devices import World, check_bfloat16, pick_device
+from utils.devices import World, check_bfloat16, local_device, pick_device
 from utils.errors import UserError
 from utils.files import find_weight_file
-from utils.processes import local_device
 from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
 
 
