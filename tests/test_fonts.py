@@ -16,7 +16,7 @@ from utils import visualize as fonts
 from utils.visualize import draw_caption, draw_detections
 
 PICTURE = np.zeros((60, 80, 3), np.uint8)
-BACKEND = "module://not_installed_here.backend_inline"
+BACKEND = "module://matplotlib_inline.backend_inline"  # which is not installed here
 
 
 @pytest.fixture(autouse=True)

@@ -87,3 +87,17 @@ def test_a_loader_loads_the_same_in_every_host(host, num_workers, demo_set):
     images = [image for batch in batches for image in batch.images]
     for i, image in enumerate(images):
         np.testing.assert_array_equal(image.numpy(), source[i].image.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("host", ["float64", "bfloat16"])
+def test_draws_of_a_generator_have_the_type_of_the_scores(host):
+    model = Predictor(WEIGHTS, mode="plain").model
+    memory, prompt = torch.zeros(1, 4, model.config.dim), torch.full((1, 1), 10)
+
+    def draw():
+        generator = torch.Generator().manual_seed(0)
+        return model.generate(memory, prompt, max_new_tokens=9, top_k=0, generator=generator)[0]
+
+    expected = draw()
+    with HOSTS[host]():
+        assert torch.equal(draw(), expected)
