@@ -149,7 +149,7 @@ def largest_batch(cfg, tasks: list[str], vocab: Vocabulary, gigabytes: list[floa
 
     From some images on memory grows evenly with them; below, something else may be the most.
     """
-    sizes = 2, 8
+    sizes = 8, 24
     peaks, at_once = [], models.decoder.LOGITS_AT_ONCE
     for size in sizes:
         own = {f"{task}_batch_size": size for task in TASKS}
