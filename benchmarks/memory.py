@@ -145,15 +145,18 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask=None, is_causal=False, drop
 
 
 def largest_batch(cfg, tasks: list[str], vocab: Vocabulary, gigabytes: list[float]) -> list[str]:
-    """A line per device: images of each task in a step. Memory grows evenly with them."""
+    """A line per device: images of each task in a step.
 
+    From some images on memory grows evenly with them; below, something else may be the most.
+    """
+    sizes = 8, 24
     peaks, at_once = [], models.decoder.LOGITS_AT_ONCE
-    for size in (1, 2):
+    for size in sizes:
         own = {f"{task}_batch_size": size for task in TASKS}
         with patch.dict(cfg.__dict__, own | {"batch_size": size}):
             peaks.append(peak(cfg, tasks, vocab, at_once=at_once, measure=False))
-    slope = peaks[1] - peaks[0]
-    fixed = peaks[0] - slope
+    slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
+    fixed = peaks[0] - sizes[0] * slope
     lines = [f"computed: {fixed / GIB:.2f} GiB and {slope / GIB:.2f} GiB for an image of each task"]
     for size in gigabytes:
         most = int(((1 - KEPT_FREE) * size * 1e9 - fixed) // slope)
