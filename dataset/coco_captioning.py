@@ -45,7 +45,7 @@ class CocoCaptions:
         self.file = file = read_coco(root, split, self.kind, skip_bad=skip_bad)
         self.annotation_errors, self.categories = file.errors, file.categories
         # (I,) numbers of the images that have some
-        self._images = np.flatnonzero(np.diff(file.arrays["first"]) > 0)[:limit]
+        self._images = file.present(np.flatnonzero(np.diff(file.arrays["first"]) > 0)[:limit])
         if not len(self):
             raise UserError(f"{file.path} leaves no image to use; check the settings")
 

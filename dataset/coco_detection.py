@@ -66,7 +66,7 @@ class CocoObjects:
         images = np.arange(len(file.image_ids))
         if not keep_empty:
             images = images[self._counts(self._learnable) > 0]
-        self._images = images[:limit]
+        self._images = file.present(images[:limit])
         if not len(self):
             raise UserError(f"no image to use: {missing_objects(self) or 'limit is 0'}")
 

@@ -5,6 +5,7 @@ for every file.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +20,7 @@ from utils.array_cache import Arrays, cached_arrays
 from utils.categories import Categories
 from utils.errors import UserError, one_line
 from utils.files import read_json, shown
+from utils.images import FileNames, list_files
 from utils.masks import MIN_POINTS, check_length, check_rle
 
 FLAT = 1e-3  # pixels: points that are no farther from a line enclose nothing
@@ -82,6 +84,7 @@ class CocoFile:
     categories: Categories  # all of the file; none of captions
     category_rows: list[dict]
     class_ids: np.ndarray  # (N,) int16 class id of each annotation; 0 of unknown categories
+    files: Mapping[int, str | None]  # images whose file has another name, None = there is none
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -90,7 +93,7 @@ class CocoFile:
 
     def image_name(self, image: int) -> str:
         """The file of an image, below the image folder."""
-        return text_at(self.arrays, "file_name", image)
+        return self.files.get(image) or text_at(self.arrays, "file_name", image)
 
     def image_size(self, image: int) -> tuple[int, int]:
         """(H, W) of an image, (0, 0) if not stated."""
@@ -100,6 +103,25 @@ class CocoFile:
         """Where the annotations of an image stand."""
         first = self.arrays["first"]
         return slice(int(first[image]), int(first[image + 1]))
+
+    def present(self, images: np.ndarray) -> np.ndarray:
+        """Those of some images, (n,), whose file is there; the others are errors.
+
+        Raises:
+            UserError: files are missing, and errors are not left out.
+        """
+        missing = [image for image in images.tolist() if self.files.get(image, "") is None]
+        if not missing:
+            return images
+        names = FileNames(list_files(self.image_folder))
+        for image in missing:
+            name = self.image_name(image)
+            hint = names.hint(name) or "complete the download or use --set coco_root=FOLDER"
+            needs = f"image id {self.image_ids[image]} needs it"
+            where = f"image {self.image_folder / name} is missing"
+            self.errors.add("image_missing", where, f"{needs}: {hint}")
+        self.errors.enforce()
+        return images[~np.isin(images, missing)]
 
     def image_of_rows(self) -> np.ndarray:
         """(N,) int64, the number of the image of each annotation."""
@@ -178,7 +200,23 @@ def open_coco(path: Path, image_folder: Path, kind: str) -> CocoFile:
     class_ids = np.zeros(0, np.int16)
     if "category_id" in arrays:
         class_ids = categories.class_ids_of(arrays["category_id"])
-    return CocoFile(path, image_folder, arrays, errors, categories, category_rows, class_ids)
+    return CocoFile(
+        path,
+        image_folder,
+        arrays,
+        errors,
+        categories,
+        category_rows,
+        class_ids,
+        other_names(image_folder, all_texts(arrays, "file_name")),
+    )
+
+
+def other_names(folder: Path, names: list[str]) -> dict[int, str | None]:
+    """Number of a name -> the file that it means, for those that are no files as they stand."""
+    found = FileNames(list_files(folder)).resolve(names)
+    pairs = enumerate(zip(names, found, strict=True))
+    return {number: file for number, (name, file) in pairs if file != name}
 
 
 def read_annotations(path: Path, kind: str = "instances") -> dict:

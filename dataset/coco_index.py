@@ -125,10 +125,9 @@ def texts_as_arrays(name: str, texts: Sequence[str]) -> Columns:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a relative path of a file stays below the folder that it starts from."""
-    if not name or "\0" in name or "\\" in name or name.startswith("/") or name[1:2] == ":":
-        return False
-    return ".." not in name.split("/") and not name.endswith("/")
+    """Whether a relative path stays below the folder that it starts from, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(parts[0] and parts[-1]) and ".." not in parts and not {"\0", ":"} & set(name[:2])
 
 
 def _image_columns(images: list[Image], errors: AnnotationErrors) -> Columns:
