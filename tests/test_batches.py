@@ -7,12 +7,11 @@ from dataset.tasks import TASKS
 from infer import evaluate, infer_single_image_object_detection
 from infer.batches import batches_of
 from infer.predictor import Predictor
-from infer.script import Output, infer_parser, read_batches
+from infer.script import Output, find_images, infer_parser, read_batches
 from infer.tasks import EVALUATIONS
 from tokenizer import vocabulary
 from tokenizer.tasks import TOKENIZERS
 from utils.errors import UserError
-from utils.images import list_images
 from utils.visualize import save_image
 
 
@@ -46,7 +45,7 @@ def test_what_was_found_before_an_unreadable_image_is_kept(tmp_path, capsys):
     args = infer_parser("").parse_args(
         ["--image", str(tmp_path), "--out-dir", str(tmp_path / "out")]
     )
-    seen, paths = [], list_images(args.image)
+    seen, paths = [], find_images(args.image)
     with (
         pytest.raises(UserError, match="1 of 4 images could not be read"),
         Output(args, paths) as output,
