@@ -6,7 +6,6 @@
 """
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +38,7 @@ class Number:
         """What the value should be; empty if it is."""
         if value > HUGE >= self.most:
             return f"at most {self.most}"
-        if math.isnan(value):
-            return f"a number, {self.range}"
+        # comparisons with nan are false: it is in no range
         low = value > self.least if self.above else value >= self.least
         high = value < self.most if self.below else value <= self.most
         return "" if low and high else self.range
