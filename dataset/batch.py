@@ -137,6 +137,7 @@ class EvalBatch:
     pixels: Tensor  # (n,) uint8, the images one after the other
     sizes: list[tuple[int, int]]  # B of (h, w)
     image_ids: list[int | str]
+    skipped: tuple[str, ...] = ()  # why other images are not among them
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -188,10 +189,13 @@ def _stack_images(items: Sequence[TrainItem]) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def collate_originals(rows: list[tuple[Tensor, int | str]]) -> EvalBatch:
-    images, image_ids = zip(*rows, strict=True)
-    sizes = [tuple(image.shape[1:]) for image in images]
-    return EvalBatch(torch.cat([image.reshape(-1) for image in images]), sizes, list(image_ids))
+def collate_originals(rows: list[tuple[Tensor, int | str] | str]) -> EvalBatch:
+    """A batch of those that are images; the others are reasons."""
+    found = [row for row in rows if not isinstance(row, str)]
+    skipped = tuple(row for row in rows if isinstance(row, str))
+    sizes = [tuple(image.shape[1:]) for image, _ in found]
+    pixels = torch.cat([torch.zeros(0, dtype=torch.uint8), *(i.reshape(-1) for i, _ in found)])
+    return EvalBatch(pixels, sizes, [image_id for _, image_id in found], skipped)
 
 
 def trim(batch: dict[str, np.ndarray], num_lengths: int = 0) -> dict[str, np.ndarray]:

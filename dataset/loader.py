@@ -197,14 +197,23 @@ class TrainSet(Dataset):
 class EvalSet(Dataset):
     """The uint8 originals of a source, without its annotation."""
 
-    def __init__(self, source):
-        self.source = source
+    def __init__(self, source, *, skip_bad: bool = False):
+        """
+        Args:
+            skip_bad: an image that cannot be read becomes the reason, as text.
+        """
+        self.source, self.skip_bad = source, skip_bad
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | str]:
-        sample = self.source[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, int | str] | str:
+        try:
+            sample = self.source[index]
+        except UserError as error:
+            if self.skip_bad:
+                return str(error)
+            raise
         image = np.ascontiguousarray(sample.image.transpose(2, 0, 1))
         return torch.from_numpy(image), sample.image_id
 
@@ -303,14 +312,24 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(source, *, batch_size: int, num_workers: int, world: World = ALONE) -> Loader:
+def build_eval_loader(
+    source,
+    *,
+    batch_size: int,
+    num_workers: int,
+    world: World = ALONE,
+    skip_bad: bool = False,
+) -> Loader:
     """Originals in the order of the source; the processes take batches in turns.
 
     Batches hold the same images whatever the number of processes.
+
+    Args:
+        skip_bad: leave out images that cannot be read; `EvalBatch.skipped` says why.
     """
     batches = _in_turns(range(len(source)), batch_size, world)
     return Loader(
-        EvalSet(source),
+        EvalSet(source, skip_bad=skip_bad),
         collate_originals,
         batch_sampler=batches,
         **_worker_arguments(num_workers),

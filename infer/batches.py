@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dataset.batch import EvalBatch
 from dataset.loader import build_eval_loader
 from infer.results import Report
+from utils.cli import log
 from utils.devices import ALONE, World
 from utils.images import as_image
 
@@ -90,11 +91,13 @@ class EvalLoop:
     num_workers: int = 0  # processes that load images; 0 = this one
     progress: bool = False  # draw a bar
     world: World = ALONE  # the processes that share the images
+    skip_bad: bool = False  # leave out images that cannot be read
 
     @classmethod
     def from_settings(cls, cfg, world: World = ALONE) -> "EvalLoop":
         """The loop that the settings describe."""
-        return cls(cfg.eval_batch_size, cfg.num_workers, progress=True, world=world)
+        skip_bad = cfg.bad_samples == "skip"
+        return cls(cfg.eval_batch_size, cfg.num_workers, True, world, skip_bad)
 
 
 def evaluate_all(
@@ -140,15 +143,20 @@ def predict_all(
         batch_size=loop.batch_size,
         num_workers=loop.num_workers,
         world=world,
+        skip_bad=loop.skip_bad,
     )
     # This process takes every `world.size`-th batch.
     numbered = zip(itertools.count(world.rank, world.size), loader, strict=False)
     mine: dict[int, list[tuple]] = {}  # number of the batch -> (image id, prediction) of each
+    skipped: list[str] = []
     unfinished: deque[int] = deque()  # batches whose predictions may be `Future`s
     # None: no bar without a terminal
     disable = None if loop.progress and world.is_main else True
     with tqdm(total=len(source), desc="evaluate", unit="image", disable=disable) as bar:
         for number, batch in numbered:
+            skipped += batch.skipped
+            if not len(batch):
+                continue
             mine[number] = list(zip(batch.image_ids, predict(batch), strict=True))
             unfinished.append(number)
             if len(unfinished) > BATCHES_AHEAD:
@@ -157,6 +165,8 @@ def predict_all(
             bar.update(min(len(batch) * world.size, bar.total - bar.n))
     for number in unfinished:
         mine[number] = _finished(mine[number])
+    if loop.skip_bad and (reasons := [text for part in world.gather(skipped) for text in part]):
+        log(f"notice: {len(reasons)} images are left out of the evaluation: {reasons[0]}")
     # The batches of all processes, in order.
     batches = {number: rows for part in world.collect(mine) for number, rows in part.items()}
     return dict(row for number in sorted(batches) for row in batches[number])

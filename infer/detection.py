@@ -181,7 +181,8 @@ def score_voc(source, found: dict[str, Detections], categories: Categories) -> R
         }
         for image_id, one in found.items()
     }
-    metrics = evaluate_voc(source.ground_truth(), detections, source.categories.names)
+    truth = {image_id: one for image_id, one in source.ground_truth().items() if image_id in found}
+    metrics = evaluate_voc(truth, detections, source.categories.names)
     per_class = metrics.pop("per_class")
     table = (
         f"{per_class.to_string(index=False, float_format='{:.3f}'.format)}\n\n"

@@ -160,7 +160,8 @@ def _source(cfg, task: str, dataset: str, split: str):
     limit = cfg.train_limit if split == "train" else cfg.eval_limit
     root, split = place_of_data(cfg, dataset, split)
     classes = cfg.classes or None
-    return build_source(task, dataset, root, split, classes=classes, limit=limit or None)
+    options = {"limit": limit or None, "skip_bad": cfg.bad_samples == "skip"}
+    return build_source(task, dataset, root, split, classes=classes, **options)
 
 
 def _print(report) -> None:

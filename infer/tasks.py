@@ -4,12 +4,14 @@
 docs/tasks.md, "A fifth task".
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dataset.sample import Sample
 from infer import captioning, detection, keypoint, segmentation
 from infer.batches import EvalLoop, as_tensor
 from infer.boxes import check_box_source, true_boxes
@@ -182,8 +184,19 @@ def _draw_captions(cfg, trained, source, most: int) -> list[np.ndarray]:
 
 
 def first_images(source, most: int) -> list[np.ndarray]:
-    """The first images of a source, (H, W, 3) uint8 RGB."""
-    return [source[i].image for i in range(len(source))[:most]]
+    """The first images of a source that can be read, (H, W, 3) uint8 RGB."""
+    return [sample.image for sample in _first_samples(source, range(len(source)), most)]
+
+
+def _first_samples(source, numbers: Iterable[int], most: int) -> list[Sample]:
+    """The first of these samples that can be read: the evaluation has said what cannot."""
+    found = []
+    for number in numbers:
+        if len(found) == most:
+            break
+        with contextlib.suppress(UserError):
+            found.append(source[number])
+    return found
 
 
 def _first_objects(
@@ -197,7 +210,7 @@ def _first_objects(
     truth = true_boxes(source, shared_categories(trained.categories, source.categories))
     numbers = list(range(len(source)))
     busy = [i for i in numbers if len(truth[source.image_ids[i]])] if prefer_busy else []
-    samples = [source[i] for i in (busy or numbers)[:most]]
+    samples = _first_samples(source, busy or numbers, most)
     boxes, labels, _ = columns([truth[sample.image_id] for sample in samples])
     return [sample.image for sample in samples], boxes, labels
 

@@ -131,7 +131,7 @@ def build_run(
 def build_source_of(cfg, task: str, *, train: bool):
     """Samples to train on, or those that validation during training uses."""
     settings = task_settings(cfg, task)
-    options = {"classes": cfg.classes or None, "skip_bad": train and cfg.bad_samples == "skip"}
+    options = {"classes": cfg.classes or None, "skip_bad": cfg.bad_samples == "skip"}
     options |= settings.train_source if train else settings.eval_source
     of_train = train or cfg.eval_split == "train"
     root, split = place_of_data(cfg, cfg.dataset, "train" if train else cfg.eval_split)
