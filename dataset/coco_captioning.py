@@ -47,7 +47,7 @@ class CocoCaptions:
         # (I,) numbers of the images that have some
         self._images = file.present(np.flatnonzero(np.diff(file.arrays["first"]) > 0)[:limit])
         if not len(self):
-            raise UserError(f"{file.path} leaves no image to use; check the settings")
+            raise UserError(f"{file.path} has no caption of an image to use; check the file")
 
     def __len__(self) -> int:
         return len(self._images)

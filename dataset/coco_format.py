@@ -118,8 +118,8 @@ class CocoFile:
             name = self.image_name(image)
             hint = names.hint(name) or "complete the download or use --set coco_root=FOLDER"
             needs = f"image id {self.image_ids[image]} needs it"
-            where = f"image {self.image_folder / name} is missing"
-            self.errors.add("image_missing", where, f"{needs}: {hint}")
+            where = f"image {self.image_folder / name} is missing; {needs}"
+            self.errors.add("image_missing", where, hint)
         self.errors.enforce()
         return images[~np.isin(images, missing)]
 

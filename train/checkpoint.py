@@ -91,6 +91,7 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
 
         # Put its values into the state, which may be of another model.
         try:
+            state.check_origin(values)
             check_record(values.get("record"), state.model)
             state.load_state_dict(values)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:

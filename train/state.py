@@ -193,14 +193,11 @@ class TrainState:
         values["optimizer_name"] = self.optimizer_name
         return values
 
-    def load_state_dict(self, values: dict) -> None:
-        """Inverse of `state_dict`; rates, weight decay and betas stay those of the settings.
-
-        With another number of processes the generators stay as they are: others draw other numbers.
+    def check_origin(self, values: dict) -> None:
+        """Checks what wrote these values.
 
         Raises:
-            ValueError, KeyError, RuntimeError: the values are of another model, other tasks or
-                another version.
+            ValueError, KeyError: another version, other tasks or another optimiser.
         """
         if values.get("format") != FORMAT:
             raise ValueError("it was written by another version; start anew from its weight file")
@@ -211,6 +208,17 @@ class TrainState:
         name = values.get("optimizer_name", "adamw")  # older checkpoints do not say
         if name != self.optimizer_name:
             raise ValueError(f"its optimizer is {name}, not {self.optimizer_name}")
+
+    def load_state_dict(self, values: dict) -> None:
+        """Inverse of `state_dict`; rates, weight decay and betas stay those of the settings.
+
+        With another number of processes the generators stay as they are: others draw other numbers.
+
+        Raises:
+            ValueError, KeyError, RuntimeError: the values are of another model, other tasks or
+                another version.
+        """
+        self.check_origin(values)
         # Model and optimiser; what the settings say about rates and decay stays.
         groups, kept = self.optimizer.param_groups, ("initial_lr", "weight_decay", "betas")
         wanted = [{key: group[key] for key in kept if key in group} for group in groups]

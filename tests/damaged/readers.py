@@ -55,7 +55,9 @@ def settings(place: Place) -> None:
 
 def checkpoint(place: Place) -> None:
     """As `--resume` reads it; what a sound file holds would go into a run."""
-    state = SimpleNamespace(load_state_dict=lambda values: values["model"])
+    state = SimpleNamespace(
+        model=None, check_origin=lambda values: None, load_state_dict=lambda values: values["model"]
+    )
     load_checkpoint(place.root, state)
 
 
