@@ -41,8 +41,9 @@ def missing_objects(source) -> str:
     names = list(source.categories.names.values())
     crowds = source.num_crowds() if hasattr(source, "num_crowds") else 0
     others = f"; {crowds} annotations have iscrowd=1, which are no targets" * (crowds > 0)
+    what = getattr(source, "learned", "object")
     return (
-        f"{source.annotation_errors.source} has no annotated object of {_listed(names)} on the "
+        f"{source.annotation_errors.source} has no annotated {what} of {_listed(names)} on the "
         f"images in use{others}; check the file and the setting classes"
     )
 

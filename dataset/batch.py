@@ -84,6 +84,7 @@ def letterbox_batch(
     return out
 
 
+NO_PIXELS = torch.zeros(0, dtype=torch.uint8, device="cpu")
 TOKENS = ("input_tokens", "target_tokens", "token_weights")
 
 
@@ -194,7 +195,7 @@ def collate_originals(rows: list[tuple[Tensor, int | str] | str]) -> EvalBatch:
     found = [row for row in rows if not isinstance(row, str)]
     skipped = tuple(row for row in rows if isinstance(row, str))
     sizes = [tuple(image.shape[1:]) for image, _ in found]
-    pixels = torch.cat([torch.zeros(0, dtype=torch.uint8), *(i.reshape(-1) for i, _ in found)])
+    pixels = torch.cat([NO_PIXELS, *(image.reshape(-1) for image, _ in found)])
     return EvalBatch(pixels, sizes, [image_id for _, image_id in found], skipped)
 
 

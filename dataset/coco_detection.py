@@ -40,6 +40,7 @@ class CocoObjects:
     """
 
     kind: ClassVar[str] = "instances"  # of annotation file, see `coco_paths`
+    learned: ClassVar[str] = "object"  # what is learned, in messages
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class CocoKeypoints(CocoObjects):
     """
 
     kind = "person_keypoints"
+    learned = "object with a labelled point"
 
     def __init__(
         self,

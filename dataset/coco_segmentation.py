@@ -155,6 +155,8 @@ class CocoSegmentation(CocoObjects):
     with an empty list; training drops them (`FilterObjects`).
     """
 
+    learned = "object with an outline"
+
     def __init__(
         self,
         root: str | Path | None,

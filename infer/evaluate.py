@@ -33,8 +33,7 @@ from utils.files import check_place, find_weight_file, read_json
 def main(argv=None):
     # The command line and the settings; those of the run that made the weights are the defaults
     args = _parser().parse_args(argv)
-    weights = find_weight_file(args.weights)
-    saved = settings_beside(weights)
+    saved = settings_beside(args.weights)
     cfg = load_settings(args, PRESETS["default"], presets=PRESETS, inherited=saved)
     dataset, split = args.dataset or cfg.dataset, args.split or cfg.eval_split
     chosen = args.task or ",".join(saved["tasks"] if saved else ["detection"])
@@ -42,6 +41,7 @@ def main(argv=None):
     name = f"{chosen}_{dataset}_{split}".replace(":", "-").replace(",", "+")
     out_dir = args.out_dir or Path("results") / name
     check_place(out_dir)
+    weights = find_weight_file(args.weights)
 
     # What takes long to import comes after the command line is understood.
     from infer.likelihood import likelihood_table
@@ -93,7 +93,7 @@ def main(argv=None):
 
 def settings_beside(weights: Path) -> dict | None:
     """The settings of the run whose folder the weights lie in; None: they lie elsewhere."""
-    path = weights.parent / "settings.json"
+    path = (weights if weights.is_dir() else weights.parent) / "settings.json"
     if not path.is_file():
         return None
     values = read_json(path, "correct it, or move the weights elsewhere")

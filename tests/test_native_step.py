@@ -420,7 +420,9 @@ def test_a_library_of_another_user_is_refused(monkeypatch, tmp_path):
 def test_scripts_say_why_they_decode_slowly(monkeypatch, tmp_path, capsys, mode, lines):
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cfg = SimpleNamespace(infer_dtype="float32", decode_mode=mode, device="cpu")
+    cfg = SimpleNamespace(
+        infer_dtype="float32", decode_mode=mode, device="cpu", matmul_precision="highest"
+    )
     predictor = predictor_of(ROOT / "weights" / "demo.safetensors", cfg)
     assert predictor.model.decode_mode == "plain"
     said = capsys.readouterr().err.splitlines()

@@ -159,7 +159,6 @@ def test_a_checkpoint_of_another_optimiser_is_refused(settings):
     [
         ("adamx", "adamax"),
         ("Lamb", "lamb"),
-        ("", "adamw"),
         ("adahessian", "ada"),
         ("fusedadam", ""),
     ],
@@ -172,5 +171,5 @@ def test_an_unknown_optimiser_is_refused_before_data_is_opened(settings, name, n
 
 
 def test_sharded_training_takes_adamw_alone(settings):
-    with pytest.raises(UserError, match="fsdp=true goes with optimizer=adamw, not with lamb"):
+    with pytest.raises(UserError, match="fsdp=true goes with optimizer=adamw alone; got .*lamb"):
         state_of([*settings, "fsdp=true", "optimizer=lamb"], ["detection"])

@@ -266,9 +266,9 @@ def test_a_damaged_annotation_is_one_line(tmp_path, bad):
 
 
 def test_nothing_to_learn_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="no outline to learn"):
+    with pytest.raises(UserError, match="no annotated object with an outline"):
         CocoSegmentation(write_coco(tmp_path, [{}]), keep_empty=False)
-    with pytest.raises(UserError, match="no outline to learn"):
+    with pytest.raises(UserError, match="no annotated object with an outline"):
         build_source("segmentation", "coco", tmp_path, "train", per_object=True)
 
 

@@ -300,7 +300,7 @@ def test_lengths_are_few_where_each_is_planned_anew(
 @pytest.mark.parametrize("setting", ["auto", "native", "plain", "static", "compiled"])
 def test_validation_decodes_fast_and_leaves_the_model_as_it_was(monkeypatch, setting):
     decoded, model = [], tiny().train()
-    monkeypatch.setattr(validation, "Predictor", lambda model: model)
+    monkeypatch.setattr(validation, "TrainedModel", lambda model: model)
     monkeypatch.setattr(
         validation, "evaluate_task", lambda *args, **_: decoded.append(args[2].decode_mode)
     )

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from infer.batches import EvalLoop
+from infer.likelihood import measure_likelihood
 from infer.results import Report
-from infer.tasks import Request, draw_task, evaluate_task
+from infer.tasks import draw_task, evaluate_task
 from infer.trained_model import TrainedModel
 from models import Pix2Seq, save_model
 from models.decode_step.cuda_graph import release_graphs
@@ -39,7 +41,8 @@ def evaluate(
         for task, source in run.eval_sources.items():
             report, picture = validate(run.cfg, task, model, source, state.world)
             reports[task] = report
-            values = {f"val/{task}/{k}": v for k, v in report.metrics.items() if v >= 0}
+            figures = report.metrics | likelihood(run.cfg, task, model, source, state.world)
+            values = {f"val/{task}/{k}": v for k, v in figures.items() if v >= 0}
             records.scalars(state.step, values)
             records.image(state.step, f"val/{task}", picture)
 
@@ -81,11 +84,19 @@ def validate(
     model.eval()
     model.prepare(dtype=model.dtype, mode=MODES.get(cfg.decode_mode, "auto"))
     trained = TrainedModel(model)
-    request = Request(likelihood=cfg.likelihood_limit or None)
-    report = evaluate_task(task, cfg, trained, source, request, world=world)
+    report = evaluate_task(task, cfg, trained, source, world=world)
     pictures = draw_task(task, cfg, trained, source, NUM_PICTURES)
     model.train(was_training)
     model.decode_mode = mode
     release_graphs(model.decoder)  # their memory is that of the next training steps
     torch.set_rng_state(rng)  # how often we look must not change the training
     return report, contact_sheet(pictures, 4)
+
+
+def likelihood(cfg, task: str, model: Pix2Seq, source, world: World = ALONE) -> dict[str, float]:
+    """What `measure_likelihood` finds, under names for the curves; nothing where it is off."""
+    if not cfg.likelihood_limit:
+        return {}
+    loop = EvalLoop.from_settings(cfg, world)
+    found = measure_likelihood(cfg, task, TrainedModel(model), source, loop, cfg.likelihood_limit)
+    return {f"likelihood/{name}": value for name, value in found.items()}
