@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from models.decoder import Cache, Decoder, DecoderLayer, LayerCache
 from utils.errors import UserError, one_line
+from utils.files import cache_folder
 
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILERS = ("g++", "c++")  # g++ first: its threads are those that torch uses on Linux
@@ -155,12 +156,6 @@ def compile_to(path: Path, command: list[str]) -> None:
         errors = [line.strip() for line in done.stderr.splitlines() if "error" in line]
         problem = errors[0] if errors else f"status {done.returncode}"
     raise UserError(f"the C++ compiler failed ({problem}); {ADVICE}")
-
-
-def cache_folder() -> Path:
-    """Folder of compiled code: `pix2seq` in XDG_CACHE_HOME, by default ~/.cache."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "pix2seq"
 
 
 class _Linear(ctypes.Structure):
