@@ -110,9 +110,12 @@ def outline_budget(source, most: int) -> list[str]:
     if not over.any():
         return []
     high = int(np.percentile(counts, 99))
+    remedy = f"max_points={high} holds 99 % of them whole"
+    if high <= most:
+        remedy = f"max_points={counts.max()} holds them all"
     return [
         f"{over.sum()} of {len(counts)} outlines have more than max_points={most} points and are "
-        f"simplified; the largest has {counts.max()}, max_points={high} holds 99 % of them whole"
+        f"simplified; {remedy}"
     ]
 
 

@@ -36,9 +36,9 @@ class Outlines:
 
     arrays: Arrays  # object_ends (N + 1,), part_ends (parts + 1,), points (all, 2) float32 (x, y)
 
-    def has_some(self) -> np.ndarray:
-        """(N,) bool, which annotations have an outline."""
-        return np.diff(self.arrays["object_ends"]) > 0
+    def num_parts(self) -> np.ndarray:
+        """(N,) int64, parts of the outline of each annotation."""
+        return np.diff(self.arrays["object_ends"])
 
     def num_points(self) -> np.ndarray:
         """(N,) int64, points of the outline of each annotation."""
@@ -180,7 +180,7 @@ class CocoSegmentation(CocoObjects):
         self._outlines = open_outlines(file)
         file.errors.enforce()
         self.max_points, self.cut_outlines = max_points, cut_outlines
-        outlined = self._outlines.has_some()
+        outlined = self._outlines.num_parts() > 0
         super().__init__(file, categories, learnable=outlined, keep_empty=keep_empty, limit=limit)
 
     def polygons(self, index: int) -> list[list[np.ndarray]]:
@@ -190,8 +190,9 @@ class CocoSegmentation(CocoObjects):
         return [shorten(self._outlines.parts(row), self.max_points) for row in rows]
 
     def outline_points(self) -> np.ndarray:
-        """(n,) int64, points of every outline that is learned."""
-        return self._outlines.num_points()[self._in_use() & self._learnable]
+        """(n,) int64, points of every outline that is learned, and one between two parts."""
+        counts = self._outlines.num_points() + self._outlines.num_parts() - 1
+        return counts[self._in_use() & self._learnable]
 
     def more_fields(self, index: int) -> dict:
         return {"polygons": self.polygons(index)}
