@@ -44,7 +44,7 @@ demo: demo-data  ## the whole job in small: data, evaluation, a minute of traini
 	@echo
 	@echo "== Training on from these weights for a minute; curves: $(BIN)/tensorboard --logdir runs"
 	@$(BIN)/python train/train_multi_task.py --preset demo_multi_task \
-	    --set init_weights=$(DEMO_WEIGHTS) caption_vocab=$(DEMO_WEIGHTS) max_minutes=1 lr=1e-4 log_every=5
+	    --set init_weights=$(DEMO_WEIGHTS) caption_vocab=$(DEMO_WEIGHTS) max_minutes=1 eval_limit=60 lr=1e-4 log_every=5
 	@echo
 	@echo "== What these weights see in images/demo.jpg"
 	@$(BIN)/python infer/infer_single_image_multi_task.py --image images/demo.jpg \
