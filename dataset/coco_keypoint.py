@@ -48,9 +48,9 @@ class CocoKeypoints(CocoObjects):
 
     def keypoints(self, index: int) -> np.ndarray:
         """(n, K, 3) float32 x, y, visibility of image number `index`, in the order of `objects`."""
-        rows = self.object_rows(index).tolist()
-        points = [points_of(self.file, row) for row in rows]
-        points = np.float32(points).reshape(-1, len(self.skeleton), 3)
+        ends = self.file.arrays["points_end"][self.object_rows(index)]  # (n,)
+        places = ends[:, None] + np.arange(-len(self.skeleton), 0)  # (n, K)
+        points = self.file.arrays["points"][places].astype(np.float32)
         points[points[..., 2] == 0] = 0
         return points
 

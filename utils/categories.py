@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -114,7 +115,7 @@ class Skeleton:
         except (TypeError, KeyError) as error:
             raise ValueError(f"keypoints and skeleton must be lists ({error})") from error
 
-    @property
+    @cached_property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
         """(left, right) indices of the names that differ in this word alone, see `SIDES`."""
         places: dict[tuple[str, ...], int] = {}  # spelling of a name -> its number
