@@ -194,6 +194,7 @@ FEW_BARS = 12  # fewer are not made thicker
 NUM_SAMPLES, COLUMNS, SIDE = 12, 4, 420  # of the sheet; pixels of the longer side of a picture
 STYLE = {
     "font.size": 9,
+    "text.parse_math": False,  # $ in a class name
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#999999",
