@@ -81,9 +81,8 @@ def unlearned_classes(source, judged) -> str:
     if not any(near.values()) and len(missing) < len(counts[1]) or not missing:
         return ""  # rare classes of a small set
     names = [repr(n) + f" (near it: {near[n]!r})" * bool(near[n]) for n in missing]
-    return (
-        f"{len(missing)} classes to judge by have no object in the training set: {_listed(names)}"
-    )
+    text = f"{len(missing)} classes to judge by have no object in the training set"
+    return f"{text}: {_listed(names)}"
 
 
 def compare_classes(known: Categories, judged: Categories) -> str:

@@ -315,12 +315,8 @@ class VocDetection:
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
         """Image number `index` with its objects; `at_least` is that of `read_image`."""
-        image, size = read_annotated_image(
-            self._images[index],
-            self._annotations[index].size,
-            CHECK_ROOT,
-            at_least,
-        )
+        stated = self._annotations[index].size
+        image, size = read_annotated_image(self._images[index], stated, CHECK_ROOT, at_least)
         boxes, labels, difficult = self.objects(index)
         boxes = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
         keep = ~difficult & (boxes[:, 2:] > boxes[:, :2]).all(1)
