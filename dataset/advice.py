@@ -6,6 +6,7 @@ the same pictures to train on and to judge by.
 
 import difflib
 import filecmp
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -224,9 +225,9 @@ def same_pictures(
     """
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in theirs:
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises where a name is too long
             by_size[path.stat().st_size].append(path)
-    sizes = [(path, path.stat().st_size) for path in ours if path.is_file()]
+    sizes = [(path, path.stat().st_size) for path in ours if os.path.isfile(path)]
     pairs = [(path, other) for path, size in sizes for other in by_size[size]]
     pairs = [pair for pair in pairs if _equal(*pair)]
     if not decode:

@@ -224,3 +224,14 @@ def test_categories_that_are_odd_are_drawn_or_named(root, change, capsys):
         assert not wrong
     except SystemExit as left:
         assert wrong and left.code == 1 and "an id stands there twice" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, found", [(" {}\n", True), ("x" * 300 + ".jpg", False)])
+def test_odd_names_of_images_are_found_or_counted(root, capsys, name, found):
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = name.format(content["images"][0]["file_name"])
+    path.write_text(json.dumps(content))
+    status = check(root, "--dataset", "coco", "--task", "detection")
+    assert status == (0 if found else 1)
+    assert ("1 missing images" in capsys.readouterr().out) != found

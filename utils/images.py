@@ -291,8 +291,8 @@ def normal_form(name: str) -> str:
 
 
 def plain_form(name: str) -> str:
-    """The name without letter case, with slashes, and without the %-codes of web addresses."""
-    parts = normal_form(unquote(name)).replace("\\", "/").casefold().split("/")
+    """The name without letter case, outer white space and %-codes, and with slashes."""
+    parts = normal_form(unquote(name)).strip().replace("\\", "/").casefold().split("/")
     return "/".join(part for part in parts if part not in ("", "."))
 
 
