@@ -17,7 +17,7 @@ from utils.images import normal_form
 
 NORMALISED = 2.0  # pixels; where most boxes end below it they are shares of the picture
 MOST = 0.9
-CORNERS = 0.3  # of boxes that reach out of their image, if they are corners
+CORNERS = 0.5  # of boxes that reach out of their image, if they are corners
 GROUP = 1024  # rows whose keypoints are read at a time
 Columns = dict[str, np.ndarray]
 
