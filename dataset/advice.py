@@ -6,16 +6,21 @@ the same pictures to train on and to judge by.
 
 import difflib
 import filecmp
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
+from dataset.sample import check_header
 from utils.categories import Categories
 from utils.errors import UserError
+from utils.files import shown
 
 NUM_NAMES = 5  # that a line shows
+NUM_HEADERS = 500  # images of a set that are looked at before a run
 NUM_CAPTIONS = 5000  # that are measured
 SIDE, WAVES = 64, 12  # of the small copy of a picture, pixels; frequencies each way
 NEAR = 8  # of the bits of a fingerprint, in which copies may differ
@@ -48,6 +53,39 @@ def missing_objects(source) -> str:
     )
 
 
+def check_headers(source) -> None:
+    """Looks at some images before the run: those of a small set, and a part of a large one.
+
+    Raises:
+        UserError: one cannot be read, or its annotation says another size.
+    """
+    source = getattr(source, "source", source)  # of samples of one object: the images themselves
+    numbers = np.linspace(0, len(source) - 1, min(len(source), NUM_HEADERS)).astype(int)
+    for index in numbers.tolist():
+        check_header(source.image_path(index), source.stated_size(index))
+
+
+def unlearned_classes(source, judged) -> str:
+    """Which classes to judge by have no object to learn from, if they may be misspelt or are all.
+
+    Empty if there are none.
+    """
+    if not all(hasattr(each, "objects_per_class") for each in (source, judged)):
+        return ""
+    counts = [
+        {each.categories.names[i]: n for i, n in each.objects_per_class().items() if n}
+        for each in (source, judged)
+    ]
+    known = source.categories.names.values()
+    missing = [name for name in counts[1] if name in known and name not in counts[0]]
+    near = {name: nearest(name, list(counts[0])) for name in missing}
+    if not any(near.values()) and len(missing) < len(counts[1]) or not missing:
+        return ""  # rare classes of a small set
+    names = [repr(n) + f" (near it: {near[n]!r})" * bool(near[n]) for n in missing]
+    text = f"{len(missing)} classes to judge by have no object in the training set"
+    return f"{text}: {_listed(names)}"
+
+
 def compare_classes(known: Categories, judged: Categories) -> str:
     """Which classes to judge by nobody will ever predict; empty if there are none.
 
@@ -73,6 +111,23 @@ def compare_classes(known: Categories, judged: Categories) -> str:
         f"the validation set has {len(strange)} classes that the training set has not, so that "
         f"nothing is ever found of them: {text}"
     )
+
+
+def compare_skeletons(source, judged) -> None:
+    """Refuses sets to train on and to judge by whose keypoints are others, or in another order.
+
+    Raises:
+        UserError: they are.
+    """
+    ours, theirs = (getattr(each, "skeleton", None) for each in (source, judged))
+    if ours is not None and theirs is not None and ours.names != theirs.names:
+        pairs = enumerate(zip_longest(ours.names, theirs.names))
+        number, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        raise UserError(
+            f"the training set has {len(ours)} keypoints and the validation set {len(theirs)}: "
+            f"number {number + 1} is {shown(names[0])} and {shown(names[1])}; they must be the "
+            "same in the same order: correct one of the two"
+        )
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -173,9 +228,9 @@ def same_pictures(
     """
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in theirs:
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises where a name is too long
             by_size[path.stat().st_size].append(path)
-    sizes = [(path, path.stat().st_size) for path in ours if path.is_file()]
+    sizes = [(path, path.stat().st_size) for path in ours if os.path.isfile(path)]
     pairs = [(path, other) for path, size in sizes for other in by_size[size]]
     pairs = [pair for pair in pairs if _equal(*pair)]
     if not decode:
@@ -214,10 +269,10 @@ def overlap_text(pairs: Sequence[tuple[Path, Path]], num_judged: int) -> str:
     if not pairs:
         return ""
     judged = {theirs for _, theirs in pairs}
-    shown = "; ".join(f"{ours} and {theirs}" for ours, theirs in pairs[:2])
+    examples = "; ".join(f"{ours} and {theirs}" for ours, theirs in pairs[:2])
     return (
         f"{len(judged)} of {num_judged} pictures to judge by are pictures to train on as well, so "
-        f"that results look too good: {shown}{'; …' * (len(pairs) > 2)}"
+        f"that results look too good: {examples}{'; …' * (len(pairs) > 2)}"
     )
 
 

@@ -37,7 +37,8 @@ KINDS = {
     "image_entry": Kind("images without a usable entry", Level.FATAL),
     "categories": Kind("malformed category lists", Level.FATAL),
     "same_name": Kind("categories with the name of another", Level.FATAL),
-    "normalised": Kind("files whose boxes look normalised to 0..1", Level.FATAL),
+    "normalised": Kind("files whose coordinates look normalised to 0..1", Level.FATAL),
+    "corners": Kind("files whose boxes look like x1, y1, x2, y2", Level.FATAL),
     "image_missing": Kind("missing images", Level.REFUSED),
     "image_unreadable": Kind("images that cannot be read", Level.REFUSED),
     "image_size": Kind("images of another size than their annotation says", Level.REFUSED),
@@ -49,6 +50,7 @@ KINDS = {
     "not_numbers": Kind("fields with other values than the numbers they need", Level.REFUSED),
     "not_finite": Kind("numbers that are not finite or too large", Level.REFUSED),
     "unknown_category": Kind("annotations of an unknown category", Level.REFUSED),
+    "small_outline": Kind("files whose outlines look normalised to 0..1", Level.FATAL),
     "outline": Kind("outlines that are neither polygons nor run lengths", Level.REFUSED),
     "caption": Kind("captions that are not text", Level.REFUSED),
     "no_area": Kind("boxes without an area", Level.LEFT_OUT),
@@ -71,7 +73,7 @@ KINDS = {
 }
 
 
-OUTLINE_KINDS = ("outline", "few_points", "no_outline")  # of segmentation alone
+OUTLINE_KINDS = ("outline", "small_outline", "few_points", "no_outline")  # of segmentation alone
 
 
 class AnnotationErrors:

@@ -81,6 +81,10 @@ class CocoCaptions:
         rows = self.file.rows(self._images[index])
         return [text_at(self.file.arrays, "caption", row) for row in range(rows.start, rows.stop)]
 
+    def stated_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of an image as the file has it, (0, 0) if it does not say."""
+        return self.file.image_size(self._images[index])
+
     def image_path(self, index: int) -> Path:
         return self.file.image_folder / self.file.image_name(self._images[index])
 

@@ -17,6 +17,7 @@ from dataset.coco_format import CocoFile, read_coco
 from dataset.sample import Sample, read_annotated_image
 from utils.categories import Categories, check_class_names
 from utils.errors import UserError
+from utils.images import MAX_PIXELS
 
 
 def choose_classes(categories: Categories, classes: Sequence[str] | None, path: Path) -> Categories:
@@ -161,6 +162,10 @@ class CocoObjects:
         chosen[self._images] = True
         return chosen[self.file.image_of_rows()]
 
+    def stated_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of an image as the file has it, (0, 0) if it does not say."""
+        return self.file.image_size(self._images[index])
+
     def image_path(self, index: int) -> Path:
         return self.file.image_folder / self.file.image_name(self._images[index])
 
@@ -174,7 +179,9 @@ class CocoObjects:
         if len(np.unique(ids)) < len(ids) or (ids <= 0).any():  # 0 would be "not matched"
             ids = np.arange(1, len(ids) + 1)
         boxes, areas = self.file.arrays["bbox"][rows], self.file.arrays["area"][rows]
-        areas = np.where(np.isfinite(areas), areas, boxes[:, 2:].prod(1))
+        # scoring would pass over objects of other areas
+        sound = (areas > 0) & (areas < MAX_PIXELS)
+        areas = np.where(sound, areas, boxes[:, 2:].prod(1))
         columns = {
             "id": ids,
             "image_id": self.file.image_ids[of_image[rows]],

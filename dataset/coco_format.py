@@ -246,8 +246,7 @@ def read_outline(
     try:
         segmentation = json.loads(text or b"null")
         if isinstance(segmentation, dict):
-            check_rle(segmentation, size)
-            return [segmentation]
+            return [check_rle(segmentation, size)]
         if not isinstance(segmentation, (list, type(None))):
             raise TypeError(f"got {shown(segmentation)}")
         parts = [_polygon(part) for part in segmentation or []]
@@ -276,13 +275,12 @@ def is_flat(part: np.ndarray) -> bool:
 
 def _polygon(part: object) -> np.ndarray:
     """[x, y, x, y, …] -> (M, 2) float32."""
-    if not isinstance(part, list):
-        raise TypeError(f"a polygon must be a list of numbers, got {shown(part)}")
+    numbers = isinstance(part, list) and all(type(value) in (int, float) for value in part)
+    if not numbers:
+        raise TypeError(f"a polygon must be a list of numbers x, y, x, y, …, got {shown(part)}")
     if len(part) % 2:
         raise ValueError(f"a polygon must have an even count of numbers, got {len(part)}")
-    points = np.array(part) if part else np.zeros(0)
-    if points.ndim != 1 or points.dtype.kind not in "if":
-        raise TypeError(f"a polygon must be a list of numbers, got {shown(part)}")
+    points = np.array(part, np.float64)
     if not (np.abs(points) < LARGEST).all():
         raise ValueError(f"coordinates must be finite and below {LARGEST:.0e}")
     return points.astype(np.float32).reshape(-1, 2)

@@ -13,9 +13,11 @@ from dataset.annotation_errors import LARGEST, AnnotationErrors
 from dataset.coco_rows import NO_ID, Image, Instance, Object, Posed, read_strictly, read_tolerantly
 from utils.errors import UserError
 from utils.files import shown
+from utils.images import normal_form
 
 NORMALISED = 2.0  # pixels; where most boxes end below it they are shares of the picture
 MOST = 0.9
+CORNERS = 0.5  # of boxes that reach out of their image, if they are corners
 GROUP = 1024  # rows whose keypoints are read at a time
 Columns = dict[str, np.ndarray]
 
@@ -65,6 +67,7 @@ def _index(
     Args:
         data: the file that outlines are views of; None = they are texts of their own.
     """
+    categories = _with_plain_names(categories, errors)
     out = _image_columns(images, errors)
     image_id, number = _column(rows, "image_id"), _column(rows, "id")
     keep = np.isin(image_id, out["image_id"])
@@ -107,6 +110,7 @@ def _index(
         categories = _without_repeated_names(categories, out["category_id"], errors)
     if kind == "person_keypoints":
         out |= _take_points(points, count, order)
+        _check_points(out, errors)
     meta = json.dumps({"categories": categories, "errors": errors.to_json()})
     return out | {"meta": np.frombuffer(meta.encode(), np.uint8).copy()}
 
@@ -237,6 +241,15 @@ def _take_points(points: np.ndarray, count: np.ndarray, order: np.ndarray) -> Co
     return {"points": points, "points_end": end, "num_labelled": labelled.astype(np.int16)}
 
 
+def _check_points(out: Columns, errors: AnnotationErrors) -> None:
+    """Refuses keypoints that are shares of the picture, where the boxes are pixels."""
+    points = out["points"][out["points"][:, 2] > 0, :2]
+    large = out["usable"].any() and np.median(out["bbox"][out["usable"], 2:]) > 2 * NORMALISED
+    if len(points) and large and (points <= 1).all(1).mean() > MOST:
+        detail = "nearly all keypoints lie between 0 and 1; those of COCO are in pixels"
+        errors.add("normalised", f"keypoint {points[0].tolist()}", detail)
+
+
 def _usable(out: Columns, categories: list[dict], errors: AnnotationErrors) -> np.ndarray:
     """(N,) bool, which objects are no crowd and have a box in the picture."""
     good = ~out["iscrowd"]
@@ -266,6 +279,7 @@ def _usable(out: Columns, categories: list[dict], errors: AnnotationErrors) -> n
     upper[(upper == 0).any(1)] = np.inf
     inside = np.clip(narrow, 0, upper)
     leave_out("outside", ~(inside[:, 2:] > inside[:, :2]).all(1), bbox)
+    _check_corners(out, good, upper, errors)
     tiny = (narrow[good, 2:] <= NORMALISED).all(1)
     if len(tiny) and tiny.mean() > MOST and (upper[good] > 4 * NORMALISED).all():
         first = int(np.flatnonzero(good)[0])
@@ -275,6 +289,26 @@ def _usable(out: Columns, categories: list[dict], errors: AnnotationErrors) -> n
     return good
 
 
+def _check_corners(
+    out: Columns, rows: np.ndarray, upper: np.ndarray, errors: AnnotationErrors
+) -> None:
+    """Refuses boxes that are x1, y1, x2, y2: all end right of and below where they begin.
+
+    Args:
+        rows: (N,) bool, the boxes to look at.
+        upper: (N, 4) the far corners of the images.
+    """
+    boxes = out["bbox"][rows]
+    reach_out = (boxes[:, :2] + boxes[:, 2:] > upper[rows, 2:] + 1).any(1)
+    if len(boxes) < 2 or reach_out.mean() < CORNERS or (boxes[:, 2:] <= boxes[:, :2]).any():
+        return
+    detail = (
+        f"{reach_out.sum()} of {len(boxes)} boxes reach out of their image, as x1, y1, x2, y2 "
+        "would; COCO boxes are x, y, width, height in pixels"
+    )
+    errors.add("corners", f"bbox {shown(boxes[reach_out][0].tolist())}", detail)
+
+
 def _note_crowds(out: Columns, categories: list[dict], errors: AnnotationErrors) -> None:
     """Names the categories that have crowds alone."""
     for row in categories:
@@ -282,6 +316,15 @@ def _note_crowds(out: Columns, categories: list[dict], errors: AnnotationErrors)
         if mine.any() and out["iscrowd"][mine].all():
             detail = f"all its {mine.sum()} annotations have iscrowd=1, which are no targets"
             errors.add("only_crowds", f"category {shown(row['name'])}", detail)
+
+
+def _with_plain_names(rows: list[dict], errors: AnnotationErrors) -> list[dict]:
+    """The categories with names as people read them; an empty one is an error."""
+    rows = [{**row, "name": normal_form(row["name"]).strip()} for row in rows]
+    for row in rows:
+        if not row["name"]:
+            errors.add("categories", f"category {row['id']}", "its name is empty")
+    return rows
 
 
 def _without_repeated_names(

@@ -87,7 +87,7 @@ def choose_posed(file: CocoFile, classes: Sequence[str] | None) -> tuple[Categor
             if source_id in rows
         }
     except ValueError as error:
-        raise UserError(f"{file.path}: category: {error}") from error
+        raise UserError(f"{file.path}: category: {error}; correct it") from error
     if not skeletons:
         raise UserError(f"{file.path} has no category with keypoints")
     # of these categories the chosen ones

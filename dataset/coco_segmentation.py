@@ -24,6 +24,7 @@ from utils.masks import (
 )
 
 GROUP = 256  # outlines that are read at a time
+MOST, PIXELS = 0.9, 4.0  # of points that are shares of the picture; sides of boxes that are not
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,15 @@ def _build(file: CocoFile) -> dict[str, np.ndarray]:
         points.append(of_group)
         lengths.append(length)
     file.release()
+    flat = np.concatenate([np.zeros((0, 2), np.float32), *points])
+    sides = file.arrays["bbox"][rows, 2:]
+    if len(flat) and np.median(sides) > PIXELS and (flat <= 1).all(1).mean() > MOST:
+        detail = "nearly all points lie between 0 and 1; those of COCO are in pixels"
+        errors.add("small_outline", f"outline point {flat[0].tolist()}", detail)
     return {
         "object_ends": np.concatenate([[0], np.cumsum(num_parts)]),
         "part_ends": np.concatenate([[0], np.cumsum(np.concatenate([[], *lengths]))]).astype(int),
-        "points": np.concatenate([np.zeros((0, 2), np.float32), *points]),
+        "points": flat,
         "errors": np.frombuffer(json.dumps(errors.to_json()).encode(), np.uint8).copy(),
     }
 
@@ -215,7 +221,9 @@ class CocoSegmentation(CocoObjects):
             x, y, w, h = self.file.arrays["bbox"][row].tolist()
             corners = [x, y, x + w, y, x + w, y + h, x, y + h]
             return {"segmentation": [corners], "iscrowd": 1}
+        if isinstance(parts[0], dict):
+            return {"segmentation": parts[0]}
         segmentation = json.loads(text)
-        if isinstance(parts[0], np.ndarray) and len(parts) < len(segmentation):
+        if len(parts) < len(segmentation):
             segmentation = [part.ravel().tolist() for part in parts]
         return {"segmentation": segmentation}

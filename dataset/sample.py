@@ -11,7 +11,7 @@ import numpy as np
 
 from dataset.geometry import Geometry
 from utils.errors import UserError
-from utils.images import read_image
+from utils.images import image_size, read_image
 
 MOVED = {  # fields that `Sample.moved` changes, or knows to stay as they are
     *("image", "image_id", "orig_size", "geometry", "boxes", "labels"),
@@ -126,8 +126,23 @@ def read_annotated_image(
     stored, stored_size = read_image(path, exif=False, at_least=at_least)
     if stored_size == stated_size:
         return stored, stored_size
+    raise _other_size(path, size, stated_size)
+
+
+def check_header(path: Path, stated_size: tuple[int, int]) -> None:
+    """Looks at the header of an image as `read_annotated_image` will at the image.
+
+    Raises:
+        UserError: it is no image, or has another size.
+    """
+    size = image_size(path)
+    if 0 not in stated_size and stated_size not in (size, image_size(path, exif=False)):
+        raise _other_size(path, size, stated_size)
+
+
+def _other_size(path: Path, size: tuple[int, int], stated_size: tuple[int, int]) -> UserError:
     found, stated = ("x".join(map(str, each)) for each in (size, stated_size))
-    raise UserError(
+    return UserError(
         f"image {path} is {found} (HxW), but its annotation says {stated}: its boxes cannot fit; "
         "correct the annotation or remove the image"
     )

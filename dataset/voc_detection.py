@@ -7,17 +7,18 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from dataset.annotation_errors import LARGEST, AnnotationErrors
+from dataset.coco_index import MOST, NORMALISED
 from dataset.sample import Sample, read_annotated_image
 from utils.categories import Categories, check_class_names
 from utils.errors import UserError, one_line
-from utils.files import decode_text, read_text, shown, split_lines
+from utils.files import decode_text, foreign, read_text, shown, split_lines
 from utils.images import MAX_SIDE, SUFFIXES, FileNames, normal_form
 
 VOC_CLASSES = (
@@ -49,6 +50,11 @@ class VocAnnotation:
     difficult: np.ndarray  # (N,) bool
     size: tuple[int, int]  # (H, W), (0, 0) if not stated
     errors: tuple[tuple[str, str], ...] = ()  # key of `KINDS`, and where
+
+    def select(self, keep: np.ndarray) -> "VocAnnotation":
+        """The objects where `keep`, (N,) bool, is true."""
+        names = tuple(name for name, kept in zip(self.names, keep, strict=True) if kept)
+        return replace(self, names=names, boxes=self.boxes[keep], difficult=self.difficult[keep])
 
 
 def parse_voc_sets(text: str) -> list[tuple[str, str]]:
@@ -171,6 +177,9 @@ def parse_xml(content: bytes) -> ElementTree.Element:
         ValueError: it is in another encoding than it says, or declares a document type or entities.
         ElementTree.ParseError: it is no XML.
     """
+    problem = "" if content.lstrip().startswith(b"<") else foreign(content)
+    if problem or not content.strip():
+        raise ValueError(f"it {problem or 'is empty'}")
     declared = ENCODING.match(content)
     encoding = declared[1].decode().lower() if declared else "utf-8"
     if encoding.startswith(("utf-16", "utf-32")):  # decode_text finds out whether it is
@@ -293,6 +302,7 @@ class VocDetection:
         folders = [(voc_year_folder(root, year), split) for year, split in parse_voc_sets(sets)]
         for folder, split in folders:
             self._add(folder, split)
+        self._check_normalised()
         self.categories = self._choose([folder for folder, _ in folders], classes)
         if limit is not None:
             del self.image_ids[limit:], self._images[limit:], self._annotations[limit:]
@@ -305,12 +315,8 @@ class VocDetection:
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
         """Image number `index` with its objects; `at_least` is that of `read_image`."""
-        image, size = read_annotated_image(
-            self._images[index],
-            self._annotations[index].size,
-            CHECK_ROOT,
-            at_least,
-        )
+        stated = self._annotations[index].size
+        image, size = read_annotated_image(self._images[index], stated, CHECK_ROOT, at_least)
         boxes, labels, difficult = self.objects(index)
         boxes = np.clip(boxes, 0, np.float32([size[1], size[0]] * 2))
         keep = ~difficult & (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -403,10 +409,19 @@ class VocDetection:
             self.annotation_errors.add(kind, xml.name, detail)
         height, width = annotation.size
         boxes = np.clip(annotation.boxes, 0, [width or np.inf, height or np.inf] * 2)
-        for i in np.flatnonzero(~(boxes[:, 2:] > boxes[:, :2]).all(1)):
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        for i in np.flatnonzero(~inside):
             detail = f"box of {annotation.names[i]!r} {annotation.boxes[i].tolist()}"
             self.annotation_errors.add("outside", xml.name, detail)
-        return annotation
+        return annotation.select(inside)
+
+    def _check_normalised(self) -> None:
+        """Refuses boxes that are shares of the picture."""
+        boxes = np.concatenate([np.zeros((0, 4)), *(each.boxes for each in self._annotations)])
+        tiny = (boxes <= NORMALISED).all(1)
+        if len(boxes) and tiny.mean() > MOST:
+            detail = f"{tiny.sum()} of {len(boxes)} boxes end below {NORMALISED:g} pixels"
+            self.annotation_errors.add("normalised", f"box {boxes[tiny][0].tolist()}", detail)
 
     def _choose(self, folders: list[Path], classes: Sequence[str] | None) -> Categories:
         annotations = [files_by_stem(folder / "Annotations", (".xml",)) for folder in folders]
@@ -429,4 +444,4 @@ class VocDetection:
 
 def _without_suffix(name: str) -> str:
     path = Path(name)
-    return path.stem if path.suffix.lower() in SUFFIXES else name
+    return path.stem if path.suffix.lower() in (*SUFFIXES, ".xml") else name

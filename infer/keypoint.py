@@ -23,11 +23,10 @@ from infer.results import Detections, Keypoints, Report, columns, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.keypoint import KeypointTokenizer, weighted_scores
-from utils.categories import Skeleton
+from utils.categories import Skeleton, check_sigmas
 from utils.errors import UserError
 from utils.visualize import PALETTE, draw_detections, draw_keypoints
 
-NUM_COCO = 17  # keypoints that COCO's own sigmas are for
 MAX_OBJECTS = 20  # per image: COCO's keypoint AP looks at no more
 NOTEBOOK_WEIGHT = 0.1  # of the points' probability beside a detected box's score (official colab)
 
@@ -258,26 +257,6 @@ def evaluate(
         return score_coco(source, found, categories, "keypoints", sigmas)
 
     return evaluate_all(source, predict, score, loop)
-
-
-def check_sigmas(sigmas: Sequence[float] | None, skeleton: Skeleton) -> list[float] | None:
-    """Sigmas of the object keypoint similarity, one per point; None = COCO's own.
-
-    Args:
-        sigmas: one per point, or one for all; None or empty = COCO's own for its 17 points.
-
-    Raises:
-        UserError: they do not fit the points.
-    """
-    if not sigmas and len(skeleton) == NUM_COCO:
-        return None
-    sigmas = [float(sigma) for sigma in sigmas or ()]
-    if len(sigmas) not in (1, len(skeleton)) or min(sigmas) <= 0:
-        raise UserError(
-            f"the data has {len(skeleton)} keypoints and {len(sigmas)} OKS sigmas; give one above "
-            "0 for each, or one for all, with --set keypoint_sigmas=0.07 (about COCO's mean)"
-        )
-    return sigmas * len(skeleton) if len(sigmas) == 1 else sigmas
 
 
 def check_skeletons(model: Skeleton, data: Skeleton, name: str) -> None:

@@ -1,10 +1,12 @@
 """What a training and dataset/check_dataset.py say about a dataset before anybody waits for it."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from config import CFG
 from dataset.advice import compare_classes, object_budget, outline_budget
@@ -131,9 +133,43 @@ def test_pictures_in_both_parts_are_named(root, capsys):
             root,
             split,
             lambda c, path=path: [
-                row.update(file_name=name) for row in c["images"] if row["file_name"] == path.name
+                row.update(file_name=name, height=None)
+                for row in c["images"]
+                if row["file_name"] == path.name
             ],
         )
     look(root, "max_objects=100")
     (line,) = notices(capsys)
     assert "1 of" in line and name in line
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("dataset", ["coco", "voc"])
+def test_a_picture_of_another_size_is_told_before_the_run(root, dataset, split):
+    settings = [f"dataset={dataset}", "voc_sets=2012:train", "voc_eval_sets=2012:val"]
+    cfg = snapshot(CFG, [*TINY, f"coco_root={root}", f"voc_root={root}", *settings])
+    source = build_source_of(cfg, "detection", train=split == "train")
+    path = source.image_path(len(source) - 1)
+    Image.new("RGB", (31, 32)).save(path)
+    with pytest.raises(UserError, match=f"{path.name} is 32x31"):
+        look(root, *settings)
+    look(root, *settings, "bad_samples=skip")
+
+
+def test_a_class_of_the_truth_that_nobody_learns_is_named_if_another_is_near(root, capsys):
+    path = next((root / "VOCdevkit/VOC2012/Annotations").glob("*500001.xml"))
+    path.write_text(re.sub("<name>(.*?)</name>", r"<name>\1s</name>", path.read_text()))
+    look(root, "dataset=voc", "voc_sets=2012:train", "voc_eval_sets=2012:val", "max_objects=99")
+    (line,) = notices(capsys)
+    assert "classes to judge by have no object" in line and "near it" in line
+
+
+@pytest.mark.parametrize("divisor, message", [(200, "end below 2 pixels"), (0.01, "no object to")])
+def test_voc_boxes_that_no_picture_has_are_refused(root, divisor, message):
+    def moved(found):
+        return f"<{found[1]}>{float(found[2]) / divisor}<"
+
+    for path in (root / "VOCdevkit/VOC2012/Annotations").iterdir():
+        path.write_text(re.sub(r"<([xy]m\w\w)>(\d+)<", moved, path.read_text()))
+    with pytest.raises(UserError, match=message):
+        look(root, "dataset=voc", "voc_sets=2012:train", "voc_eval_sets=2012:val")

@@ -93,7 +93,7 @@ def test_every_kind_of_fault_is_found_and_counted(root, capsys):
     found = {kind for kind, what in KINDS.items() if f" {what.text}\n" in text}
     only_voc = {"xml", "xml_missing", "listed_twice", "class_of_none"}
     other = {"categories", "image_size", "same_box", "size_unstated", "empty"}
-    other |= {"same_name", "name_unused", "normalised", "only_crowds"}
+    other |= {"same_name", "name_unused", "normalised", "only_crowds", "corners", "small_outline"}
     assert set(KINDS) - only_voc - other <= found
     of_keypoints = text[text.index("person_keypoints_train2017.json\n") :]
     assert "it has the unknown category 777" in of_keypoints
@@ -201,3 +201,37 @@ def test_real_data_passes(real_data, tmp_path, dataset, folder, split, capsys):
     options = ["--dataset", dataset, "--split", split]
     assert check(real_data / folder, *options, out=tmp_path) == 0
     assert ("1 boxes without an area" in capsys.readouterr().out) == (folder == "voc_bccd")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.append(dict(rows[0])),
+        lambda rows: rows.append({"id": rows[0]["id"], "name": "other"}),
+        lambda rows: rows[0].update(name="two\nlines"),
+        lambda rows: rows[0].update(name="$\\frac$"),
+    ],
+)
+def test_categories_that_are_odd_are_drawn_or_named(root, change, capsys):
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    change(content["categories"])
+    path.write_text(json.dumps(content))
+    wrong = len({row["id"] for row in content["categories"]}) < len(content["categories"])
+    arguments = ["--dataset", "coco", "--task", "detection", "--out-dir", str(root / "out")]
+    try:
+        check_dataset.main([*arguments, "--set", f"coco_root={root}"])
+        assert not wrong
+    except SystemExit as left:
+        assert wrong and left.code == 1 and "an id stands there twice" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, found", [(" {}\n", True), ("x" * 300 + ".jpg", False)])
+def test_odd_names_of_images_are_found_or_counted(root, capsys, name, found):
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = name.format(content["images"][0]["file_name"])
+    path.write_text(json.dumps(content))
+    status = check(root, "--dataset", "coco", "--task", "detection")
+    assert status == (0 if found else 1)
+    assert ("1 missing images" in capsys.readouterr().out) != found

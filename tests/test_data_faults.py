@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from config import CFG
+from dataset.advice import compare_skeletons
 from dataset.annotation_errors import KINDS, AnnotationErrors, Level
 from dataset.batch import pad_batch
 from dataset.coco_detection import CocoDetection
@@ -21,9 +22,11 @@ from tests.conftest import TINY
 from train.build import build_source_of, build_streams, build_tokenizers, build_vocabulary
 from train.engine import train
 from train.guards import report_skipped
+from utils.categories import COCO_PERSON, Skeleton
 from utils.cli import snapshot
 from utils.devices import World
 from utils.errors import UserError
+from utils.images import load_image
 from utils.masks import check_rle, mask_to_rle
 
 
@@ -135,7 +138,7 @@ def test_masks_are_not_judged_where_the_truth_has_none(root):
         {"size": [10**6, 10**6], "counts": [10**12]},
         {"size": [4, 4], "counts": "\x00\xff"},
         {"size": [4, 4], "counts": mask_to_rle(np.ones((40, 40), bool))["counts"]},
-        {"size": [4.0, 4], "counts": [16]},
+        {"size": [4.5, 4], "counts": [18]},
         {"counts": [16]},
     ],
 )
@@ -281,3 +284,120 @@ def test_only_kinds_that_are_refused_raise():
         everything = AnnotationErrors("file", report=True)
         everything.add(kind, "here")
         assert everything.counts == {kind: 1}
+
+
+def of_all(**fields):
+    """Changes these fields of every annotation: name -> function of the annotation."""
+
+    def change(content):
+        for row in content["annotations"]:
+            row |= {name: value(row) for name, value in fields.items()}
+
+    return change
+
+
+def corners(row):
+    x, y, w, h = row["bbox"]
+    return [x, y, x + w, y + h]
+
+
+@pytest.mark.parametrize(
+    "source, kind, change, message",
+    [
+        (CocoDetection, "instances", of_all(bbox=corners), "x1, y1, x2, y2"),
+        (
+            CocoSegmentation,
+            "instances",
+            of_all(segmentation=lambda row: [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]),
+            "points lie between 0 and 1",
+        ),
+        (
+            CocoKeypoints,
+            "person_keypoints",
+            of_all(
+                keypoints=lambda row: [
+                    v if i % 3 == 2 else v / 200 for i, v in enumerate(row["keypoints"])
+                ]
+            ),
+            "keypoints lie between 0 and 1",
+        ),
+    ],
+)
+def test_coordinates_of_another_kind_are_refused(root, source, kind, change, message):
+    source(root)
+    damage(root, kind, change)
+    with pytest.raises(UserError, match=message):
+        source(root, skip_bad=True)
+
+
+@pytest.mark.parametrize("area", [0, -5, 1e300, None])
+def test_areas_that_scoring_would_pass_over_are_those_of_the_boxes(root, area):
+    damage(root, "instances", of_all(area=lambda row: area))
+    for row in CocoDetection(root).coco.dataset["annotations"]:
+        assert row["area"] == pytest.approx(row["bbox"][2] * row["bbox"][3])
+
+
+def test_run_lengths_may_be_written_with_a_point():
+    whole = {"size": [4, 4], "counts": [3, 5, 8]}
+    floats = {"size": [4.0, 4.0], "counts": [3.0, 5.0, 8.0]}
+    assert check_rle(floats) == check_rle(whole) == whole
+
+
+@pytest.mark.parametrize(
+    "part", [[[10, 10], [50, 10], [50, 50]], [10, 10, 50, 10, 50, None], 10, [[10, 10], [50]]]
+)
+def test_a_polygon_of_another_form_is_told_which_one_is_needed(root, part):
+    damage(root, "instances", lambda c: c["annotations"][0].update(segmentation=[part]))
+    with pytest.raises(UserError, match=r"list of numbers x, y, x, y, …, got"):
+        CocoSegmentation(root)
+
+
+def test_names_of_categories_are_compared_as_people_read_them(root):
+    damage(root, "instances", lambda c: c["categories"][0].update(name=" cafe\u0301\n"))
+    assert "caf\u00e9" in CocoDetection(root).categories.names.values()
+    damage(root, "instances", lambda c: c["categories"][0].update(name=" "))
+    with pytest.raises(UserError, match="name is empty"):
+        CocoDetection(root)
+
+
+@pytest.mark.parametrize("change", [list.reverse, lambda names: names.pop()])
+def test_keypoints_to_train_on_and_to_judge_by_are_the_same(change):
+    names = list(COCO_PERSON.names)
+    change(names)
+    ours, theirs = (
+        SimpleNamespace(skeleton=Skeleton(tuple(n))) for n in (COCO_PERSON.names, names)
+    )
+    compare_skeletons(ours, ours)
+    with pytest.raises(UserError, match="same order"):
+        compare_skeletons(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"skeleton": [[0, 1]]}, r"numbers 1 to 17, got \[0, 1\]"),
+        ({"skeleton": [["nose", "left_eye"]]}, "numbers 1 to 17"),
+        ({"skeleton": [1, 2]}, "numbers 1 to 17"),
+        ({"keypoints": "nose,left_eye"}, "must be a list of names"),
+    ],
+)
+def test_a_skeleton_of_another_form_is_told_which_one_is_needed(root, wrong, message):
+    damage(root, "person_keypoints", lambda c: [row.update(wrong) for row in c["categories"]])
+    with pytest.raises(UserError, match=message):
+        CocoKeypoints(root)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"PK\x03\x04 zip", "unpack"),
+        (b"", "is empty"),
+    ],
+)
+def test_files_that_stand_in_the_place_of_others_are_named(root, content, message):
+    for path in (root / "annotations" / "instances_train2017.json", root / "a.jpg"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_image(path) if path.suffix == ".jpg" else CocoDetection(root)

@@ -19,7 +19,7 @@ from dataset.transforms import ScaleJitterCropFlip, train_transforms
 from infer import evaluate, infer_single_image_keypoint, keypoint, trained_model
 from infer.batches import as_tensor
 from infer.boxes import true_boxes
-from infer.keypoint import KeypointOptions, check_sigmas, draw, find_keypoints
+from infer.keypoint import KeypointOptions, draw, find_keypoints
 from infer.keypoint_resampling import SUPPRESSION, generate_resampled, official_truncation
 from infer.predictor import Predictor
 from infer.results import Detections, score_coco
@@ -31,7 +31,7 @@ from tokenizer.keypoint import KeypointTokenizer
 from tokenizer.vocabulary import Vocabulary, tokens_to_points
 from train import train_coco_keypoints
 from train.build import build_model_of_run, build_source_of, build_tokenizers, build_vocabulary
-from utils.categories import COCO_PERSON
+from utils.categories import COCO_PERSON, check_sigmas
 from utils.cli import snapshot
 from utils.errors import UserError
 from utils.visualize import draw_detections

@@ -66,7 +66,7 @@ def test_document_types_are_refused_in_every_encoding(root, encoding, bad):
         (b'<?xml version="1.0" encoding="klingon"?><annotation/>', "no encoding 'klingon'"),
         (b'<?xml version="1.0" encoding="hex"?><annotation/>', "no encoding 'hex'"),
         (b"\xff\xfe\x00", "no text in UTF-16-LE"),
-        (b"", "no element found"),
+        (b"", "it is empty"),
     ],
 )
 def test_what_is_no_text_or_no_xml_is_refused_in_a_line(root, content, reason):

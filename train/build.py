@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import torch
 
 from dataset.advice import (
+    check_headers,
     check_learnable,
     compare_classes,
+    compare_skeletons,
     image_paths,
     missing_objects,
     overlap_text,
     same_files,
+    unlearned_classes,
 )
 from dataset.loader import ReplaceUnreadable, build_train_loader
 from dataset.tasks import build_source, build_train_set, find_task
@@ -154,8 +157,13 @@ def look_at_data(cfg, sources: dict, eval_sources: dict, world: World = ALONE) -
     for task, source in sources.items():
         judged = eval_sources[task]
         check_learnable(source)
+        compare_skeletons(source, judged)
+        if world.is_main and cfg.bad_samples != "skip":
+            check_headers(source)
+            check_headers(judged)
         found = [*find_task(task).advise(cfg, source)]
         found.append(compare_classes(source.categories, judged.categories))
+        found.append(unlearned_classes(source, judged))
         if problem := missing_objects(judged):
             found.append(f"no object to judge by: {problem}")
         if cfg.eval_split != "train":

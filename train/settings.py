@@ -12,7 +12,6 @@ import torch
 
 from dataset.tasks import build_tokenizer
 from dataset.transforms import load_pixel_transforms
-from infer.keypoint import check_sigmas
 from infer.likelihood import sequence_options
 from models import ModelConfig, build_model
 from models.encoder import check_encoder, image_statistics
@@ -21,6 +20,7 @@ from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.loss import amp_dtype
 from train.optim import check_optimizer, lr_factors
+from utils.categories import check_sigmas
 from utils.cli import log
 from utils.devices import World, check_bfloat16, local_device, pick_device
 from utils.errors import UserError

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from utils.cli import log
 from utils.files import cache_folder
 
-FORMAT = 1  # raise it when the meaning of an array changes
+FORMAT = 2  # raise it when the meaning of an array changes
 SMALLEST = 4 << 20  # bytes; smaller files are read in less time than it takes to look
 PATIENCE = 900.0  # seconds to wait for another process that makes the same arrays
 CHUNK = 1 << 20

@@ -16,6 +16,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import fits, shown
 
+NUM_COCO = 17  # keypoints that COCO's own sigmas are for
 MAX_CLASS_ID = 899  # class tokens are 100 + id and end below the coordinates at 1000
 
 
@@ -109,11 +110,17 @@ class Skeleton:
         Raises:
             ValueError: its fields `keypoints` and `skeleton` are no such lists.
         """
-        try:
-            edges = tuple((int(a) - 1, int(b) - 1) for a, b in category.get("skeleton") or ())
-            return cls(tuple(map(str, category["keypoints"])), edges)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"keypoints and skeleton must be lists ({error})") from error
+        points, edges = category.get("keypoints"), category.get("skeleton") or []
+        if not isinstance(points, list) or not all(fits(name, str | int) for name in points):
+            raise ValueError(f"keypoints must be a list of names, got {shown(points)}")
+        for edge in edges if isinstance(edges, list) else [edges]:
+            pair = isinstance(edge, list) and len(edge) == 2 and all(fits(i, float) for i in edge)
+            if not pair or not all(1 <= i <= len(points) and i == int(i) for i in edge):
+                raise ValueError(
+                    f"skeleton must be pairs of two of the numbers 1 to {len(points)}, got "
+                    f"{shown(edge)}"
+                )
+        return cls(tuple(map(str, points)), tuple((int(a) - 1, int(b) - 1) for a, b in edges))
 
     @cached_property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
@@ -200,6 +207,26 @@ COCO_PERSON = Skeleton(
         (6, 8), (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
     ),
 )  # fmt: skip
+
+
+def check_sigmas(sigmas: Sequence[float] | None, skeleton: Skeleton) -> list[float] | None:
+    """Sigmas of the object keypoint similarity, one per point; None = COCO's own.
+
+    Args:
+        sigmas: one per point, or one for all; None or empty = COCO's own for its 17 points.
+
+    Raises:
+        UserError: they do not fit the points.
+    """
+    if not sigmas and len(skeleton) == NUM_COCO:
+        return None
+    sigmas = [float(sigma) for sigma in sigmas or ()]
+    if len(sigmas) not in (1, len(skeleton)) or min(sigmas) <= 0:
+        raise UserError(
+            f"the data has {len(skeleton)} keypoints and {len(sigmas)} OKS sigmas; give one above "
+            "0 for each, or one for all, with --set keypoint_sigmas=0.07 (about COCO's mean)"
+        )
+    return sigmas * len(skeleton) if len(sigmas) == 1 else sigmas
 
 
 def check_class_names(wanted: Sequence[str], known: Iterable[str], where: str) -> None:

@@ -141,6 +141,17 @@ def decode_text(content: bytes, encoding: str = "utf-8") -> str:
         raise ValueError(f"there is no encoding {encoding!r}; save it as UTF-8") from error
 
 
+def foreign(content: bytes) -> str:
+    """What a file is that stands in the place of another, and what to do; empty if it is none."""
+    if content.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself; run: git lfs pull"
+    if content[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page; download the file anew"
+    if content.startswith((b"PK\x03\x04", b"\x1f\x8b")):
+        return "is an archive (zip or gzip); unpack it"
+    return ""
+
+
 def read_text(path: str | Path, advice: str) -> str:
     """The content of a text file, see `decode_text`.
 
@@ -152,7 +163,10 @@ def read_text(path: str | Path, advice: str) -> str:
     """
     path = Path(path).expanduser()
     try:
-        return decode_text(path.read_bytes())
+        content = path.read_bytes()
+        if problem := foreign(content):
+            raise UserError(f"{path} {problem}")
+        return decode_text(content)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}); {advice}") from error
     except ValueError as error:
@@ -174,6 +188,8 @@ def read_json(path: str | Path, advice: str) -> object:
         UserError: there is no such file, or it holds no JSON.
     """
     text = read_text(path, advice)
+    if not text.strip():
+        raise UserError(f"{path} is empty; {advice}")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -330,7 +346,7 @@ def _check_begin(path: Path) -> None:
     if not begin:
         raise UserError(f"{path} is empty; fetch or write it anew")
     if begin.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run: git lfs pull")
+        raise UserError(f"{path} {foreign(begin)}")
     if begin.lstrip().startswith((b"<!", b"<html", b"<?xml")):
         raise UserError(f"{path} is a web page, not a weight file; download it anew")
     if PICKLE.match(begin):

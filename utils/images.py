@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError, one_line
-from utils.files import nearest_path, shown
+from utils.files import foreign, nearest_path, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".gif", ".ppm")
 MAX_PIXELS = 178_956_970  # of a picture; Pillow, too, refuses what is larger
@@ -110,7 +110,8 @@ def image_size(path: str | Path, *, exif: bool = True) -> tuple[int, int]:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The file as Pillow opens it; whatever goes wrong with it is an error of the user."""
     try:
-        with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise ValueError(
@@ -123,6 +124,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name one image file") from None
     except UnidentifiedImageError as error:
+        if problem := "is empty; replace or remove it" if not content else foreign(content):
+            raise UserError(f"cannot read image {path}: it {problem}") from error
         reason = "it is no image, or one of a kind that Pillow does not know"
         raise UserError(f"cannot read image {path}: {reason}; replace or remove it") from error
     except Exception as error:  # Pillow's decoders raise far more than OSError on damaged files
@@ -288,8 +291,8 @@ def normal_form(name: str) -> str:
 
 
 def plain_form(name: str) -> str:
-    """The name without letter case, with slashes, and without the %-codes of web addresses."""
-    parts = normal_form(unquote(name)).replace("\\", "/").casefold().split("/")
+    """The name without letter case, outer white space and %-codes, and with slashes."""
+    parts = normal_form(unquote(name)).strip().replace("\\", "/").casefold().split("/")
     return "/".join(part for part in parts if part not in ("", "."))
 
 

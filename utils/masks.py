@@ -101,8 +101,10 @@ def check_length(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> None:
         raise ValueError(f"an outline of {length:.0f} pixels in a picture of {size[0]}x{size[1]}")
 
 
-def check_rle(rle: dict, size: tuple[int, int] = (0, 0)) -> None:
-    """Raises a ValueError if this is no mask of a picture, before it is decoded.
+def check_rle(rle: dict, size: tuple[int, int] = (0, 0)) -> dict:
+    """The same mask with whole numbers, where some were written as 24.0.
+
+    Raises a ValueError if this is no mask of a picture, before it is decoded.
 
     Args:
         rle: COCO run lengths, compressed or not.
@@ -110,7 +112,8 @@ def check_rle(rle: dict, size: tuple[int, int] = (0, 0)) -> None:
     """
     if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
         raise ValueError("run lengths need size and counts")
-    sides, counts = rle["size"], rle["counts"]
+    sides, counts = _whole_numbers(rle["size"]), _whole_numbers(rle["counts"])
+    rle = {"size": sides, "counts": counts}
     whole = isinstance(sides, list) and len(sides) == 2 and all(type(n) is int for n in sides)
     if not whole or min(sides) < 1 or sides[0] * sides[1] > MAX_PIXELS:
         raise ValueError(f"size of run lengths must be that of a picture, got {shown(sides)}")
@@ -120,8 +123,19 @@ def check_rle(rle: dict, size: tuple[int, int] = (0, 0)) -> None:
         counts = _read_counts(counts.encode() if isinstance(counts, str) else counts)
     elif not isinstance(counts, list):
         raise ValueError(f"counts of run lengths must be a list or text, got {shown(counts)}")
-    if not all(type(n) is int and n >= 0 for n in counts) or sum(counts) != sides[0] * sides[1]:
-        raise ValueError(f"run lengths must add up to the {sides[0] * sides[1]} pixels")
+    if not all(type(n) is int and n >= 0 for n in counts):
+        raise ValueError(f"run lengths must be whole numbers, 0 or more, got {shown(counts)}")
+    if sum(counts) != sides[0] * sides[1]:
+        total = f"the {sides[0] * sides[1]} pixels, got {sum(counts)}"
+        raise ValueError(f"run lengths must add up to {total}")
+    return rle
+
+
+def _whole_numbers(values: object) -> object:
+    """A list with 24 in place of 24.0; anything else as it is."""
+    if not isinstance(values, list):
+        return values
+    return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
 
 
 def _read_counts(text: bytes) -> list[int]:

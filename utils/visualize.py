@@ -239,6 +239,7 @@ def _plate(
     taken: list[tuple],
 ) -> None:
     """Writes `text` where it covers the fewest other plates: above the box, inside it, below it."""
+    text = " ".join(text.split())  # one line
     font = load_font(font_size, find_font(text))
     if font.getlength(text) > 1.5 * (box[2] - box[0]):  # small objects get small plates
         font = load_font(max(9, round(0.8 * font_size)), find_font(text))

@@ -86,7 +86,7 @@ def check_coco(root: Path, split: str, kind: str) -> Checked:
 
 
 def _check_instances(checked: Checked, file: CocoFile) -> None:
-    rows = np.flatnonzero(file.arrays["usable"])
+    rows = np.flatnonzero(file.arrays["usable"] & (file.class_ids > 0))
     _note_boxes(file, rows)
     # outlines, those of crowds too
     outlines, place = open_outlines(file), file.image_of_rows()

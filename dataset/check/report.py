@@ -4,6 +4,7 @@ Text: errors, statistics of labels, and the state of the images, which must be t
 of the size that the annotation states. Pictures: diagrams, and a sheet of annotated samples.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ def check_images(name: str, group: Sequence[Checked], *, decode: bool, threads: 
 
 def _look(entry: ImageEntry, decode: bool) -> tuple[str, str]:
     """The kind of error of one image and its details; empty if there is none."""
-    if not entry.path.is_file():
+    if not os.path.isfile(entry.path):  # Path.is_file raises where a name is too long
         return "image_missing", f"no file {entry.path}"
     try:
         size = image_size(entry.path)
@@ -194,6 +195,7 @@ FEW_BARS = 12  # fewer are not made thicker
 NUM_SAMPLES, COLUMNS, SIDE = 12, 4, 420  # of the sheet; pixels of the longer side of a picture
 STYLE = {
     "font.size": 9,
+    "text.parse_math": False,  # $ in a class name
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#999999",

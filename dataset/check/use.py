@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataset.advice import (
     check_learnable,
     compare_classes,
+    compare_skeletons,
     image_paths,
     missing_objects,
     overlap_text,
     same_pictures,
+    unlearned_classes,
 )
 from dataset.annotation_errors import AnnotationErrors
 from dataset.check.report import Checked
 from dataset.coco_format import annotation_path
 from dataset.tasks import find_task
+from utils.categories import check_sigmas
 from utils.errors import UserError
 
 
@@ -44,7 +47,9 @@ def check_use(
             continue
         train, val = parts["train"], parts["val"]
         try:
+            compare_skeletons(train, val)
             lines.append(compare_classes(train.categories, val.categories))
+            lines.append(unlearned_classes(train, val))
         except UserError as error:
             errors.add("unusable", task, str(error))
         if not pictures or len(train) > len(pictures[0]):
@@ -57,9 +62,16 @@ def check_use(
 
 
 def _look(cfg, task: str, part: str, source) -> list[str]:
+    if skeleton := getattr(source, "skeleton", None):
+        check_sigmas(cfg.keypoint_sigmas, skeleton)
+        skeleton.named_pairs(cfg.keypoint_flip_pairs)
     if part == "train":
         check_learnable(source)
-        return find_task(task).advise(cfg, source)
+        lines = find_task(task).advise(cfg, source)
+        if len(source) < cfg.batch_size:
+            size = f"batch_size={cfg.batch_size} is more than the {len(source)} training images"
+            lines.append(f"{size}, which training refuses; use {len(source)} or less")
+        return lines
     getattr(source, "coco", None)  # the ground truth, which complains when it is made
     problem = missing_objects(source)
     return [f"no object to judge by: {problem}"] if problem else []

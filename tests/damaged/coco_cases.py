@@ -110,7 +110,7 @@ COCO = [
         "a web page",
         file("annotations/instances_train2017.json", "<html>"),
         DETECTION,
-        "as JSON",
+        "is a web page",
     ),
     Case(
         "instances JSON",
@@ -375,7 +375,7 @@ COCO = [
         "the same of a crowd, in evaluation",
         _row("instances", iscrowd=1, segmentation={"size": [40, 60], "counts": [-1, 2401]}),
         readers.ground_truth,
-        "must add up to the 2400 pixels",
+        "must be whole numbers, 0 or more",
     ),
     Case(
         "keypoints JSON",
@@ -403,7 +403,7 @@ COCO = [
         "skeleton joins a point that is not there",
         _category(skeleton=[[1, 9]]),
         KEYPOINT,
-        "edges must join two of the 2 keypoints",
+        "skeleton must be pairs of two of the numbers 1 to 2",
     ),
     Case(
         "captions JSON",
