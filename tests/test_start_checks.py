@@ -1,6 +1,8 @@
 """What is found in the first seconds: weights that are something else, encoders that do not fit,
 pictures of one name, bfloat16 without units, cores that others use."""
 
+import gzip
+import io
 import itertools
 import multiprocessing
 import re
@@ -12,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from config import CFG
 from infer import evaluate, infer_single_image_object_detection
 from infer.script import find_images, name_pictures
-from models import ModelConfig
+from models import ModelConfig, load_model
 from models.encoder import check_encoder
 from tests.conftest import TINY
 from train.engine import train
@@ -42,7 +45,7 @@ def run_dir(tmp_path) -> Path:
     run.mkdir(parents=True)
     for name in ("best", "last"):
         (run / f"{name}.safetensors").symlink_to(DEMO)
-    (run / "last.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
+    torch.save({}, run / "last.ckpt")
     return run
 
 
@@ -64,10 +67,14 @@ def refused(path: Path, word: str) -> None:
 def test_what_is_no_weight_file_is_named(run_dir, tmp_path):
     refused(run_dir / "last.ckpt", "its weights are .*last.safetensors beside it")
     refused(run_dir.parent, f"did you mean {re.escape(str(run_dir))}")
+    saved = io.BytesIO()
+    torch.save({}, saved)
     for name, content, word in (
         ("port.pth", b"\x80\x02}q\x00.", "download/convert_port_weights.py"),
-        ("port.pt", b"PK\x03\x04", "download/convert_port_weights.py"),
-        ("a.ckpt", b"PK\x03\x04", "download/convert_port_weights.py"),
+        ("port.pt", saved.getvalue(), "download/convert_port_weights.py"),
+        ("a.ckpt", saved.getvalue(), "download/convert_port_weights.py"),
+        ("w.zip", b"PK\x03\x04" + bytes(26) + b"best.safetensors", "unpack it"),
+        ("w.safetensors.gz", gzip.compress(DEMO.read_bytes()[:999]), "unpack it"),
         ("w.safetensors", LFS.encode(), "git lfs pull"),
         ("w.safetensors", b"<!DOCTYPE html>", "web page"),
         ("w.safetensors", b"", "is empty"),
@@ -75,6 +82,14 @@ def test_what_is_no_weight_file_is_named(run_dir, tmp_path):
     ):
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name, word)
+
+
+def test_weights_that_were_cut_off_are_no_reason_to_convert_them(tmp_path):
+    whole, path = DEMO.read_bytes(), tmp_path / "cut.safetensors"
+    for size in (len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="is not whole .*; fetch or copy it anew"):
+            load_model(path)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from utils.errors import UserError, one_line
 
 IN_RUN = ("best.safetensors", "last.safetensors")  # of a run folder, the first that is there
 PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")  # how files of torch.save begin
+PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"\xfd7zXZ", b"BZh")  # a file of torch is a zip file, too
 TENSORFLOW = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5}|h5)$")
 NAME_ANOTHER = "train one, or name another with --weights"
 TEMPORARY = re.compile(r"\.[\w-]+\.\d+(-[0-9a-f]{8})?\.\w+")  # names that `atomic_path` yields
@@ -333,6 +334,8 @@ def _check_begin(path: Path) -> None:
         raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run: git lfs pull")
     if begin.lstrip().startswith((b"<!", b"<html", b"<?xml")):
         raise UserError(f"{path} is a web page, not a weight file; download it anew")
+    if begin.startswith(PACKED) and b"/data.pkl" not in begin:
+        raise UserError(f"{path} is packed (zip, gzip, xz or bzip2); unpack it first")
     if PICKLE.match(begin):
         weights = path.with_name(IN_RUN[1])
         if path.suffix == ".ckpt" and weights.is_file():
