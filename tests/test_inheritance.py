@@ -167,7 +167,7 @@ def test_a_run_folder_gives_what_the_file_in_it_gives(
         configs = [load_model(run / "last.safetensors").config for run in runs]
         assert configs[0] == configs[1]
     with pytest.raises(UserError, match="--set init_weights=FILE"):
-        start(train_coco_object_detection, f"coco_root={demo_set}", f"init_weights={tmp_path}")
+        start(train_coco_object_detection, f"coco_root={demo_set}", f"init_weights={demo_set}")
 
 
 @pytest.mark.parametrize("preset", ["default", "demo", "from_scratch"])

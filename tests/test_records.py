@@ -6,7 +6,6 @@ import subprocess
 import pytest
 import torch
 
-from train import train_coco_object_detection
 from train.run_folder import (
     RunRecords,
     environment,
@@ -41,14 +40,6 @@ def test_auto_is_the_newest_run_that_was_saved(tmp_path):
     for name in ("last.ckpt", "best.safetensors"):
         with pytest.raises(UserError, match=f"did you mean {newest}"):
             find_run_dir(tmp_path, ["detection"], str(newest / name))
-
-
-def test_an_empty_name_resumes_nothing_and_starts_nothing(tmp_path):
-    """A variable of the shell that was not set."""
-    runs = tmp_path / "runs"
-    with pytest.raises(UserError, match="no run in ''; --resume wants a run folder"):
-        train_coco_object_detection.main(["--resume", "", "--set", f"runs_dir={runs}"])
-    assert not runs.exists()
 
 
 def test_auto_takes_a_run_on_the_same_dataset(tmp_path):

@@ -4,6 +4,7 @@ pictures of one name, bfloat16 without units, cores that others use."""
 import gzip
 import io
 import itertools
+import json
 import multiprocessing
 import re
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 
 from config import CFG
 from infer import evaluate, infer_single_image_object_detection
+from infer.boxes import read_results
 from infer.script import find_images, name_pictures
 from models import ModelConfig, load_model
 from models.encoder import check_encoder
@@ -346,6 +348,8 @@ def test_what_pip_says_when_it_is_asked_to_install(tmp_path):
     [
         (["--task", "all", "--boxes", "none.json"], "none.json"),
         (["--task", "all", "--boxes", "detect"], "detect"),
+        (["--task", "detection", "--boxes", "detected"], "not of detection"),
+        (["--task", "captioning,detection", "--boxes", "b.json"], "not of detection, captioning"),
         (["--task", "all", "--max-objects", "9999"], "max_objects must be 1 to"),
         (["--task", "all", "--max-objects", "0"], "--max-objects must be at least 1"),
         (["--task", "all", "--dataset", "imagenet"], "--dataset must be coco or voc"),
@@ -356,3 +360,17 @@ def test_an_evaluation_that_cannot_be_is_refused_before_data_is_opened(arguments
     with pytest.raises(UserError, match=message) as error:
         evaluate.main(["--weights", str(DEMO), *arguments, "--set", "coco_root=/nowhere"])
     assert "\n" not in str(error.value) and "/nowhere" not in str(error.value)
+
+
+def test_boxes_of_a_file_are_read_as_they_are_meant(tmp_path):
+    path, row = tmp_path / "boxes.json", {"bbox": [1, 2, 3, 4], "score": 0.5}
+    path.write_text(json.dumps([row | {"image_id": 101.0, "category_id": 1.0}]))
+    (read,) = read_results(path)
+    assert repr((read["image_id"], read["category_id"])) == "(101, 1)"
+    for rows, word in (
+        ([], "holds no boxes"),
+        ([row | {"image_id": 1.5, "category_id": 1}], "image_id must be a whole number, got 1.5"),
+    ):
+        path.write_text(json.dumps(rows))
+        with pytest.raises(UserError, match=word):
+            read_results(path)

@@ -124,11 +124,11 @@ def find_run_dir(
         found = {path.parent for path in (runs_dir / "+".join(tasks)).glob("*/last*.ckpt")}
         return next(filter(fits, sorted(found, key=_started, reverse=True)), None)
     run_dir = Path(name)
-    if not name or not (run_dir / "settings.json").is_file():
+    if not (run_dir / "settings.json").is_file():
         hint = "--resume wants a run folder or auto"
-        if name and (run_dir.parent / "settings.json").is_file():  # a checkpoint in it, say
+        if (run_dir.parent / "settings.json").is_file():  # a checkpoint in it, say
             hint = f"did you mean {run_dir.parent}?"
-        raise UserError(f"no run in {run_dir if name else repr(name)}; {hint}")
+        raise UserError(f"no run in {run_dir}; {hint}")
     if not fits(run_dir):
         trained_on = read_settings(run_dir)["dataset"]
         raise UserError(f"{run_dir} trains on {trained_on}, this script on {dataset}")

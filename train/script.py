@@ -38,7 +38,7 @@ def train_script(
         args.add_argument("--task", help=f"with commas, of {', '.join(known)}; default: all")
     args = args.parse_args(argv)
     # of a run that goes on more settings are to come: together they are checked with those
-    pairs = () if args.resume is not None else TRAINING_PAIRS
+    pairs = () if args.resume else TRAINING_PAIRS
     load = partial(load_settings, args, base, presets=PRESETS, pairs=pairs)
     cfg = load()
     if cfg.dataset != dataset:
@@ -54,7 +54,7 @@ def train_script(
 
     from train import engine  # torch and all that needs it
 
-    if args.resume is not None:
+    if args.resume:
         return engine.resume(args.resume, tasks, load)
     return engine.start(tasks, load)
 
