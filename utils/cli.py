@@ -301,7 +301,7 @@ def snapshot(
 def _complain_of_name(name: str, kinds: Mapping[str, object]) -> str:
     if name in kinds:
         return ""
-    near = ", ".join(difflib.get_close_matches(name, kinds, n=3))
+    near = ", ".join(difflib.get_close_matches(name.lower(), kinds, n=3))
     hint = f"near it: {near}" if near else "its names are those of class CFG there"
     return f"no setting {shown(name)} in config.py; {hint}"
 
