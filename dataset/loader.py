@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from dataset.batch import TrainItem, collate, collate_originals
+from dataset.batch import Batch, TrainItem, collate, collate_originals
 from dataset.sample import Sample
 from tokenizer.base import TokenSequence
 from utils.devices import ALONE, World, num_cores, worker_error
@@ -343,10 +343,39 @@ def build_sequence_loader(
     batch_size: int,
     num_workers: int,
     world: World = ALONE,
+    skip_bad: bool = False,
 ) -> Loader:
-    """Training batches of these samples, drawn as in the first epoch; processes take turns."""
+    """Training batches of these samples, drawn as in the first epoch; processes take turns.
+
+    Args:
+        skip_bad: leave out samples that cannot be read; a batch of nothing else is None.
+    """
     batches = _in_turns([(0, number) for number in numbers], batch_size, world)
-    return Loader(dataset, collate, batch_sampler=batches, **_worker_arguments(num_workers))
+    arguments = _worker_arguments(num_workers)
+    if skip_bad:
+        dataset = _Readable(dataset)
+    return Loader(dataset, _collate_readable, batch_sampler=batches, **arguments)
+
+
+@dataclass
+class _Readable(Dataset):
+    """Samples of a dataset; those that cannot be read are None."""
+
+    dataset: Dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except UserError:
+            return None
+
+
+def _collate_readable(items: list[TrainItem | None]) -> Batch | None:
+    found = [item for item in items if item is not None]
+    return collate(found) if found else None
 
 
 def _in_turns(keys: Sequence, batch_size: int, world: World) -> list[Sequence]:

@@ -334,9 +334,13 @@ def read_results(path: Path) -> list[dict]:
     rows = read_json(path, ADVICE)
     if not isinstance(rows, list):
         raise UserError(f"cannot read the boxes in {path}: it holds no list; {ADVICE}")
+    if not rows:
+        raise UserError(f"{path} holds no boxes, so there is nothing to judge; {ADVICE}")
     for number, row in enumerate(rows):
         for name, (kind, wanted) in FIELDS.items():
             value = row.get(name) if isinstance(row, dict) else None
+            if kind is int and isinstance(value, float) and value.is_integer():
+                value = row[name] = int(value)  # as pandas and numpy write whole numbers
             if not fits(value, kind) or (kind is int and abs(value) >= 2**63):
                 raise UserError(
                     f"cannot read the boxes in {path}: row {number}: {name} must be {wanted}, got "

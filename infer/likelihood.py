@@ -63,7 +63,7 @@ def measure_likelihood(
     """Loss and accuracy of the sequences of a source, of all tokens and of each kind that occurs.
 
     Args:
-        source: of the task, as its evaluation uses it.
+        source: of the task, as its evaluation uses it, which names what it cannot read.
         loop: its processes share the samples; all of them get the whole result.
         limit: so many samples, spread evenly over the source; 0 = all.
 
@@ -81,7 +81,7 @@ def measure_likelihood(
     model, was_training = trained.model, trained.model.training
     model.eval()
     with torch.no_grad():
-        for batch in loader:
+        for batch in filter(None, loader):
             kinds, weights, measured = measure_tokens(trained, batch.to(model.device), tokenizer)
             rows = torch.cat([weights[:, None], weights[:, None] * measured], 1)  # (M, 3)
             sums.index_add_(0, kinds.cpu(), rows.double().cpu())
@@ -137,6 +137,7 @@ def build_loader(
         batch_size=loop.batch_size,
         num_workers=loop.num_workers,
         world=loop.world,
+        skip_bad=loop.skip_bad,
     )
 
 

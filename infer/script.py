@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.cli import log, parser
 from utils.errors import UserError
-from utils.files import check_place, find_weight_file, write_json_atomic
+from utils.files import check_place, find_weight_file, is_stream, write_json_atomic
 from utils.images import list_images, load_image
 
 # ---- options ---------------------------------------------------------------------------------
@@ -62,10 +62,16 @@ def check_places(args: argparse.Namespace) -> None:
     """
     if getattr(args, "out_dir", None) is not None:
         check_place(args.out_dir)
-    if args.json not in (None, "-"):
-        if Path(args.json).is_dir():
-            raise UserError(f"cannot write --json {args.json}: it is a folder; name a file in it")
-        check_place(Path(args.json).parent)
+    if args.json in (None, "-") or is_stream(args.json):
+        return
+    path = Path(args.json)
+    if path.is_dir():
+        raise UserError(f"cannot write --json {path}: it is a folder; name a file in it")
+    check_place(path.parent)
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(1) not in (b"", b"["):  # an image, say
+                raise UserError(f"--json {path} is there and holds no results; name another file")
 
 
 def pick_threshold(args: argparse.Namespace, cfg) -> float:

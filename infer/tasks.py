@@ -74,6 +74,8 @@ def check_request(cfg, trained: TrainedModel, tasks: Sequence[str], request: Req
         detection.detection_tokenizer(trained, request.max_objects)
     if {"segmentation", "keypoint"} & set(tasks):
         check_box_source(trained, request.boxes)
+    elif request.boxes != "gt":
+        raise UserError(f"--boxes is of segmentation and keypoints, not of {', '.join(tasks)}")
 
 
 def evaluate_task(

@@ -181,9 +181,12 @@ def _opened(path: Path) -> Iterator[safe_open]:
                 )
             yield file
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is no safetensors file ({one_line(error)}); convert it, see download/"
-        ) from error
+        is_cut = "not fully covered" in str(
+            error
+        )  # the header is whole, and says more than there is
+        problem = "is not whole" if is_cut else "is no safetensors file"
+        remedy = "fetch or copy it anew" if is_cut else "convert it, see download/"
+        raise UserError(f"{path} {problem} ({one_line(error)}); {remedy}") from error
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:

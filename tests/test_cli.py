@@ -46,6 +46,7 @@ def test_overrides_do_not_leak_and_snapshots_are_read_only():
     ("override", "message"),
     [
         ("epoch=3", "no setting 'epoch' in config.py; near it: epochs"),
+        ("EPOCHS=3", "no setting 'EPOCHS' in config.py; near it: epochs"),
         ("xyz=3", "no setting 'xyz' in config.py; its names are those of class CFG there"),
         ("epochs", "--set wants name=value, got 'epochs'"),
         ("epochs=three", "epochs must be of type int, got 'three'"),
@@ -152,3 +153,16 @@ def test_a_user_error_is_one_line_and_status_2(tmp_path):
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert debug.returncode == 2 and "Traceback" in debug.stderr
+
+
+@pytest.mark.parametrize("option", ["--resume", "--config", "--set", "--preset", "--task"])
+def test_an_empty_word_is_a_variable_that_is_not_set(option, tmp_path, monkeypatch):
+    """No run starts, no default is taken."""
+    monkeypatch.chdir(tmp_path)
+    from train import train_multi_task
+
+    for words in ([option, ""], ["--set", "classes=", option, ""], [f"{option}="]):
+        with pytest.raises(UserError, match=f"^{option} has an empty value; is a variable not set"):
+            train_multi_task.main(words)
+    assert not list(tmp_path.iterdir())
+    assert parser("").parse_args(["--set", "classes="]).set == ["classes="]

@@ -150,6 +150,26 @@ def test_a_new_run_takes_its_model_from_the_file(demo_set, tmp_path, tiny_weight
     assert "which gives 100% of the parameters" in text or "tensors taken" in text
 
 
+def test_a_run_folder_gives_what_the_file_in_it_gives(
+    demo_set, tmp_path, multi_weights, tiny_weights
+):
+    for weights, script in (
+        (tiny_weights, train_coco_object_detection),
+        (multi_weights, train_coco_img_captioning),  # with its pieces of text
+    ):
+        folder = tmp_path / script.__name__
+        folder.mkdir()
+        shutil.copy(weights, folder / "best.safetensors")
+        runs = [
+            start(script, f"coco_root={demo_set}", f"runs_dir={folder}", f"init_weights={path}")
+            for path in (folder, folder / "best.safetensors")
+        ]
+        configs = [load_model(run / "last.safetensors").config for run in runs]
+        assert configs[0] == configs[1]
+    with pytest.raises(UserError, match="--set init_weights=FILE"):
+        start(train_coco_object_detection, f"coco_root={demo_set}", f"init_weights={demo_set}")
+
+
 @pytest.mark.parametrize("preset", ["default", "demo", "from_scratch"])
 def test_the_file_comes_before_the_preset_and_after_the_command_line(
     demo_set, tmp_path, tiny_weights, preset

@@ -1,6 +1,7 @@
 """The likelihood of annotation: what one token after the other would give, split into kinds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -75,6 +76,32 @@ def test_it_equals_the_sum_over_single_tokens(task, multi_settings, multi_weight
         assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
     # the same again, and shared among processes
     assert measure_likelihood(cfg, task, trained, source, EvalLoop(batch_size=3)) == found
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_it_leaves_out_what_cannot_be_read_if_evaluation_does(
+    task, multi_settings, multi_weights, demo_set, tmp_path, monkeypatch
+):
+    """In a batch with others and where a batch holds nothing else."""
+    cfg, trained = snapshot(CFG, multi_settings), Predictor(multi_weights)
+    root = tmp_path / "set"
+    shutil.copytree(demo_set, root)
+    source = source_of(task, root)
+    monkeypatch.setattr(World, "sum", lambda self, sums: parts.append(sums.clone()) or sums)
+    found = {}
+    for size in (1, 3):
+        parts = []
+        measure_likelihood(cfg, task, trained, source, EvalLoop(batch_size=size))
+        whole, kept = parts[0], source.image_path(0).read_bytes()
+        source.image_path(0).write_bytes(kept[:60])
+        with pytest.raises(UserError, match="cannot read image"):
+            measure_likelihood(cfg, task, trained, source, EvalLoop(batch_size=size))
+        loop = EvalLoop(batch_size=size, skip_bad=True)
+        measure_likelihood(cfg, task, trained, source, loop)
+        source.image_path(0).write_bytes(kept)
+        found[size] = parts[-1]
+        assert 0 < found[size][:, 0].sum() < whole[:, 0].sum()
+    assert torch.allclose(found[1], found[3], rtol=1e-4)
 
 
 def test_processes_share_the_samples(multi_settings, multi_weights, demo_set, monkeypatch):

@@ -1,5 +1,6 @@
 """What a program writes: where it cannot, it says so in time; where nobody reads, nothing ends."""
 
+import argparse
 import os
 import resource
 import subprocess
@@ -9,13 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from infer.script import check_places
 from models import load_model, save_model
 from models.weights import write_tensors
 from tests.conftest import ROOT, TINY
 from tests.tiny_models import tiny
 from tests.training import metrics
 from utils.errors import UserError
-from utils.files import atomic_path, check_place, read_json, write_json_atomic, write_text_atomic
+from utils.files import (
+    atomic_path,
+    check_place,
+    is_stream,
+    read_json,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 TRAIN = ROOT / "train" / "train_coco_object_detection.py"
 INFER = ROOT / "infer" / "infer_single_image_object_detection.py"
@@ -118,6 +127,43 @@ def test_a_file_that_does_not_fit_is_one_line(demo_set, tmp_path, kilobytes):
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert last.startswith("error: cannot write ") and "File too large" in last
     assert not any(line.startswith("error") for line in before)
+
+
+def test_a_stream_gets_what_is_written_and_stays_what_it_is(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            write_json_atomic(path, [1], indent=None)
+            assert os.read(reader, 99) == b"[1]\n"
+            with pytest.raises(UserError, match="it is no file"), atomic_path(path):
+                pass
+        finally:
+            os.close(reader)
+    assert pipe.is_fifo() and link.is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_which_names_are_streams(tmp_path):
+    for name in ("/dev/null", "/dev/full", "/dev/stdout", "/proc/self/fd/1"):
+        assert is_stream(name)
+    (tmp_path / "a").touch()
+    for path in (tmp_path, tmp_path / "a", tmp_path / "none", Path("a.json")):
+        assert not is_stream(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff image", b'{"images": []}', b" text"])
+def test_json_replaces_no_file_of_another_kind(tmp_path, content):
+    path = tmp_path / "a"
+    args = argparse.Namespace(json=str(path), out_dir=None)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is there and holds no results; name another file"):
+        check_places(args)
+    assert path.read_bytes() == content
+    for earlier in ([], [{"image": "a.jpg"}]):
+        write_json_atomic(path, earlier)
+        check_places(args)
 
 
 @pytest.mark.parametrize("library", ["safetensors", "torch", "text"])

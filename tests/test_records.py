@@ -36,6 +36,10 @@ def test_auto_is_the_newest_run_that_was_saved(tmp_path):
     assert find_run_dir(tmp_path, ["keypoint"], "auto") is None
     with pytest.raises(UserError, match="no run in"):
         find_run_dir(tmp_path, ["detection"], str(tmp_path))
+    (newest / "settings.json").write_text("{}")
+    for name in ("last.ckpt", "best.safetensors"):
+        with pytest.raises(UserError, match=f"did you mean {newest}"):
+            find_run_dir(tmp_path, ["detection"], str(newest / name))
 
 
 def test_auto_takes_a_run_on_the_same_dataset(tmp_path):

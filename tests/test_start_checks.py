@@ -1,7 +1,10 @@
 """What is found in the first seconds: weights that are something else, encoders that do not fit,
 pictures of one name, bfloat16 without units, cores that others use."""
 
+import gzip
+import io
 import itertools
+import json
 import multiprocessing
 import re
 import shutil
@@ -12,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from config import CFG
 from infer import evaluate, infer_single_image_object_detection
+from infer.boxes import read_results
 from infer.script import find_images, name_pictures
-from models import ModelConfig
+from models import ModelConfig, load_model
 from models.encoder import check_encoder
 from tests.conftest import TINY
 from train.engine import train
@@ -42,7 +47,7 @@ def run_dir(tmp_path) -> Path:
     run.mkdir(parents=True)
     for name in ("best", "last"):
         (run / f"{name}.safetensors").symlink_to(DEMO)
-    (run / "last.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
+    torch.save({}, run / "last.ckpt")
     return run
 
 
@@ -64,10 +69,14 @@ def refused(path: Path, word: str) -> None:
 def test_what_is_no_weight_file_is_named(run_dir, tmp_path):
     refused(run_dir / "last.ckpt", "its weights are .*last.safetensors beside it")
     refused(run_dir.parent, f"did you mean {re.escape(str(run_dir))}")
+    saved = io.BytesIO()
+    torch.save({}, saved)
     for name, content, word in (
         ("port.pth", b"\x80\x02}q\x00.", "download/convert_port_weights.py"),
-        ("port.pt", b"PK\x03\x04", "download/convert_port_weights.py"),
-        ("a.ckpt", b"PK\x03\x04", "download/convert_port_weights.py"),
+        ("port.pt", saved.getvalue(), "download/convert_port_weights.py"),
+        ("a.ckpt", saved.getvalue(), "download/convert_port_weights.py"),
+        ("w.zip", b"PK\x03\x04" + bytes(26) + b"best.safetensors", "unpack it"),
+        ("w.safetensors.gz", gzip.compress(DEMO.read_bytes()[:999]), "unpack it"),
         ("w.safetensors", LFS.encode(), "git lfs pull"),
         ("w.safetensors", b"<!DOCTYPE html>", "web page"),
         ("w.safetensors", b"", "is empty"),
@@ -75,6 +84,14 @@ def test_what_is_no_weight_file_is_named(run_dir, tmp_path):
     ):
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name, word)
+
+
+def test_weights_that_were_cut_off_are_no_reason_to_convert_them(tmp_path):
+    whole, path = DEMO.read_bytes(), tmp_path / "cut.safetensors"
+    for size in (len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="is not whole .*; fetch or copy it anew"):
+            load_model(path)
 
 
 @pytest.mark.parametrize(
@@ -331,6 +348,8 @@ def test_what_pip_says_when_it_is_asked_to_install(tmp_path):
     [
         (["--task", "all", "--boxes", "none.json"], "none.json"),
         (["--task", "all", "--boxes", "detect"], "detect"),
+        (["--task", "detection", "--boxes", "detected"], "not of detection"),
+        (["--task", "captioning,detection", "--boxes", "b.json"], "not of detection, captioning"),
         (["--task", "all", "--max-objects", "9999"], "max_objects must be 1 to"),
         (["--task", "all", "--max-objects", "0"], "--max-objects must be at least 1"),
         (["--task", "all", "--dataset", "imagenet"], "--dataset must be coco or voc"),
@@ -341,3 +360,17 @@ def test_an_evaluation_that_cannot_be_is_refused_before_data_is_opened(arguments
     with pytest.raises(UserError, match=message) as error:
         evaluate.main(["--weights", str(DEMO), *arguments, "--set", "coco_root=/nowhere"])
     assert "\n" not in str(error.value) and "/nowhere" not in str(error.value)
+
+
+def test_boxes_of_a_file_are_read_as_they_are_meant(tmp_path):
+    path, row = tmp_path / "boxes.json", {"bbox": [1, 2, 3, 4], "score": 0.5}
+    path.write_text(json.dumps([row | {"image_id": 101.0, "category_id": 1.0}]))
+    (read,) = read_results(path)
+    assert repr((read["image_id"], read["category_id"])) == "(101, 1)"
+    for rows, word in (
+        ([], "holds no boxes"),
+        ([row | {"image_id": 1.5, "category_id": 1}], "image_id must be a whole number, got 1.5"),
+    ):
+        path.write_text(json.dumps(rows))
+        with pytest.raises(UserError, match=word):
+            read_results(path)

@@ -128,3 +128,24 @@ def test_every_point_of_the_curves_averages_as_many_steps(demo_set, tmp_path):
     np.testing.assert_allclose(losses(fourth), windows, atol=1e-5)
     values = [v for row in metrics(each) for name, v in row.items() if name.startswith("val/")]
     assert values and min(values) >= 0, "-1 says that there is no object of a size"
+
+
+def test_a_signal_in_a_finalizer_is_heard_after_it(capsys):
+    """Python prints what a finalizer raises as a traceback, and drops it."""
+    ended = []
+
+    class Workers:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append(True)
+
+    stop = StopSignal(0)
+    try:
+        with stop.interrupts():
+            Workers()
+        assert ended and stop.reason() == "SIGTERM"
+        with pytest.raises(Stopped), stop.interrupts():
+            pass
+    finally:
+        stop.restore()
+    assert "Traceback" not in capsys.readouterr().err

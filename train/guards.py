@@ -173,11 +173,15 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _remember(self, number, _frame) -> None:
+    def _remember(self, number, frame) -> None:
         if number == self.signal and number != HANGUP:  # the second Ctrl-C does not wait
             raise KeyboardInterrupt
         self.signal = self.signal or number
-        if self._at_once:
+        while frame is not None and frame.f_code.co_name != "__del__":
+            frame = frame.f_back
+        if (
+            self._at_once and frame is None
+        ):  # Python drops what a finalizer raises, with a traceback
             raise Stopped(self.reason())
 
     def reason(self) -> str:

@@ -16,6 +16,7 @@ from models.weights import read_header
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.errors import UserError
+from utils.files import find_weight_file
 
 TOKEN_TABLES = ("decoder.token_embedding", "decoder.output_embedding", "decoder.output_bias")
 IMAGE_POSITIONS = (
@@ -33,9 +34,18 @@ def start_settings(load: Callable):
         load: called as load(inherited=settings of the file, or None) -> settings.
     """
     cfg = load(inherited=None)
-    if cfg.init_weights is None or not cfg.init_weights.is_file():
+    if cfg.init_weights is None:
         return cfg
     return load(inherited=settings_of_weights(cfg.init_weights))
+
+
+def find_init_weights(path: Path) -> Path:
+    """The weight file that `init_weights` names, or the best one of the run folder there.
+
+    Raises:
+        UserError: there is none.
+    """
+    return find_weight_file(path, "train one, or name another with --set init_weights=FILE")
 
 
 def settings_of_weights(path: Path) -> dict[str, object]:
@@ -47,6 +57,7 @@ def settings_of_weights(path: Path) -> dict[str, object]:
     Raises:
         UserError: it is no weight file of ours.
     """
+    path = find_init_weights(path)
     config, meta = read_header(path)
     record = read_meta(meta, config, str(path))
     values = {k: v for k, v in vars(config).items() if k not in (*RATES, "max_len")}

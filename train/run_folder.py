@@ -125,7 +125,10 @@ def find_run_dir(
         return next(filter(fits, sorted(found, key=_started, reverse=True)), None)
     run_dir = Path(name)
     if not (run_dir / "settings.json").is_file():
-        raise UserError(f"no run in {run_dir}; --resume wants a run folder or auto")
+        hint = "--resume wants a run folder or auto"
+        if (run_dir.parent / "settings.json").is_file():  # a checkpoint in it, say
+            hint = f"did you mean {run_dir.parent}?"
+        raise UserError(f"no run in {run_dir}; {hint}")
     if not fits(run_dir):
         trained_on = read_settings(run_dir)["dataset"]
         raise UserError(f"{run_dir} trains on {trained_on}, this script on {dataset}")

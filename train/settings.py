@@ -18,13 +18,13 @@ from models.encoder import check_encoder, image_statistics
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
+from train.init_weights import find_init_weights
 from train.loss import amp_dtype
 from train.optim import check_optimizer, lr_factors
 from utils.categories import check_sigmas
 from utils.cli import log
 from utils.devices import World, check_bfloat16, local_device, pick_device
 from utils.errors import UserError
-from utils.files import find_weight_file
 from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
 
 
@@ -223,9 +223,7 @@ def check_settings(
         raise UserError(str(error)) from error
     load_pixel_transforms(cfg.pixel_transform)
     if not resumed and cfg.init_weights is not None:
-        file = find_weight_file(
-            cfg.init_weights, "train one, or name another with --set init_weights=FILE"
-        )
+        file = find_init_weights(cfg.init_weights)
         if file.parent == cfg.init_weights:
             log(f"weights to start from: {file}")
     # Tokens and model, as far as they need no data: keypoints may be others in the file.

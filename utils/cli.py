@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import difflib
+import itertools
 import logging
 import os
+import re
 import sys
 import traceback
 import types
@@ -24,7 +26,15 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
     def parse_args(self, args=None, namespace=None):
-        """As that of argparse; names what an unknown argument may have been meant to be."""
+        """As that of argparse; names what an unknown argument may have been meant to be.
+
+        Empty words are refused: a variable of the shell that was not set would become the default,
+        or this folder.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        for option, word in itertools.pairwise(["the command line", *words]):
+            if not word or re.fullmatch(r"--[\w-]+=", word):
+                raise UserError(f"{word[:-1] or option} has an empty value; is a variable not set?")
         values, unknown = self.parse_known_args(args, namespace)
         if unknown:
             raise UserError(f"unknown argument {shown(unknown[0])}; {self._remedy(unknown)}")
@@ -291,7 +301,7 @@ def snapshot(
 def _complain_of_name(name: str, kinds: Mapping[str, object]) -> str:
     if name in kinds:
         return ""
-    near = ", ".join(difflib.get_close_matches(name, kinds, n=3))
+    near = ", ".join(difflib.get_close_matches(name.lower(), kinds, n=3))
     hint = f"near it: {near}" if near else "its names are those of class CFG there"
     return f"no setting {shown(name)} in config.py; {hint}"
 

@@ -25,6 +25,7 @@ from utils.errors import UserError, one_line
 
 IN_RUN = ("best.safetensors", "last.safetensors")  # of a run folder, the first that is there
 PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")  # how files of torch.save begin
+PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"\xfd7zXZ", b"BZh")  # a file of torch is a zip file, too
 TENSORFLOW = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5}|h5)$")
 NAME_ANOTHER = "train one, or name another with --weights"
 TEMPORARY = re.compile(r"\.[\w-]+\.\d+(-[0-9a-f]{8})?\.\w+")  # names that `atomic_path` yields
@@ -52,6 +53,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     the file as far as the umask says, whatever the library does that writes it.
     """
     path = Path(path)
+    if is_stream(path):
+        raise UserError(f"cannot write {path}: it is no file; choose another place")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is there only after a failure
             temporary.unlink()
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether a path is a device, a pipe or an open file: no other file may take its place."""
+    path = Path(os.path.abspath(path))
+    is_special = path.exists() and not path.is_file() and not path.is_dir()
+    return is_special or path.parent == Path("/dev") or path.is_relative_to("/proc")
 
 
 def cannot_write(path: str | Path, error: OSError) -> UserError:
@@ -215,9 +225,20 @@ def nearest_path(path: Path) -> Path | None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Writes UTF-8; bytes of a name that are no text stand as \\udcXX, in JSON their own escape."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    """Writes UTF-8; bytes of a name that are no text stand as \\udcXX, in JSON their own escape.
+
+    A stream such as /dev/stdout gets the text and stays what it is.
+    """
+    options = {"encoding": "utf-8", "errors": "backslashreplace"}
+    if not is_stream(path):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, **options)
+        return
+    try:
+        with open(path, "a", **options) as file:
+            file.write(text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_json_atomic(path: str | Path, obj: object, *, indent: int | None = 2) -> None:
@@ -349,6 +370,8 @@ def _check_begin(path: Path) -> None:
         raise UserError(f"{path} {foreign(begin)}")
     if begin.lstrip().startswith((b"<!", b"<html", b"<?xml")):
         raise UserError(f"{path} is a web page, not a weight file; download it anew")
+    if begin.startswith(PACKED) and b"/data.pkl" not in begin:
+        raise UserError(f"{path} is packed (zip, gzip, xz or bzip2); unpack it first")
     if PICKLE.match(begin):
         weights = path.with_name(IN_RUN[1])
         if path.suffix == ".ckpt" and weights.is_file():
