@@ -38,7 +38,7 @@ KINDS = {
     "categories": Kind("malformed category lists", Level.FATAL),
     "same_name": Kind("categories with the name of another", Level.FATAL),
     "normalised": Kind("files whose coordinates look normalised to 0..1", Level.FATAL),
-    "corners": Kind("files whose boxes look like x1, y1, x2, y2", Level.FATAL),
+    "corners": Kind("files whose boxes look like x1, y1, x2, y2", Level.REFUSED),
     "image_missing": Kind("missing images", Level.REFUSED),
     "image_unreadable": Kind("images that cannot be read", Level.REFUSED),
     "image_size": Kind("images of another size than their annotation says", Level.REFUSED),

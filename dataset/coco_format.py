@@ -118,7 +118,8 @@ class CocoFile:
             name = self.image_name(image)
             hint = names.hint(name) or "complete the download or use --set coco_root=FOLDER"
             needs = f"image id {self.image_ids[image]} needs it"
-            where = f"image {self.image_folder / name} is missing; {needs}"
+            path = str(self.image_folder / name).replace("\n", "\\n")
+            where = f"image {path} is missing; {needs}"
             self.errors.add("image_missing", where, hint)
         self.errors.enforce()
         return images[~np.isin(images, missing)]
