@@ -327,7 +327,7 @@ def test_coordinates_of_another_kind_are_refused(root, source, kind, change, mes
     source(root)
     damage(root, kind, change)
     with pytest.raises(UserError, match=message):
-        source(root, skip_bad=True)
+        source(root)
 
 
 @pytest.mark.parametrize("area", [0, -5, 1e300, None])

@@ -170,7 +170,7 @@ def test_the_script_logs_validates_and_resumes_the_tasks_that_are_named(settings
         resume(settings, ["detection"], run_dir)
 
 
-@pytest.mark.parametrize("names", ["detection,pose", "", "detect", "detection,"])
+@pytest.mark.parametrize("names", ["detection,pose", "detect", "detection,"])
 def test_an_unknown_task_names_the_known(names):
     with pytest.raises(UserError, match="detection, segmentation, keypoint, captioning"):
         train_multi_task.main(["--task", names])

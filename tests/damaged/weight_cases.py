@@ -79,7 +79,7 @@ WEIGHTS = [
         "cut off",
         _weights_then(cut("w.safetensors", 0.5)),
         readers.weights,
-        "is no safetensors file",
+        "is not whole",
     ),
     Case(
         "weight file",
