@@ -72,6 +72,8 @@ def check_request(cfg, trained: TrainedModel, tasks: Sequence[str], request: Req
             build_sequence_tokenizer(cfg, task, trained)
     if "detection" in tasks:
         detection.detection_tokenizer(trained, request.max_objects)
+    elif request.max_objects is not None:
+        raise UserError(f"--max-objects is of detection, not of {', '.join(tasks)}")
     if {"segmentation", "keypoint"} & set(tasks):
         check_box_source(trained, request.boxes)
     elif request.boxes != "gt":

@@ -349,6 +349,7 @@ def test_what_pip_says_when_it_is_asked_to_install(tmp_path):
         (["--task", "all", "--boxes", "none.json"], "none.json"),
         (["--task", "all", "--boxes", "detect"], "detect"),
         (["--task", "detection", "--boxes", "detected"], "not of detection"),
+        (["--task", "captioning", "--max-objects", "3"], "not of captioning"),
         (["--task", "captioning,detection", "--boxes", "b.json"], "not of detection, captioning"),
         (["--task", "all", "--max-objects", "9999"], "max_objects must be 1 to"),
         (["--task", "all", "--max-objects", "0"], "--max-objects must be at least 1"),
