@@ -38,6 +38,10 @@ def optimizer_of(model, name, **changes):
     return build_optimizer(model, name, **options | {"factors": {"conv": 0.5}} | changes)
 
 
+COMMON = ("adamw", "lamb", "sgd", "adafactor", "lion", "muon")  # the others take minutes
+SAVED = [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+
+
 def step(model, optimizer, number):
     draws = torch.Generator().manual_seed(number)
     for parameter in model.parameters():
@@ -49,7 +53,7 @@ def values(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SAVED)
 def test_a_run_that_was_saved_goes_on_as_if_it_had_not_been(name):
     """Weights and state of each optimiser pass through a file, as a checkpoint holds them."""
     torch.manual_seed(0)

@@ -110,7 +110,9 @@ def test_a_name_that_is_no_utf_8_can_be_written(tmp_path):
 # ---- it cannot be written ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kilobytes", [1, 5, 40, 2000])
+@pytest.mark.parametrize(
+    "kilobytes", [5, 2000, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 40))]
+)
 def test_a_file_that_does_not_fit_is_one_line(demo_set, tmp_path, kilobytes):
     """Settings and curves, TensorBoard's files, weights, the checkpoint: whichever is the first."""
     command = train_command(demo_set, tmp_path, "epochs=60", "save_steps=1", "eval_every=60")
@@ -209,7 +211,13 @@ def test_a_run_that_could_not_be_written_does_not_start(tmp_path):
     assert done.stderr.count("\n") == 1, "before the data is looked for"
 
 
-@pytest.mark.parametrize("option", ["--out-dir file/a", "--json file/a.json", "--json folder"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--out-dir file/a",
+        *(pytest.param(f"--json {n}", marks=pytest.mark.slow) for n in ("file/a.json", "folder")),
+    ],
+)
 def test_inference_tries_its_places_before_the_weights(tmp_path, option):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

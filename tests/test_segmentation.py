@@ -618,7 +618,8 @@ def test_boxes_of_a_file_are_checked(demo_set, tmp_path):
     found = read_boxes(path, ids, source.categories)[ids[0]]
     assert found.boxes.tolist() == [[1, 2, 4, 6]] and len(found) == len(found.scores) == 1
     path.write_text("[]")
-    assert len(read_boxes(path, ids, source.categories)) == len(ids)
+    with pytest.raises(UserError, match="holds no boxes"):
+        read_boxes(path, ids, source.categories)
 
 
 # ---- scripts ----------------------------------------------------------------------------------
