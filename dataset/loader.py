@@ -6,6 +6,7 @@ those that cannot be read.
 
 import gc
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -412,6 +413,7 @@ def init_worker(_worker_id: int) -> None:
     """
     if hasattr(os, "setsid"):
         os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the training: it must end
     gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """Shared fixtures: data outside the repository (skipped when absent) and small drawn sets."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -88,3 +89,9 @@ def multi_weights(tmp_path_factory, multi_settings) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     overrides = [*multi_settings, f"runs_dir={runs}", "max_steps=2", "eval_limit=2"]
     return train(snapshot(CFG, overrides), list(TASKS)) / "last.safetensors"
+
+
+def pytest_sessionfinish():
+    """Loader processes that a test left behind must not keep the run from ending."""
+    for child in multiprocessing.active_children():
+        child.kill()
