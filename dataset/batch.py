@@ -190,13 +190,18 @@ def _stack_images(items: Sequence[TrainItem]) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def collate_originals(rows: list[tuple[Tensor, int | str] | str]) -> EvalBatch:
-    """A batch of those that are images; the others are reasons."""
-    found = [row for row in rows if not isinstance(row, str)]
-    skipped = tuple(row for row in rows if isinstance(row, str))
-    sizes = [tuple(image.shape[1:]) for image, _ in found]
-    pixels = torch.cat([NO_PIXELS, *(image.reshape(-1) for image, _ in found)])
-    return EvalBatch(pixels, sizes, [image_id for _, image_id in found], skipped)
+def collate_originals(
+    rows: list[tuple[Tensor, int | str]], skipped: tuple[str, ...] = ()
+) -> EvalBatch:
+    """A batch of (3, h, w) uint8 images with their ids.
+
+    Args:
+        rows: perhaps none.
+        skipped: why other images are not among them.
+    """
+    sizes = [tuple(image.shape[1:]) for image, _ in rows]
+    pixels = torch.cat([NO_PIXELS, *(image.reshape(-1) for image, _ in rows)])
+    return EvalBatch(pixels, sizes, [image_id for _, image_id in rows], skipped)
 
 
 def trim(batch: dict[str, np.ndarray], num_lengths: int = 0) -> dict[str, np.ndarray]:

@@ -198,23 +198,14 @@ class TrainSet(Dataset):
 class EvalSet(Dataset):
     """The uint8 originals of a source, without its annotation."""
 
-    def __init__(self, source, *, skip_bad: bool = False):
-        """
-        Args:
-            skip_bad: an image that cannot be read becomes the reason, as text.
-        """
-        self.source, self.skip_bad = source, skip_bad
+    def __init__(self, source):
+        self.source = source
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | str] | str:
-        try:
-            sample = self.source[index]
-        except UserError as error:
-            if self.skip_bad:
-                return str(error)
-            raise
+    def __getitem__(self, index: int) -> tuple[Tensor, int | str]:
+        sample = self.source[index]
         image = np.ascontiguousarray(sample.image.transpose(2, 0, 1))
         return torch.from_numpy(image), sample.image_id
 
@@ -225,8 +216,17 @@ class Loader(DataLoader):
     A worker that cannot start, ends or cannot deliver is one line too.
     """
 
-    def __init__(self, dataset: Dataset, collate_fn: Callable, **arguments):
-        super().__init__(_Guarded(dataset), collate_fn=_GuardedCollate(collate_fn), **arguments)
+    def __init__(
+        self, dataset: Dataset, collate_fn: Callable, *, skip_bad: bool = False, **arguments
+    ):
+        """
+        Args:
+            skip_bad: leave out items that cannot be read; `collate_fn` then is called with the
+                others, perhaps none, and with the reasons.
+            arguments: of `DataLoader`.
+        """
+        collate_fn = _GuardedCollate(collate_fn, skip_bad)
+        super().__init__(_Guarded(dataset), collate_fn=collate_fn, **arguments)
 
     def __iter__(self):
         try:
@@ -264,10 +264,14 @@ class _Guarded(Dataset):
 @dataclass
 class _GuardedCollate:
     collate_fn: Callable
+    skip_bad: bool
 
     def __call__(self, rows: list):
         errors = [row for row in rows if isinstance(row, UserError)]
         try:
+            if self.skip_bad:
+                found = [row for row in rows if not isinstance(row, UserError)]
+                return self.collate_fn(found, tuple(map(str, errors)))
             return errors[0] if errors else self.collate_fn(rows)
         except UserError as error:
             return error
@@ -330,8 +334,9 @@ def build_eval_loader(
     """
     batches = _in_turns(range(len(source)), batch_size, world)
     return Loader(
-        EvalSet(source, skip_bad=skip_bad),
+        EvalSet(source),
         collate_originals,
+        skip_bad=skip_bad,
         batch_sampler=batches,
         **_worker_arguments(num_workers),
     )
@@ -352,31 +357,17 @@ def build_sequence_loader(
         skip_bad: leave out samples that cannot be read; a batch of nothing else is None.
     """
     batches = _in_turns([(0, number) for number in numbers], batch_size, world)
-    arguments = _worker_arguments(num_workers)
-    if skip_bad:
-        dataset = _Readable(dataset)
-    return Loader(dataset, _collate_readable, batch_sampler=batches, **arguments)
+    return Loader(
+        dataset,
+        _collate_some,
+        skip_bad=skip_bad,
+        batch_sampler=batches,
+        **_worker_arguments(num_workers),
+    )
 
 
-@dataclass
-class _Readable(Dataset):
-    """Samples of a dataset; those that cannot be read are None."""
-
-    dataset: Dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key):
-        try:
-            return self.dataset[key]
-        except UserError:
-            return None
-
-
-def _collate_readable(items: list[TrainItem | None]) -> Batch | None:
-    found = [item for item in items if item is not None]
-    return collate(found) if found else None
+def _collate_some(items: list[TrainItem], _skipped: Sequence[str] = ()) -> Batch | None:
+    return collate(items) if items else None
 
 
 def _in_turns(keys: Sequence, batch_size: int, world: World) -> list[Sequence]:

@@ -16,6 +16,7 @@ from infer import evaluate, segmentation
 from infer.batches import EvalLoop, evaluate_all
 from infer.predictor import Predictor
 from infer.segmentation import SegmentationOptions
+from infer.tasks import evaluate_task
 from tests.conftest import ROOT, TINY
 from tests.test_loader import Pictures
 from train.engine import train
@@ -162,3 +163,36 @@ def test_a_process_of_masks_that_ends_is_one_line(predictor, demo_set, monkeypat
     with pytest.raises(UserError, match="process that combines masks ended .*num_workers") as error:
         segmentation.evaluate(predictor, source, loop=EvalLoop(2, 1))
     assert "\n" not in str(error.value)
+
+
+# ---- pictures that cannot be read --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "task, dataset",
+    [
+        *((task, "coco") for task in ("detection", "segmentation", "captioning")),
+        ("detection", "voc"),
+    ],
+)
+def test_a_picture_that_is_left_out_does_not_count(
+    predictor, demo_set, tmp_path, capsys, task, dataset, workers
+):
+    """With bad_samples=skip the figures are those of the set without the damaged picture."""
+    root, split = shutil.copytree(demo_set, tmp_path / "set"), {"coco": "val", "voc": "2012:val"}
+    source = build_source(task, dataset, root, split[dataset])
+    path, bad_id = source.image_path(1), source.image_ids[1]
+    settings = [*TINY, "eval_batch_size=2", "seg_samples=1", f"num_workers={workers}"]
+    whole = evaluate_task(task, snapshot(CFG, settings), predictor, source)
+    path.write_bytes(path.read_bytes()[:150])
+    with pytest.raises(UserError, match="cannot read image"):
+        evaluate_task(task, snapshot(CFG, settings), predictor, source)
+    capsys.readouterr()
+    cfg = snapshot(CFG, [*settings, "bad_samples=skip"])
+    rest = evaluate_task(task, cfg, predictor, source)
+    assert "1 images are left out of the evaluation: cannot read image" in capsys.readouterr().err
+    assert rest.results == [row for row in whole.results if row["image_id"] != bad_id]
+    if dataset == "voc":
+        objects = len(source.objects(1)[1])
+        assert rest.per_class["objects"].sum() == whole.per_class["objects"].sum() - objects

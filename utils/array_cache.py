@@ -72,6 +72,7 @@ def cached_arrays(source: Path, name: str, build: Callable[[], Mapping[str, np.n
             folder.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock)
             found = _open(folder, stamp)
+        # NotImplementedError is how `FileLock` says that a file system has no locks
         except (OSError, Timeout, NotImplementedError) as error:
             return _unkept(source, folder, error, build())
         if found is not None:
