@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from dataset.sample import check_header
 from utils.categories import Categories
@@ -24,6 +25,8 @@ NUM_HEADERS = 500  # images of a set that are looked at before a run
 NUM_CAPTIONS = 5000  # that are measured
 SIDE, WAVES = 64, 12  # of the small copy of a picture, pixels; frequencies each way
 NEAR = 8  # of the bits of a fingerprint, in which copies may differ
+BYTES = -(-(WAVES**2 - 1) // 8)  # of a fingerprint
+ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # bits of a byte
 
 
 def check_learnable(source) -> None:
@@ -37,6 +40,29 @@ def check_learnable(source) -> None:
     """
     if problem := missing_objects(source):
         raise UserError(f"no object to learn: {problem}")
+
+
+def look_at_judged(source) -> list[str]:
+    """Lines about a set to judge by; makes its ground truth, which complains when it is made.
+
+    Raises:
+        UserError: the ground truth cannot be scored.
+    """
+    getattr(source, "coco", None)
+    problem = missing_objects(source)
+    return [f"no object to judge by: {problem}"] if problem else []
+
+
+def look_at_both(source, judged) -> list[str]:
+    """Lines about what a set to train on and one to judge by do not share.
+
+    Raises:
+        UserError: they have no class in common, or other keypoints.
+    """
+    compare_skeletons(source, judged)
+    lines = [compare_classes(source.categories, judged.categories)]
+    lines.append(unlearned_classes(source, judged))
+    return [line for line in lines if line]
 
 
 def missing_objects(source) -> str:
@@ -236,21 +262,22 @@ def same_pictures(
     if not decode:
         return pairs
     known, (one, other) = set(pairs), (_fingerprints(paths) for paths in (ours, theirs))
+    twins, twin_bits = list(other), np.array(list(other.values()), np.uint8).reshape(-1, BYTES)
     for path, bits in one.items():
-        for twin, twin_bits in other.items():
-            if (bits ^ twin_bits).bit_count() <= NEAR and (path, twin) not in known:
-                pairs.append((path, twin))
+        near = ONES[twin_bits ^ bits].sum(1) <= NEAR  # (twins,)
+        found = [(path, twins[i]) for i in np.flatnonzero(near).tolist()]
+        pairs += [pair for pair in found if pair not in known]
     return pairs
 
 
-def _fingerprints(paths: Iterable[Path]) -> dict[Path, int]:
-    """Bits that copies of a picture share: the signs of its lowest frequencies."""
+def _fingerprints(paths: Iterable[Path]) -> dict[Path, np.ndarray]:
+    """(BYTES,) uint8 of each picture that copies of it share: signs of its lowest frequencies."""
     import cv2
 
     from utils.images import read_image
 
     found = {}
-    for path in paths:
+    for path in tqdm(paths, "copies", unit="image", disable=None):
         try:
             image, _ = read_image(path, at_least=(SIDE, SIDE))
         except UserError:
@@ -260,7 +287,7 @@ def _fingerprints(paths: Iterable[Path]) -> dict[Path, int]:
         waves = waves[:WAVES, :WAVES].ravel()[1:]  # the first is the brightness
         if np.abs(waves).max() < 1:  # one colour is like any other
             continue
-        found[path] = int.from_bytes(np.packbits(waves > np.median(waves)).tobytes(), "big")
+        found[path] = np.packbits(waves > np.median(waves))
     return found
 
 

@@ -7,13 +7,11 @@ import torch
 from dataset.advice import (
     check_headers,
     check_learnable,
-    compare_classes,
-    compare_skeletons,
     image_paths,
-    missing_objects,
+    look_at_both,
+    look_at_judged,
     overlap_text,
     same_files,
-    unlearned_classes,
 )
 from dataset.loader import ReplaceUnreadable, build_train_loader
 from dataset.tasks import build_source, build_train_set, find_task
@@ -157,21 +155,16 @@ def look_at_data(cfg, sources: dict, eval_sources: dict, world: World = ALONE) -
     for task, source in sources.items():
         judged = eval_sources[task]
         check_learnable(source)
-        compare_skeletons(source, judged)
-        if world.is_main and cfg.bad_samples != "skip":
-            check_headers(source)
-            check_headers(judged)
-        found = [*find_task(task).advise(cfg, source)]
-        found.append(compare_classes(source.categories, judged.categories))
-        found.append(unlearned_classes(source, judged))
-        if problem := missing_objects(judged):
-            found.append(f"no object to judge by: {problem}")
-        if cfg.eval_split != "train":
-            pairs = same_files(image_paths(source), image_paths(judged))
-            found.append(overlap_text(pairs, len(judged)))
-        lines += [f"notice: {task}: {line}" for line in found if line]
-        if world.is_main:
-            getattr(judged, "coco", None)  # it is needed later, and complains now
+        found = find_task(task).advise(cfg, source) + look_at_both(source, judged)
+        if world.is_main:  # what takes longer
+            if cfg.bad_samples != "skip":
+                check_headers(source)
+                check_headers(judged)
+            found += look_at_judged(judged)
+            if cfg.eval_split != "train":
+                pairs = same_files(image_paths(source), image_paths(judged))
+                found += filter(None, [overlap_text(pairs, len(judged))])
+        lines += [f"notice: {task}: {line}" for line in found]
     for line in dict.fromkeys(lines):
         log(line)
 

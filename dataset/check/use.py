@@ -4,13 +4,11 @@ from collections.abc import Sequence
 
 from dataset.advice import (
     check_learnable,
-    compare_classes,
-    compare_skeletons,
     image_paths,
-    missing_objects,
+    look_at_both,
+    look_at_judged,
     overlap_text,
     same_pictures,
-    unlearned_classes,
 )
 from dataset.annotation_errors import AnnotationErrors
 from dataset.check.report import Checked
@@ -47,9 +45,7 @@ def check_use(
             continue
         train, val = parts["train"], parts["val"]
         try:
-            compare_skeletons(train, val)
-            lines.append(compare_classes(train.categories, val.categories))
-            lines.append(unlearned_classes(train, val))
+            lines += look_at_both(train, val)
         except UserError as error:
             errors.add("unusable", task, str(error))
         if not pictures or len(train) > len(pictures[0]):
@@ -72,6 +68,4 @@ def _look(cfg, task: str, part: str, source) -> list[str]:
             size = f"batch_size={cfg.batch_size} is more than the {len(source)} training images"
             lines.append(f"{size}, which training refuses; use {len(source)} or less")
         return lines
-    getattr(source, "coco", None)  # the ground truth, which complains when it is made
-    problem = missing_objects(source)
-    return [f"no object to judge by: {problem}"] if problem else []
+    return look_at_judged(source)
