@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -93,5 +94,7 @@ def multi_weights(tmp_path_factory, multi_settings) -> Path:
 
 def pytest_sessionfinish():
     """Loader processes that a test left behind must not keep the run from ending."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a fault
     for child in multiprocessing.active_children():
         child.kill()
+        child.join()
