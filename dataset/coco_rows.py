@@ -67,6 +67,7 @@ class Category(msgspec.Struct, gc=False):
     name: str
     keypoints: list[str] = []
     skeleton: list[tuple[int, int]] = []
+    flip_pairs: list[tuple[int, int]] | None = None  # not COCO's, see `Skeleton.from_coco`
 
 
 def _file_of(row: type) -> type:
