@@ -14,6 +14,7 @@ import numpy as np
 
 from dataset.annotation_errors import LARGEST, AnnotationErrors
 from dataset.formats.part import ALL
+from utils.categories import COCO_PERSON, NUM_COCO
 from utils.errors import UserError
 from utils.files import shown
 from utils.images import SUFFIXES, list_files
@@ -220,6 +221,13 @@ def check_polygon(values: object) -> np.ndarray:
     if len(numbers) < 2 * MIN_POINTS:
         raise ValueError(f"a polygon must have at least {MIN_POINTS} points, got {shown(values)}")
     return numbers.reshape(-1, 2)
+
+
+def point_names(count: int) -> tuple[str, ...]:
+    """Names for keypoints without any: COCO's, if there are as many."""
+    if count == NUM_COCO:
+        return COCO_PERSON.names
+    return tuple(f"point_{k}" for k in range(1, count + 1))
 
 
 # ---- parts and pictures ------------------------------------------------------------------------

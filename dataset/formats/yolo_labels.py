@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset.annotation_errors import AnnotationErrors
-from dataset.formats.document import Document, Shape
-from utils.categories import COCO_PERSON, NUM_COCO
+from dataset.formats.document import Document, Shape, point_names
+from utils.categories import COCO_PERSON
 from utils.errors import UserError, one_line
 from utils.files import read_text, shown, split_lines
 from utils.images import image_size
@@ -27,7 +27,6 @@ from utils.masks import MIN_POINTS, polygon_area
 BOX = 4  # numbers
 ROUNDING = 0.01  # how far a share may leave 0..1; Ultralytics, too, accepts so much
 VISIBLE = 2  # as COCO has it
-POINT = "point_{}"  # name of a keypoint without one
 
 
 class BadLine(Exception):
@@ -64,16 +63,14 @@ class Classes:
         return [{"id": i + 1, "name": name} | points for i, name in sorted(self.names.items())]
 
     def _point_fields(self) -> dict:
-        names = list(self.point_names)
-        fields: dict = {}
-        if not names and self.num_points == NUM_COCO:
-            names = list(COCO_PERSON.names)
+        names = self.point_names or point_names(self.num_points)
+        fields: dict = {"keypoints": list(names)}
+        if names == COCO_PERSON.names:
             fields["skeleton"] = [[a + 1, b + 1] for a, b in COCO_PERSON.edges]
-        names = names or [POINT.format(k + 1) for k in range(self.num_points)]
         if self.flip_idx:
             pairs = [[k + 1, i + 1] for k, i in enumerate(self.flip_idx) if k < i]
             fields["flip_pairs"] = pairs
-        return {"keypoints": names} | fields
+        return fields
 
 
 @dataclass(frozen=True)
