@@ -10,7 +10,17 @@ import msgspec
 import numpy as np
 
 from dataset.annotation_errors import LARGEST, AnnotationErrors
-from dataset.coco_rows import NO_ID, Image, Instance, Object, Posed, read_strictly, read_tolerantly
+from dataset.coco_rows import (
+    NO_ID,
+    Image,
+    Instance,
+    Object,
+    Posed,
+    keep_kind,
+    read_content,
+    read_strictly,
+    read_tolerantly,
+)
 from utils.errors import UserError
 from utils.files import shown
 from utils.images import normal_form
@@ -22,11 +32,16 @@ GROUP = 1024  # rows whose keypoints are read at a time
 Columns = dict[str, np.ndarray]
 
 
-def build_index(path: Path, kind: str) -> Columns:
+Choose = Callable[[list[Image], Sequence], tuple[list[Image], Sequence]]
+
+
+def build_index(path: Path, kind: str, choose: Choose | None = None) -> Columns:
     """All that the sources need of an annotation file.
 
     Args:
         kind: a key of `ANNOTATION_KEYS`.
+        choose: (images, annotations) -> those that count, corrected; then the file may hold
+            annotations of other kinds too. None = all of them, of this kind.
 
     Returns:
         image_id (I,) int64 ascending, image_size (I, 2) int32 (H, W) or (0, 0), file_name and
@@ -47,11 +62,29 @@ def build_index(path: Path, kind: str) -> Columns:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        return _index(*read_strictly(data, kind), errors, kind, data)
+        return _index(*_chosen(read_strictly(data, kind), choose), errors, kind, data)
     except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
         del data  # not as the format has it: the tolerant reader says why
     errors = AnnotationErrors(path, report=True)
-    return _index(*read_tolerantly(path, kind, errors), errors, kind, None)
+    content = read_content(path, kind, mixed=choose is not None)
+    return _index(*_chosen(read_tolerantly(content, kind, errors), choose), errors, kind, None)
+
+
+def index_document(
+    content: dict, kind: str, errors: AnnotationErrors, choose: Choose | None = None
+) -> Columns:
+    """As `build_index`, of a COCO document; errors that are there already are kept.
+
+    Raises:
+        UserError: it holds nothing of this kind.
+    """
+    content = keep_kind(errors.source, content, kind)
+    return _index(*_chosen(read_tolerantly(content, kind, errors), choose), errors, kind, None)
+
+
+def _chosen(content: tuple[list[Image], list, list[dict]], choose: Choose | None) -> tuple:
+    images, rows, categories = content
+    return (*(choose(images, rows) if choose else (images, rows)), categories)
 
 
 def _index(
@@ -107,6 +140,7 @@ def _index(
     else:
         out["usable"] = _usable(out, categories, errors)
         _note_crowds(out, categories, errors)
+        categories = _without_headings(categories, out["category_id"])
         categories = _without_repeated_names(categories, out["category_id"], errors)
     if kind == "person_keypoints":
         out |= _take_points(points, count, order)
@@ -325,6 +359,18 @@ def _with_plain_names(rows: list[dict], errors: AnnotationErrors) -> list[dict]:
         if not row["name"]:
             errors.add("categories", f"category {row['id']}", "its name is empty")
     return rows
+
+
+def _without_headings(rows: list[dict], category_id: np.ndarray) -> list[dict]:
+    """The categories without one that only heads the others: Roboflow lists such with id 0."""
+    used = set(np.unique(category_id).tolist())
+    above = [row.get("supercategory") for row in rows]
+    named = [name for name in above if isinstance(name, str) and name != "none"]
+    if len(rows) < 2 or len(set(named)) != 1:
+        return rows
+    pairs = zip(rows, above, strict=True)
+    heads = [row for row, name in pairs if name == "none" and row["name"] == named[0]]
+    return [row for row in rows if row not in heads or row["id"] in used]
 
 
 def _without_repeated_names(

@@ -15,6 +15,7 @@ import numpy as np
 from dataset.advice import caption_budget, object_budget, outline_budget
 from dataset.coco_captioning import CocoCaptions
 from dataset.coco_detection import CocoDetection
+from dataset.coco_format import Parts
 from dataset.coco_keypoint import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
 from dataset.loader import PerObject, TrainSet
@@ -148,13 +149,14 @@ def find_task(name: str) -> Task:
 
 
 def build_source(
-    task: str, dataset: str, root: Path, split: str, *, per_object: bool = False, **options
+    task: str, dataset: str, root: Path | Parts, split: str, *, per_object: bool = False, **options
 ):
     """The annotated images of a task, as `Task` describes them.
 
     Annotations that are left out are reported in one line.
 
     Args:
+        root: the folder, or a dataset that knows its parts.
         split: "train" or "val" of COCO, or sets of VOC such as "2007:trainval,2012:trainval".
         per_object: every object is a sample of its own; images without objects do not count.
         options: `classes`, `limit`, `skip_bad` and those of the task, see the source classes.
@@ -165,7 +167,7 @@ def build_source(
     sources = find_task(task).sources
     if dataset not in sources:
         raise UserError(f"dataset of {task} must be one of {sorted(sources)}, got {dataset!r}")
-    if dataset == "coco" and split not in ("train", "val"):
+    if isinstance(root, Path) and dataset == "coco" and split not in ("train", "val"):
         raise UserError(f"split of COCO must be train or val, got {split!r}")
     if per_object:
         options["keep_empty"] = False

@@ -13,6 +13,7 @@ from dataset.advice import (
     overlap_text,
     same_files,
 )
+from dataset.find_dataset import data_of
 from dataset.loader import ReplaceUnreadable, build_train_loader
 from dataset.tasks import build_source, build_train_set, find_task
 from dataset.transforms import load_pixel_transforms
@@ -115,6 +116,8 @@ def build_run(
     categories = join_categories(sources)
     tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
+    if world.is_main and (data := data_of(cfg)):
+        log(data.describe(find_task(tasks[0]).annotation_kind, ("train", "val")))
     look_at_data(cfg, sources, eval_sources, world)
     streams = build_streams(cfg, sources, tokenizers, world)
     steps = count_run_steps(cfg, streams, sources)

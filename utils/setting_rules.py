@@ -136,6 +136,7 @@ PATHS = (
     *("coco_root", "voc_root", "runs_dir", "coco_detection_weights", "voc_detection_weights"),
     *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
     *("coco_multi_task_weights", "demo_weights", "init_weights", "caption_vocab"),
+    *("data", "train_json", "train_images", "val_json", "val_images", "test_json", "test_images"),
 )
 FLAGS = (
     *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
@@ -155,6 +156,7 @@ RULES: dict[str, object] = {
     "dataset": OneOf(("coco", "voc")),
     "voc_sets": VOC_SETS,
     "voc_eval_sets": VOC_SETS,
+    "val_share": Number(0, 1, above=True, below=True),
     "classes": Each(Text("a name")),
     "train_limit": COUNT_OR_0,
     "eval_limit": COUNT_OR_0,
@@ -306,8 +308,32 @@ def _ordered(prefix: str) -> Pair:
     return Pair(names, lambda low, high: low <= high, f"{names[0]} must be at most {names[1]}")
 
 
+def _with_json(part: str) -> Pair:
+    names = f"{part}_images", f"{part}_json"
+    advice = f"{names[0]} needs {names[1]}=FILE, the annotations of these pictures"
+    return Pair(names, lambda images, json: images is None or json is not None, advice)
+
+
 PAIRS = (  # of all scripts
     *map(_ordered, SCALED),
+    Pair(
+        ("data", "train_json", "val_json", "test_json"),
+        lambda data, *jsons: data is None or not any(jsons),
+        "data names a whole dataset and train_json, val_json, test_json its parts; set one of the "
+        "two, the other to none",
+    ),
+    Pair(
+        ("train_json", "val_json", "test_json"),
+        lambda train, *others: train is not None or not any(others),
+        "val_json and test_json need train_json=FILE; a file alone is data=FILE",
+    ),
+    *map(_with_json, ("train", "val", "test")),
+    Pair(
+        ("dataset", "data", "train_json"),
+        lambda dataset, data, train: dataset == "coco" or (data is None and train is None),
+        "data and train_json (Pascal VOC in them too) go with dataset=coco and the scripts "
+        "train_coco_*.py; leave out dataset=voc, or name the folder with voc_root",
+    ),
     Pair(
         ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
         lambda resampling, suppress, top_k: not resampling or (suppress and top_k < 2),

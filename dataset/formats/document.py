@@ -13,19 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from dataset.annotation_errors import LARGEST, AnnotationErrors
-from dataset.formats.part import ALL
+from dataset.formats.part import ALL, part_of
 from utils.categories import COCO_PERSON, NUM_COCO
 from utils.errors import UserError
 from utils.files import shown
 from utils.images import SUFFIXES, list_files
 from utils.masks import MIN_POINTS, mask_to_rle, polygon_area, polygons_to_rle, rle_to_mask
 
-PART_NAMES = {  # what tools and people call the parts -> as `Part.name` has them
-    **dict.fromkeys(("train", "training", "train2017"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "eval", "val2017"), "val"),
-    **dict.fromkeys(("test", "testing", "test2017"), "test"),
-}
-UNNAMED = ("", "default", "all", "data")  # names of what is no particular part
 NUM_CIRCLE = 64  # points of the polygon of a circle: at most 0.12 % of the radius from it
 
 
@@ -233,12 +227,6 @@ def point_names(count: int) -> tuple[str, ...]:
 # ---- parts and pictures ------------------------------------------------------------------------
 
 
-def part_name(text: str) -> str | None:
-    """What a tool's name of a part means: "Validation" -> "val"; `ALL` for none, None = unknown."""
-    text = text.strip().lower()
-    return ALL if text in UNNAMED else PART_NAMES.get(text)
-
-
 def name_parts(names: Iterable[str], where: Path) -> dict[str, list[str]]:
     """Part -> the names that tools gave to it; one name that nobody knows is the whole dataset.
 
@@ -248,7 +236,7 @@ def name_parts(names: Iterable[str], where: Path) -> dict[str, list[str]]:
     names = sorted(names)
     parts: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        parts[part_name(name) or ALL].append(name)
+        parts[part_of(name)].append(name)
     if len(parts) > 1 and ALL in parts:
         raise UserError(
             f"{where} has the parts {', '.join(map(shown, names))}; call them train, val and test, "

@@ -23,9 +23,8 @@ from dataset.formats.document import (
     ellipse_polygon,
     head_and_tail,
     list_pictures,
-    part_name,
 )
-from dataset.formats.part import ALL, NAMES, Part
+from dataset.formats.part import ALL, NAMES, Part, part_of
 from utils.errors import UserError, one_line
 from utils.files import fits, read_json, read_text, shown, split_lines
 from utils.images import MAX_SIDE, list_files, normal_form
@@ -48,7 +47,7 @@ def find_parts(folder: Path) -> list[Part]:
     if not any(_is_labelme(folder / name) for name in names[:LOOKED_AT]):
         return []
     parts: dict[str, list[str]] = {}
-    tops = {name: part_name(name.split("/")[0]) if "/" in name else None for name in names}
+    tops = {name: part_of(name.split("/")[0]) if "/" in name else None for name in names}
     divided = all(top in NAMES for top in tops.values())
     for name in names:
         parts.setdefault(tops[name] if divided else ALL, []).append(name)

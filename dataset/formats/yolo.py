@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from dataset.formats.document import is_picture, list_pictures, name_parts, part_name
-from dataset.formats.part import ALL, NAMES, Part
+from dataset.formats.document import is_picture, list_pictures, name_parts
+from dataset.formats.part import ALL, NAMES, Part, part_of
 from dataset.formats.yolo_labels import BOX, Classes, Pictures, label_places, read_pictures
 from utils.errors import UserError, one_line
 from utils.files import read_text, shown, split_lines
@@ -261,7 +261,7 @@ def _darknet_lists(folder: Path) -> dict[str, Path]:
     """Name of a part, as the tool has it -> the file that lists its pictures."""
     data = folder / "obj.data"
     if not data.is_file():
-        files = [file for file in folder.glob("*.txt") if part_name(file.stem) in NAMES]
+        files = [file for file in folder.glob("*.txt") if part_of(file.stem) in NAMES]
         return {file.stem: file for file in files}
     lists = {}
     for line in split_lines(read_text(data, "correct this file")):
@@ -333,9 +333,9 @@ def _plain_folders(folder: Path) -> dict[str, Path]:
     images = folder / "images"
     for above in (images, folder):
         below = sorted(p for p in above.iterdir() if p.is_dir()) if above.is_dir() else []
-        parts = [place for place in below if part_name(place.name) in NAMES]
+        parts = [place for place in below if part_of(place.name) in NAMES]
         if parts:
-            names = [part_name(place.name) for place in parts]
+            names = [part_of(place.name) for place in parts]
             if len(set(names)) < len(names):
                 raise UserError(f"{above} has two folders of one part; rename or remove one")
             return {
