@@ -20,7 +20,7 @@ from utils.files import read_text, shown, split_lines
 
 TITLE = "YOLO"
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # the usual ones
-YAML_SUFFIXES = (".yaml", ".yml")
+FILES = (".yaml", ".yml")
 PART_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "images/classes.txt")
 NOT_PARTS = ("classes", "names", "backup", "eval")  # other keys of obj.data
@@ -74,11 +74,11 @@ def _label_folders(pictures: Pictures) -> list[Path]:
 
 def _find_yaml(folder: Path) -> tuple[Path | None, dict]:
     """The YAML file of a dataset and its content; None if there is none."""
-    if folder.suffix.lower() in YAML_SUFFIXES and folder.is_file():
+    if folder.suffix.lower() in FILES and folder.is_file():
         return folder, _read_yaml(folder)
     if not folder.is_dir():
         return None, {}
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in YAML_SUFFIXES)
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in FILES)
     usual = [folder / name for name in YAML_NAMES if folder / name in files]
     for file in usual:
         return file, _read_yaml(file)
