@@ -99,8 +99,12 @@ class Dataset:
             source, found.image_folder, arrays, remedy=remedy, variant=variant, depends=files
         )
 
-    def holds(self, kind: str) -> bool:
-        """Whether some part has annotations of this kind; for masks see the outlines."""
+    def holds(self, kind: str, *, outlined: bool = False) -> bool:
+        """Whether some part has annotations of this kind.
+
+        Args:
+            outlined: they must have outlines.
+        """
         for name in self.names:
             try:
                 file = self.open(name, kind)
@@ -109,6 +113,8 @@ class Dataset:
             arrays = file.arrays
             labelled = arrays.get("num_labelled", arrays.get("id"))
             if kind == "person_keypoints" and not labelled.any():
+                continue
+            if outlined and not (np.diff(arrays["outline_span"]) > len("null")).any():
                 continue
             if int(arrays["first"][-1]):
                 return True

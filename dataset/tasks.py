@@ -5,7 +5,7 @@ one in `infer.tasks.place_of_data`, which says where it lies.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -146,6 +146,13 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise UserError(f"task must be one of {sorted(TASKS)}, got {name!r}")
     return TASKS[name]
+
+
+def tasks_of_data(data, tasks: Sequence[str]) -> list[str]:
+    """Those of some tasks that a `Dataset` has annotations of."""
+    tasks = [task for task in tasks if "coco" in find_task(task).sources]
+    kinds = {task: find_task(task).annotation_kind for task in tasks}
+    return [t for t in tasks if data.holds(kinds[t], outlined=t == "segmentation")]
 
 
 def build_source(

@@ -157,13 +157,13 @@ def _parser():
 def _tasks_of(cfg, predictor, dataset: str) -> list[str]:
     """All tasks that the weights know and the dataset has annotations of."""
     from dataset.find_dataset import data_of
-    from dataset.tasks import find_task
+    from dataset.tasks import find_task, tasks_of_data
 
     known = [task for task in TASKS if task in predictor.tasks]
     tasks = [task for task in known if dataset in find_task(task).sources]
     data = data_of(cfg) if dataset == "coco" else None
     if data is not None:
-        tasks = [task for task in tasks if data.holds(find_task(task).annotation_kind)]
+        tasks = tasks_of_data(data, tasks)
     if not tasks:
         what = f"dataset={dataset}" if data is None else str(data.path)
         raise UserError(
