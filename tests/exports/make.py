@@ -135,6 +135,7 @@ def supervision(out: Path, pictures: list[Picture], categories: list[dict]) -> N
             dataset.as_coco(str(folder), str(folder / "_annotations.coco.json"))
             folder = out / f"supervision_labelme_{kind}" / part
             dataset.as_labelme(str(folder), str(folder))
+        dataset = sv.DetectionDataset(names, list(boxes), boxes)
         folder = out / "supervision_voc" / part
         dataset.as_pascal_voc(str(folder), str(folder))
         folder = out / "supervision_createml"
@@ -306,35 +307,35 @@ def coco_of(pictures: list[Picture], categories: list[dict], ids: dict, kind: st
 
 
 def fiftyone(out: Path, pictures: list[Picture], categories: list[dict]) -> None:
-    """COCO, VOC, YOLO of versions 4 and 5."""
+    """COCO, VOC, YOLO of versions 4 and 5, by its exporters alone: datasets need a database."""
     import fiftyone as fo
+    from fiftyone.utils.coco import COCODetectionDatasetExporter
+    from fiftyone.utils.voc import VOCDetectionDatasetExporter
+    from fiftyone.utils.yolo import YOLOv4DatasetExporter, YOLOv5DatasetExporter
 
-    samples = []
-    for picture in pictures:
-        height, width = picture.size
-        detections = []
-        for row in picture.objects:
-            x, y, w, h = row["bbox"]
-            box = [x / width, y / height, w / width, h / height]
-            detections.append(fo.Detection(label=row["name"], bounding_box=box))
-        sample = fo.Sample(str(picture.path), tags=[picture.part])
-        sample["truth"] = fo.Detections(detections=detections)
-        samples.append(sample)
-    dataset = fo.Dataset()
-    dataset.add_samples(samples)
     names = [row["name"] for row in categories]
+    folder = out / "fiftyone_yolov4"
+    exporters = {("train", "val"): [YOLOv4DatasetExporter(str(folder), classes=names)]}
     for part in ("train", "val"):
-        view = dataset.match_tags(part)
-        common = {"label_field": "truth", "classes": names}
-        yolo = fo.types.YOLOv5Dataset
-        view.export(str(out / "fiftyone_yolov5"), dataset_type=yolo, split=part, **common)
-        for name, kind in (("coco", "COCODetectionDataset"), ("voc", "VOCDetectionDataset")):
-            folder = out / f"fiftyone_{name}" / part
-            view.export(str(folder), dataset_type=getattr(fo.types, kind), **common)
-    dataset.export(
-        str(out / "fiftyone_yolov4"), dataset_type=fo.types.YOLOv4Dataset,
-        label_field="truth", classes=names,
-    )  # fmt: skip
+        folders = [str(out / f"fiftyone_{name}" / part) for name in ("coco", "voc")]
+        exporters[(part,)] = [
+            YOLOv5DatasetExporter(str(out / "fiftyone_yolov5"), split=part, classes=names),
+            COCODetectionDatasetExporter(folders[0], classes=names),
+            VOCDetectionDatasetExporter(folders[1]),
+        ]
+    for parts, each in exporters.items():
+        for exporter in each:
+            with exporter:
+                for picture in (p for p in pictures if p.part in parts):
+                    height, width = picture.size
+                    detections = []
+                    for row in picture.objects:
+                        x, y, w, h = row["bbox"]
+                        box = [x / width, y / height, w / width, h / height]
+                        detections.append(fo.Detection(label=row["name"], bounding_box=box))
+                    metadata = fo.ImageMetadata.build_for(str(picture.path))
+                    truth = fo.Detections(detections=detections)
+                    exporter.export_sample(str(picture.path), truth, metadata=metadata)
 
 
 TOOLS = {
