@@ -69,6 +69,7 @@ class Category(msgspec.Struct, gc=False):
     keypoints: list[str] = []
     skeleton: list[tuple[int, int]] = []
     supercategory: str | None = None
+    flip_pairs: list[tuple[int, int]] | None = None  # not COCO's, see `Skeleton.from_coco`
 
 
 def _file_of(row: type) -> type:

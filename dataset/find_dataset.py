@@ -223,9 +223,13 @@ def _parts_of_file(path: Path) -> tuple[str, list[Part | CocoPart]]:
     if coco.names_of(path):
         return coco.TITLE, [coco.make_part(ALL, {"": path}, path.parent)]
     for module in formats():
+        if path.suffix.lower() in getattr(module, "FILES", ()):
+            if parts := module.find_parts(path):
+                return module.TITLE, parts
+            continue
         parts = module.find_parts(path.parent) if module is not coco else []
         parts = [part for part in parts if path in (part.source, *part.files)]
-        if parts and path.suffix.lower() in (".yaml", ".yml", ".json", ".xml"):
+        if parts and path.suffix.lower() in (".json", ".xml"):
             return module.TITLE, parts
     raise UserError(f"data: {path} is no COCO file and no data.yaml; {FORMATS_PAGE}")
 
@@ -258,7 +262,7 @@ def _nothing(path: Path) -> str:
     files = islice((p for p in path.rglob("*") if p.is_file()), NUM_FILES)
     counts = Counter(file.suffix.lower() or "without suffix" for file in files)
     found = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5)) or "no file"
-    titles = ", ".join(module.TITLE for module in formats())
+    titles = ", ".join(module.TITLE for module in formats() if module.TITLE)
     return f"data: {path} is none of {titles}; it holds {found}; {FORMATS_PAGE}"
 
 

@@ -2,7 +2,8 @@
 
 A format is a module of this package with `TITLE`, its name as people know it ("YOLO"), and
 `find_parts(folder: Path) -> list[Part]`. The function is cheap and opens no picture. It returns []
-if the folder is not of this format, and raises `UserError` if it clearly is, but broken.
+if the folder is not of this format, and raises `UserError` if it clearly is, but broken. `FILES`
+are suffixes of files that it takes in place of a folder.
 """
 
 import re
