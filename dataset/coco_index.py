@@ -116,8 +116,7 @@ def _index(
         for i in np.flatnonzero(bad):
             errors.add(name, describe(int(number[i]), int(image_id[i]), names), detail(i))
 
-    columns = {"id": number}
-    crowd = np.zeros(len(rows), bool)
+    columns, crowd = {"id": number}, np.zeros(len(rows), bool)
     if kind == "captions":
         texts = [row.caption.strip() for row in rows]
         empty = ~np.fromiter(map(bool, texts), bool, len(texts))
@@ -132,8 +131,7 @@ def _index(
             )
             keep &= fitting
         if kind == "instances":
-            span, text = _outline_spans(rows, data)
-            columns["outline_span"] = span
+            columns["outline_span"], text = _outline_spans(rows, data)
             out |= {} if text is None else {"outline_text": text}
     leave_out("unlisted", ~np.isin(image_id, out["image_id"]) & ~crowd, lambda i: "")
 
