@@ -143,7 +143,7 @@ FLAGS = (
     *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
     *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
     *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
-    *("compile", "emulate_bfloat16", "keep_empty"),
+    *("compile", "emulate_bfloat16", "keep_empty", "finetune"),
 )
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
 SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
@@ -159,6 +159,7 @@ RULES: dict[str, object] = {
     "train_limit": COUNT_OR_0,
     "eval_limit": COUNT_OR_0,
     "eval_split": OneOf(("val", "train")),
+    "repeat_threshold": SHARE,
     "bad_samples": OneOf(("refuse", "skip")),
     "num_workers": WORKERS,
     "prefetch_batches": Number(1, 1024),
@@ -257,6 +258,7 @@ RULES: dict[str, object] = {
     "betas": Each(DROPOUT),
     "encoder_lr_factor": Number(0, 10**6, above=True),
     "layer_decay": Number(0, 1, above=True),
+    "freeze": Patterns(),
     "freeze_encoder_steps": COUNT_OR_0,
     "clip_grad": Number(-HUGE),
     "amp": OneOf(("auto", "off", "bf16", "fp16")),
@@ -336,6 +338,12 @@ TRAINING_PAIRS = (
         lambda freeze, pretrained, weights: not freeze or pretrained or weights is not None,
         "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
         "pretrained=true or init_weights=FILE",
+    ),
+    Pair(
+        ("finetune", "init_weights"),
+        lambda finetune, weights: not finetune or weights is not None,
+        "finetune=true starts from trained weights; name them with --set init_weights=FILE, such "
+        "as weights/demo.safetensors",
     ),
     Pair(
         ("dim", "num_heads"),
