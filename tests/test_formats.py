@@ -144,7 +144,15 @@ def fiftyone_voc(demo: Path, out: Path) -> Path:
     return out
 
 
-VOC = (devkit, year, side_by_side, label_img, fiftyone_voc)
+def nested(demo: Path, out: Path) -> Path:
+    """Folders of parts below those of the two kinds of file."""
+    for part in ("train", "val"):
+        copy(pictures(demo, part), out / "images" / part)
+        copy(voc_files(demo, part), out / "annotations" / part)
+    return out
+
+
+VOC = (devkit, year, side_by_side, label_img, fiftyone_voc, nested)
 
 
 def flat(demo: Path, out: Path) -> Path:
@@ -228,6 +236,8 @@ def test_all_tasks_of_one_file(demo_set, tmp_path):
     points = {row["id"]: row for row in posed["annotations"]}
     content["annotations"] = [points.get(row["id"], row) for row in content["annotations"]]
     content["categories"][0] = posed["categories"][0]
+    for row in content["annotations"]:
+        row.setdefault("keypoints", [])
     content["annotations"] += content_of(demo_set, "captions", "train")["annotations"]
     copy(pictures(demo_set, "train"), tmp_path / "set")
     write(tmp_path / "set" / "all.json", content)
