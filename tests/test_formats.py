@@ -18,6 +18,7 @@ from tests.conftest import TINY
 from utils.cli import snapshot
 from utils.errors import UserError
 
+SHORT = ("max_steps=2", "eval_limit=2", "decode_mode=plain")
 VOC_PART = "VOCdevkit/VOC2012"
 
 
@@ -321,7 +322,7 @@ def test_a_tiny_training_and_evaluation_on_a_folder(demo_set, tmp_path, capsys):
     from train.engine import train
 
     root = flat(demo_set, tmp_path / "set")
-    cfg = snapshot(CFG, [*TINY, f"data={root}", f"runs_dir={tmp_path}/runs", "max_steps=2"])
+    cfg = snapshot(CFG, [*TINY, f"data={root}", f"runs_dir={tmp_path}/runs", *SHORT])
     counts = [len(CocoDetection(data_of(cfg), part)) for part in ("train", "val")]
     run = train(cfg, ["detection"])
     assert sum(counts) == 20
