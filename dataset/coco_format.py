@@ -141,7 +141,15 @@ class CocoFile:
 
     def describe(self, row: int, image: int) -> str:
         """An annotation in a message."""
-        return describe(int(self.arrays["id"][row]), int(self.image_ids[image]))
+        image_id = int(self.image_ids[image])
+        names = {image_id: self.image_words(image)} if "named" in self.arrays else {}
+        return describe(int(self.arrays["id"][row]), image_id, names)
+
+    def image_words(self, image: int) -> str:
+        """An image in a message: its id, or its name where nobody knows ids."""
+        if "named" in self.arrays:
+            return self.image_name(image)
+        return f"image {self.image_ids[image]}"
 
     def outline_text(self, row: int) -> bytes:
         """The JSON of an annotation's `segmentation`; empty if it has none."""

@@ -14,7 +14,8 @@ from dataset.advice import (
     same_files,
 )
 from dataset.find_dataset import data_of
-from dataset.loader import ReplaceUnreadable, build_train_loader
+from dataset.loader import build_train_loader
+from dataset.sample import RepeatRare, ReplaceUnreadable
 from dataset.tasks import build_source, build_train_set, find_task
 from dataset.transforms import load_pixel_transforms
 from infer.tasks import place_of_data
@@ -32,6 +33,7 @@ from train.optim import (
     base_lr,
     build_optimizer,
     count_steps,
+    freeze_parameters,
     lr_factor,
     lr_factors,
 )
@@ -224,6 +226,8 @@ def build_streams(
     for task, tokenizer in task_tokenizers.items():
         # Samples: source, augmentation, tokens.
         source = sources[task]
+        if cfg.repeat_threshold and hasattr(source, "objects"):  # captions have no classes
+            source = RepeatRare(source, cfg.repeat_threshold, cfg.seed)
         if cfg.bad_samples == "skip":
             source = ReplaceUnreadable(source)
         train_set = build_train_set(
@@ -357,6 +361,7 @@ def build_state(
     cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], steps: Steps, world: World = ALONE
 ) -> TrainState:
     """The model spread over the processes, optimiser, schedule and streams at step 0."""
+    freeze_parameters(model, cfg.freeze)
     factors = lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
     ema = average_of(model, cfg.ema_decay)  # before the model is sharded
     if cfg.recompute_activations:
@@ -391,7 +396,7 @@ def build_state(
 
     # What of the encoder stays as it is.
     freeze = None
-    if cfg.freeze_encoder_steps or cfg.freeze_batch_norm:
+    if cfg.freeze_encoder_steps or cfg.freeze_batch_norm or cfg.freeze:
         statistics = cfg.freeze_batch_norm
         freeze = Freeze(model.encoder, cfg.freeze_encoder_steps, statistics=statistics)
 

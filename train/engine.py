@@ -19,6 +19,7 @@ from train.build import Run, build_run
 from train.checkpoint import Saver, load_checkpoint, remove_leftovers
 from train.console import Progress, end_text, start_text
 from train.distributed import synchronised, whole
+from train.finetune import start_settings
 from train.guards import (
     NonFiniteWatch,
     Statistics,
@@ -27,7 +28,6 @@ from train.guards import (
     check_stop,
     report_skipped,
 )
-from train.init_weights import start_settings
 from train.loss import amp_dtype, autocast, batch_loss, token_weights
 from train.optim import guarded_step
 from train.run_folder import (
@@ -82,7 +82,7 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
         run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, dataset=cfg.dataset))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
-            return _run(start_settings(load), tasks, world)
+            return _run(start_settings(load, tasks), tasks, world)
         return _run(load(inherited=settings_of_run(run_dir)), tasks, world, run_dir)
 
 
@@ -93,7 +93,7 @@ def start(tasks: list[str], load: Callable) -> Path:
         load: called as load(inherited=settings of the weight file, or None) -> settings.
     """
     with session() as world:
-        return _run(start_settings(load), tasks, world)
+        return _run(start_settings(load, tasks), tasks, world)
 
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:

@@ -1,7 +1,6 @@
 """Starting a model from the weights of another: other classes, tasks, input size or bins."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,18 +24,6 @@ IMAGE_POSITIONS = (
 )
 FUNCTION = ("decoder_norm", "num_heads")  # other values fit, and compute something else
 ENOUGH = 0.5  # share of the model's parameters that must fit
-
-
-def start_settings(load: Callable):
-    """The settings of a new run: what the file of `init_weights` is comes before CFG and preset.
-
-    Args:
-        load: called as load(inherited=settings of the file, or None) -> settings.
-    """
-    cfg = load(inherited=None)
-    if cfg.init_weights is None:
-        return cfg
-    return load(inherited=settings_of_weights(cfg.init_weights))
 
 
 def find_init_weights(path: Path) -> Path:

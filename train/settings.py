@@ -20,7 +20,7 @@ from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.init_weights import find_init_weights
 from train.loss import amp_dtype
-from train.optim import check_optimizer, lr_factors
+from train.optim import check_optimizer, freeze_parameters, lr_factors
 from utils.categories import check_sigmas
 from utils.cli import log
 from utils.devices import World, check_bfloat16, local_device, pick_device
@@ -232,13 +232,13 @@ def check_settings(
     fixed = {task: one for task, one in task_tokenizers.items() if task not in LENGTH_FROM_DATA}
     config = build_model_config(cfg, vocab, fixed or task_tokenizers)
     check_encoder(config)
-    if cfg.layer_decay != 1:
-        _check_layers(cfg, config)
+    if cfg.layer_decay != 1 or cfg.freeze:
+        _check_parameters(cfg, config)
     return device
 
 
-def _check_layers(cfg, config: ModelConfig) -> None:
-    """Checks that the layers of the encoder are known, whose rates shall differ.
+def _check_parameters(cfg, config: ModelConfig) -> None:
+    """Checks that the parameters are known that shall not learn or whose rates shall differ.
 
     Raises:
         UserError: they are not.
@@ -246,6 +246,7 @@ def _check_layers(cfg, config: ModelConfig) -> None:
     with torch.device("meta"):
         model = build_model(config)
     try:
+        freeze_parameters(model, cfg.freeze)
         lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
     except ValueError as error:
         raise UserError(str(error)) from error

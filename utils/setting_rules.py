@@ -132,11 +132,12 @@ SCHEDULE = Text(
 )
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
+PARTS = ("train_images", "val_json", "val_images", "test_json", "test_images")
 PATHS = (
     *("coco_root", "voc_root", "runs_dir", "coco_detection_weights", "voc_detection_weights"),
     *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
     *("coco_multi_task_weights", "demo_weights", "init_weights", "caption_vocab"),
-    *("data", "train_json", "train_images", "val_json", "val_images", "test_json", "test_images"),
+    *("data", "train_json", *PARTS),
 )
 FLAGS = (
     *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
@@ -144,7 +145,7 @@ FLAGS = (
     *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
     *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
     *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
-    *("compile", "emulate_bfloat16", "keep_empty"),
+    *("compile", "emulate_bfloat16", "keep_empty", "finetune"),
 )
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
 SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
@@ -154,13 +155,12 @@ RULES: dict[str, object] = {
     **dict.fromkeys(FLAGS, FLAG),
     # data
     "dataset": OneOf(("coco", "voc")),
-    "voc_sets": VOC_SETS,
-    "voc_eval_sets": VOC_SETS,
+    **dict.fromkeys(("voc_sets", "voc_eval_sets"), VOC_SETS),
     "val_share": Number(0, 1, above=True, below=True),
     "classes": Each(Text("a name")),
-    "train_limit": COUNT_OR_0,
-    "eval_limit": COUNT_OR_0,
+    **dict.fromkeys(("train_limit", "eval_limit"), COUNT_OR_0),
     "eval_split": OneOf(("val", "train")),
+    "repeat_threshold": SHARE,
     "bad_samples": OneOf(("refuse", "skip")),
     "num_workers": WORKERS,
     "prefetch_batches": Number(1, 1024),
@@ -174,10 +174,8 @@ RULES: dict[str, object] = {
     "encoder_stride": Number(1, 4096),
     "img_size": Number(1, 16384),
     "resize_mode": OneOf(("letterbox", "stretch")),
-    "encoder_dim": WIDTH,
+    **dict.fromkeys(("encoder_dim", "encoder_heads", "encoder_mlp_dim"), WIDTH),
     "encoder_layers": DEPTH,
-    "encoder_heads": WIDTH,
-    "encoder_mlp_dim": WIDTH,
     "encoder_patch": Number(1, 16384),
     "encoder_positions": POSITIONS,
     "resnet_depth": OneOf((50, 101, 152, 200)),
@@ -185,15 +183,11 @@ RULES: dict[str, object] = {
     "projection": OneOf(("linear", "linear_p", "mlp")),
     "projection_mlp_ratio": Number(1, 1024),
     "projection_positions": POSITIONS,
-    "dim": WIDTH,
+    **dict.fromkeys(("dim", "num_heads", "mlp_dim"), WIDTH),
     "num_layers": DEPTH,
-    "num_heads": WIDTH,
-    "mlp_dim": WIDTH,
     "max_len": Number(0, SIZE),
     "decoder_positions": OneOf(("learned", "sin_cos")),
-    "drop_path": DROPOUT,
-    "drop_units": DROPOUT,
-    "drop_attention": DROPOUT,
+    **dict.fromkeys(("drop_path", "drop_units", "drop_attention"), DROPOUT),
     "num_bins": Number(2, SIZE),
     # every task
     **{f"{task}_weight": TASK_WEIGHT for task in TASKS},
@@ -259,6 +253,7 @@ RULES: dict[str, object] = {
     "betas": Each(DROPOUT),
     "encoder_lr_factor": Number(0, 10**6, above=True),
     "layer_decay": Number(0, 1, above=True),
+    "freeze": Patterns(),
     "freeze_encoder_steps": COUNT_OR_0,
     "clip_grad": Number(-HUGE),
     "amp": OneOf(("auto", "off", "bf16", "fp16")),
@@ -308,31 +303,16 @@ def _ordered(prefix: str) -> Pair:
     return Pair(names, lambda low, high: low <= high, f"{names[0]} must be at most {names[1]}")
 
 
-def _with_json(part: str) -> Pair:
-    names = f"{part}_images", f"{part}_json"
-    advice = f"{names[0]} needs {names[1]}=FILE, the annotations of these pictures"
-    return Pair(names, lambda images, json: images is None or json is not None, advice)
-
-
 PAIRS = (  # of all scripts
     *map(_ordered, SCALED),
     Pair(
-        ("data", "train_json", "val_json", "test_json"),
-        lambda data, *jsons: data is None or not any(jsons),
-        "data names a whole dataset and train_json, val_json, test_json its parts; set one of the "
-        "two, the other to none",
-    ),
-    Pair(
-        ("train_json", "val_json", "test_json"),
-        lambda train, *others: train is not None or not any(others),
-        "val_json and test_json need train_json=FILE; a file alone is data=FILE",
-    ),
-    *map(_with_json, ("train", "val", "test")),
-    Pair(
-        ("dataset", "data", "train_json"),
-        lambda dataset, data, train: dataset == "coco" or (data is None and train is None),
-        "data and train_json (Pascal VOC in them too) go with dataset=coco and the scripts "
-        "train_coco_*.py; leave out dataset=voc, or name the folder with voc_root",
+        ("dataset", "data", "train_json", *PARTS),
+        lambda name, data, train, *parts: (
+            (name == "coco" or not (data or train))
+            and (not any(parts) if train is None else data is None)
+        ),
+        f"data=FOLDER goes without train_json, {', '.join(PARTS)} need train_json=FILE, and both "
+        "go with dataset=coco and train_coco_*.py (Pascal VOC in them too)",
     ),
     Pair(
         ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
@@ -362,6 +342,12 @@ TRAINING_PAIRS = (
         lambda freeze, pretrained, weights: not freeze or pretrained or weights is not None,
         "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
         "pretrained=true or init_weights=FILE",
+    ),
+    Pair(
+        ("finetune", "init_weights"),
+        lambda finetune, weights: not finetune or weights is not None,
+        "finetune=true starts from trained weights; name them with --set init_weights=FILE, such "
+        "as weights/demo.safetensors",
     ),
     Pair(
         ("dim", "num_heads"),

@@ -99,8 +99,8 @@ def check_coco(root: Path | Parts, split: str, kind: str) -> Checked:
     """
     file = open_split(root, split, kind)
     entries = [
-        ImageEntry(f"image {image_id}", file.image_folder / file.image_name(i), file.image_size(i))
-        for i, image_id in enumerate(file.image_ids.tolist())
+        ImageEntry(file.image_words(i), file.image_folder / file.image_name(i), file.image_size(i))
+        for i in range(len(file.image_ids))
     ]
     for entry in entries:
         if 0 in entry.size:

@@ -15,6 +15,7 @@ from pathlib import Path
 from dataset.annotation_errors import AnnotationErrors
 from dataset.formats.part import ALL, NAMES, Part, part_of
 from dataset.voc_detection import (
+    CORRECT,
     VOC_CLASSES,
     VocAnnotation,
     files_by_stem,
@@ -207,7 +208,8 @@ def _annotation(xml: Path, root: Path, errors: AnnotationErrors) -> VocAnnotatio
     try:
         annotation = read_voc_annotation(xml)
     except UserError as error:
-        errors.add("xml", xml.relative_to(root).as_posix(), str(error))
+        problem = str(error).removeprefix(f"annotation {xml} ").removesuffix(f"; {CORRECT}")
+        errors.add("xml", xml.relative_to(root).as_posix(), problem)
         return None
     for kind, detail in annotation.errors:
         errors.add(kind, xml.relative_to(root).as_posix(), detail)
