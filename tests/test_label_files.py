@@ -59,8 +59,8 @@ YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 
 @pytest.fixture
 def yolo(tmp_path) -> Path:
-    """Two pictures for training and one for validation."""
-    folder = tmp_path / "set"
+    """Two pictures for training and one for validation, below a folder that misleads."""
+    folder = tmp_path / "images" / "set"
     for name in ("train/a", "train/b", "val/c"):
         save(folder / f"images/{name}.png")
         save(folder / f"labels/{name}.txt", f"{GOOD}\n1 0.25 0.25 0.5 0.5\n")
