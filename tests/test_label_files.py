@@ -88,7 +88,7 @@ def roboflow(folder: Path) -> None:
         (folder / "images" / source).rename(folder / part / "images")
         (folder / "labels" / source).rename(folder / part / "labels")
     text = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 2\n"
-    save(folder / "data.yaml", text.replace("test: ../test/images\n", "") + "names: [cat, dog]\n")
+    save(folder / "data.yaml", text + "names: [cat, dog]\n")  # and there is no test part
 
 
 def lists(folder: Path) -> None:
