@@ -307,17 +307,39 @@ def test_what_is_read_is_kept_until_a_file_changes(demo_set, tmp_path, monkeypat
 
 
 def test_a_tiny_training_and_evaluation_on_a_folder(demo_set, tmp_path, capsys):
-    from dataset.tasks import build_source
-    from infer.tasks import place_of_data
+    from infer import evaluate
     from train.engine import train
 
     root = flat(demo_set, tmp_path / "set")
     cfg = snapshot(CFG, [*TINY, f"data={root}", f"runs_dir={tmp_path}/runs", "max_steps=2"])
+    counts = [len(CocoDetection(data_of(cfg), part)) for part in ("train", "val")]
     run = train(cfg, ["detection"])
-    line = next(ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("data: "))
-    numbers = [len(build_source("detection", "coco", *place_of_data(cfg, "coco", part)))
-               for part in ("train", "val")]  # fmt: skip
-    assert sum(numbers) == 20
-    assert f"{root} is a Pascal VOC set: train {numbers[0]}, val {numbers[1]} images" in line
-    assert (run / "last.safetensors").is_file()
+    assert sum(counts) == 20
+    words = f"{root} is a Pascal VOC set: train {counts[0]}, val {counts[1]} images, "
+    assert words in capsys.readouterr().err
     assert json.loads((run / "settings.json").read_text())["data"] == str(root)
+    # weights of the run are evaluated on the same images, or on those of another set
+    evaluate.main(["--weights", str(run), "--out-dir", str(tmp_path / "out"), "--task", "all"])
+    assert f"a Pascal VOC set: val {counts[1]} images, " in capsys.readouterr().err
+    other = roboflow(demo_set, tmp_path / "other")
+    (other / "valid").rename(other / "test")
+    arguments = ["--weights", str(run), "--out-dir", str(tmp_path / "out"), "--split", "test"]
+    evaluate.main([*arguments, "--set", f"data={other}"])
+    assert "other is a COCO set (" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has no part 'test'"):
+        evaluate.main(arguments)
+
+
+def test_a_caption_vocabulary_of_the_training_part(demo_set, tmp_path, capsys):
+    from dataset import build_captioning_vocab
+
+    content = content_of(demo_set, "captions", "train")
+    copy(pictures(demo_set, "train"), tmp_path / "set")
+    write(tmp_path / "set" / "captions.json", content)
+    settings = ["--set", f"data={tmp_path}/set", "--out", str(tmp_path / "vocab.json")]
+    build_captioning_vocab.main(settings)
+    dataset = find_dataset(tmp_path / "set")
+    source = CocoCaptions(dataset, "train")
+    number = sum(len(source.captions(i)) for i in range(len(source)))
+    assert f"pieces from {number} captions" in capsys.readouterr().out
+    assert number < len(content["annotations"])
