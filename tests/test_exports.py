@@ -60,7 +60,7 @@ EXPORTS = {
     "label-studio_yolo_boxes": Export(parts=ALL),
     "label-studio_yolo_obb_boxes": Export(parts=ALL),
     "label-studio_yolo_polygons": Export(outline=0.98, per_part=True, parts=ALL, rounding=0.6),
-    "labelme_masks": Export(outline=0.99, filled=True, parts=ALL),
+    "labelme_masks": Export(outline=0.98, filled=True, parts=ALL),
     "labelme_polygons": Export(outline=0.99, rounding=0.7, parts=ALL),
     "labelme_rectangles": Export(parts=ALL),
     "supervision_coco_boxes": BOXES,

@@ -246,7 +246,7 @@ def _keypoints(row: dict, label: _Label, names: Sequence[str]) -> dict | None:
     seen = check_numbers(seen, len(points)) if seen else np.full(len(points), VISIBLE)
     if not np.isin(seen, (0, 1, 2)).all():
         raise ValueError(f"visibility must be 0, 1 or 2, got {shown(row['visibility'])}")
-    return {"points": np.column_stack([points, seen]) * (seen > 0)[:, None]}
+    return {"points": np.column_stack([points, seen])}
 
 
 def _skeleton(row: dict, label: _Label, names: Sequence[str]) -> dict:
