@@ -200,6 +200,7 @@ class CFG:
     # samples of a task of which validation measures the likelihood (val/TASK/likelihood); 0 = none
     likelihood_limit: int = 256
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
+    eval_first: bool = False  # evaluate before the first step too, as trained weights are
     save_minutes: float = 5.0  # minutes between checkpoints, within epochs too; 0 = at their ends
     save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone
     keep_checkpoints: int = 2  # newest checkpoints that are kept: last.ckpt, last-1.ckpt, ...
@@ -298,8 +299,8 @@ class DemoVocCFG(DemoCFG):
 class FinetuneCFG(CFG):
     """Your own data, from trained weights: `--set data=FOLDER init_weights=FILE`.
 
-    The weights say what the model is. `train/finetune.py` chooses budgets, steps and rates by data
-    and weights and says so; what you give with `--set` stays.
+    The weights say what the model is. Budgets, steps and rates are chosen by data and weights
+    (`train/init_weights.py`) and named; what you give with `--set` stays.
     """
 
     finetune = True

@@ -91,7 +91,12 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        """After every `eval_every`-th epoch and after the last step, until it is done."""
+        """After every `eval_every`-th epoch and after the last step, until it is done.
+
+        Before the first step if `eval_first` says so.
+        """
+        if not self.state.step and not self.cfg.eval_first:
+            return False
         epoch = self.state.step // self.steps.epoch
         due = self.at_epoch_end and epoch % self.cfg.eval_every == 0
         due = due or self.state.step >= self.steps.total

@@ -19,7 +19,6 @@ from train.build import Run, build_run
 from train.checkpoint import Saver, load_checkpoint, remove_leftovers
 from train.console import Progress, end_text, start_text
 from train.distributed import synchronised, whole
-from train.finetune import start_settings
 from train.guards import (
     NonFiniteWatch,
     Statistics,
@@ -28,6 +27,7 @@ from train.guards import (
     check_stop,
     report_skipped,
 )
+from train.init_weights import start_settings
 from train.loss import amp_dtype, autocast, batch_loss, token_weights
 from train.optim import guarded_step
 from train.run_folder import (
@@ -154,7 +154,7 @@ def _loop(run: Run, saver: Saver) -> None:
     window = Window()
     try:
         # A resumed run may have been stopped after an epoch, before its evaluation.
-        if state.step:
+        if run.evaluation_due:
             progress.evaluation(_evaluate_and_save(run, saver, records, stop))
 
         while not run.ended:

@@ -143,7 +143,7 @@ FLAGS = (
     *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
     *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
     *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
-    *("compile", "emulate_bfloat16", "keep_empty", "finetune"),
+    *("compile", "emulate_bfloat16", "keep_empty", "finetune", "eval_first"),
 )
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
 SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
