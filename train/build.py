@@ -117,9 +117,9 @@ def build_run(
     seed_all(cfg.seed)  # of the first weights
 
     # Data: samples, their classes, their tokens, and batches of them.
-    vocab = build_vocabulary(cfg, tasks)
     sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
     categories = join_categories(sources)
+    vocab = build_vocabulary(cfg, tasks, categories)
     tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
     look_at_data(cfg, sources, eval_sources, world)

@@ -300,8 +300,8 @@ def _load(
 def _token_rows(new_meta: dict, old_meta: dict) -> Tensor:
     """(V,) row of the old token tables for each row of the new ones; -1 where there is none."""
     new, old = (Vocabulary.from_json(meta["vocabulary"]) for meta in (new_meta, old_meta))
-    rows = torch.arange(new.size)  # ids that mean nothing keep their row
-    rows[min(new.text0, old.text0) :] = -1
+    rows = torch.full((new.size,), -1)
+    _pair_unused(rows, new.unused, old.unused)
     for special in ("pad", "fake", "separator", "invisible", "bos", "eos"):
         if None not in (getattr(new, special), getattr(old, special)):
             rows[getattr(new, special)] = getattr(old, special)
@@ -320,6 +320,21 @@ def _token_rows(new_meta: dict, old_meta: dict) -> Tensor:
     if _text_of(new_meta) is not None and _text_of(new_meta) == _text_of(old_meta):
         rows[new.text0 :] = torch.arange(old.text0, old.text0 + new.num_text)
     return rows
+
+
+def _pair_unused(rows: Tensor, new: np.ndarray, old: np.ndarray) -> None:
+    """Gives an id that means nothing the row of one that meant nothing, its own if it can.
+
+    Such rows have learned to be improbable; new ones would take probability from all others.
+
+    Args:
+        rows: (V,) old row of each new id; changed in place.
+        new, old: (V,) and (V of the old vocabulary,) bool, `Vocabulary.unused`.
+    """
+    ids, spare = np.flatnonzero(new), np.flatnonzero(old)
+    if len(spare):
+        own = np.isin(ids, spare)
+        rows[torch.from_numpy(ids)] = torch.from_numpy(np.where(own, ids, spare[-1]))
 
 
 def _text_of(meta: dict) -> object:

@@ -289,6 +289,8 @@ OPTIONS: dict[str, object] = {
     "num_captions": "caption_beams",
     "batch_size": "eval_batch_size",
     "vocab_size": Number(8, SIZE),
+    "utilisation": Number(0, 1, above=True),
+    "num_images": Number(1),
 }
 OFFICIAL = ("official_vit", "official_resnet", "official_resnet_c")
 
