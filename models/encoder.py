@@ -61,6 +61,7 @@ class TimmEncoder(nn.Module):
         else:
             self.dim = self.backbone.num_features
             stride = self.backbone.feature_info[-1]["reduction"]
+        self.unused = _drop_unused_stages(self.backbone)
         self.grid = tuple(math.ceil(side / stride) for side in image_size)
 
     @property
@@ -80,6 +81,22 @@ class TimmEncoder(nn.Module):
             tokens = features.flatten(2).transpose(1, 2)
         assert tokens.shape[1] == math.prod(self.grid), f"{tokens.shape[1]} tokens, {self.grid=}"
         return tokens
+
+
+def _drop_unused_stages(backbone: nn.Module) -> tuple[str, ...]:
+    """Removes the stages behind the feature map that is used, where timm keeps and runs them.
+
+    timm prunes all families itself but EfficientNet's and MobileNet's, whose stages are `blocks`.
+
+    Returns:
+        prefixes of the names, in `backbone`, of the tensors that are gone.
+    """
+    last = max(getattr(backbone, "_stage_out_idx", {}), default=None)  # counts from the stem, 0
+    if last is None or getattr(backbone, "feature_hooks", None) is not None:
+        return ()
+    count = len(backbone.blocks)
+    del backbone.blocks[last:]
+    return tuple(f"blocks.{stage}." for stage in range(last, count))
 
 
 def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:

@@ -75,7 +75,7 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
         raise UserError(f"the config of {path} describes no model: {one_line(error)}") from error
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     floats = {name for name, value in model.state_dict().items() if value.is_floating_point()}
-    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    found = {name: file.get_slice(name) for name in used_tensors(file, model.encoder)}
 
     # Same names, shapes and kinds of numbers.
     problem = _first_difference(wanted, floats, found)
@@ -89,6 +89,12 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
             f"the config of {path} asks for {size / 2**30:.0f} GiB of positions; no model of ours "
             "does (image_size, max_len)"
         )
+
+
+def used_tensors(file: safe_open, encoder: torch.nn.Module) -> list[str]:
+    """Names of the tensors of a file, without those of stages that older files still hold."""
+    unused = tuple(f"encoder.backbone.{prefix}" for prefix in getattr(encoder, "unused", ()))
+    return [name for name in file.keys() if not name.startswith(unused)]  # noqa: SIM118
 
 
 def _first_difference(wanted: dict[str, tuple], floats: set[str], found: dict) -> str:
@@ -199,10 +205,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
     with _opened(Path(path)) as file:
         config, meta = read_metadata(path, file.metadata())
         check_tensors(path, file, config)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with torch.device("cpu"):  # the default of the caller may be another, or meta
+            model = build_model(config)
+        tensors = {name: file.get_tensor(name) for name in used_tensors(file, model.encoder)}
     check_finite(path, tensors)
-    with torch.device("cpu"):  # the default of the caller may be another, or meta
-        model = build_model(config)
     model.load_state_dict(tensors)
     model.meta = meta
     return model.to(device).eval()
