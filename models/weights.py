@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from models.config import ModelConfig
+from models.encoder_weights import check_finite
 from models.pix2seq import Pix2Seq, build_model
 from utils.errors import UserError, one_line
 from utils.files import atomic_path, find_weight_file
@@ -115,13 +116,6 @@ def _first_difference(wanted: dict[str, tuple], floats: set[str], found: dict) -
         if names:
             return f"the file {verb} {min(names)}"
     return ""
-
-
-def check_finite(path: object, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises a `UserError` that names the first tensor with NaN or infinity."""
-    for name, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{name} in {path} holds NaN or infinity: the file is damaged")
 
 
 def write_tensors(
