@@ -178,7 +178,7 @@ def check_depth(path: Path, name: str, tensors: Collection[str], wanted: Collect
     deeper = [n for n in tensors if n not in wanted and re.sub(r"\d+", "#", n) in forms]
     if deeper:
         raise UserError(
-            f"encoder_weights={path} is of a deeper model than encoder={name}: it also holds "
+            f"encoder_weights={path} is of a larger model than encoder={name}: it also holds "
             f"{_some(deeper)}; {_likely(tensors, name)}"
         )
 
