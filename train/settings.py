@@ -288,7 +288,9 @@ def _check_first_weights(cfg, config: ModelConfig) -> None:
     """
     if cfg.encoder_weights is not None:
         build_encoder(config, weights=cfg.encoder_weights)
-    elif cfg.pretrained and config.encoder not in ENCODERS and not is_class(config.encoder):
+    elif cfg.pretrained and is_class(config.encoder):
+        build_encoder(config, pretrained=True)
+    elif cfg.pretrained and config.encoder not in ENCODERS:
         pretrained_file(config.encoder)
 
 
