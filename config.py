@@ -51,10 +51,17 @@ class CFG:
     pixel_transform: str = ""  # your own albumentations pipeline, saved with A.save (JSON / YAML)
 
     # ---- model -------------------------------------------------------------------------------
-    # any timm model, or "official_vit" | "official_resnet" | "official_resnet_c" (stride 16)
+    # any timm model, also "hf-hub:owner/name" | "local-dir:FOLDER"; a class of your own,
+    # "package.module:Class"; or "official_vit" | "official_resnet" | "official_resnet_c"
     encoder: str = "deit3_small_patch16_384.fb_in22k_ft_in1k"
     encoder_stride: int | None = None  # stride of the feature map to use; None = the last one
     pretrained: bool = True  # start the encoder from timm's weights
+    encoder_weights: Path | None = None  # start it from this file instead (safetensors or torch)
+    # SHA-256 that this file must have; none = any, and the run records the one that it has
+    encoder_weights_sha256: str | None = None
+    # subtracted from images in [0, 1]; none = what the encoder was pretrained with
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None  # they are divided by this then
     init_weights: Path | None = None  # start the whole model from this weight file
     # choose budgets, steps and rates by weights and data, where they are not given; see the preset
     finetune: bool = False  # of this name

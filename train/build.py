@@ -330,8 +330,10 @@ def build_model_of_run(
         the model, and where its weights come from.
     """
     config = build_model_config(cfg, vocab, task_tokenizers)
-    pretrained = cfg.pretrained and cfg.init_weights is None and not resumed
-    model = build_model(config, pretrained=pretrained)
+    starts = cfg.init_weights is None and not resumed
+    file = cfg.encoder_weights if starts else None
+    pretrained = cfg.pretrained and starts
+    model = build_model(config, pretrained=pretrained, encoder_weights=file)
     if cfg.smooth_init:
         smooth_coordinates(model, vocab.coord_range)
     model.meta = {
@@ -340,15 +342,23 @@ def build_model_of_run(
         "resize_mode": cfg.resize_mode,
         "tasks": {task: tokenizer.settings() for task, tokenizer in task_tokenizers.items()},
     }
+    if cfg.encoder_weights is not None:  # a run that goes on does not need the file
+        record = {"file": cfg.encoder_weights.name, "sha256": cfg.encoder_weights_sha256}
+        model.meta["encoder_weights"] = record
 
     # Where the weights come from.
     origin = "encoder pretrained, the rest new" if pretrained else "new, nothing is pretrained"
+    if file is not None:
+        digest = f"{cfg.encoder_weights_sha256}"[:16]
+        origin = f"encoder from {file} (sha256 {digest}), the rest new"
     if resumed:
         origin = "those of the checkpoint"
     elif cfg.init_weights is not None:
         source = load_model(cfg.init_weights)
         read_meta(source.meta, source.config, str(cfg.init_weights))  # checked, like the weights
         report = start_from(model, source)
+        if "encoder_weights" in source.meta:
+            model.meta["encoder_weights"] = source.meta["encoder_weights"]
         if taken := settings_taken(cfg):
             log(f"settings as in {cfg.init_weights}: {' '.join(taken)}")
         log(report.text(cfg.init_weights))

@@ -40,7 +40,7 @@ from train.run_folder import (
     write_environment,
     write_settings,
 )
-from train.settings import check_settings
+from train.settings import check_settings, settle_encoder
 from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
@@ -99,6 +99,7 @@ def start(tasks: list[str], load: Callable) -> Path:
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
     watch, resumed = CoreWatch(), run_dir is not None
+    cfg = settle_encoder(cfg, resumed=resumed)
     device = check_settings(cfg, tasks, world, resumed=resumed)
     if world.is_main:
         check_place(run_dir or cfg.runs_dir)

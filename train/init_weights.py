@@ -19,6 +19,7 @@ from infer.tasks import place_of_data
 from infer.trained_model import read_meta
 from models import ModelConfig, Pix2Seq, build_model
 from models.config import RATES, different_settings
+from models.encoder import image_statistics
 from models.weights import read_header
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
@@ -163,6 +164,8 @@ def settings_of_weights(path: Path) -> dict[str, object]:
     config, meta = read_header(path)
     record = read_meta(meta, config, str(path))
     values = {k: v for k, v in vars(config).items() if k not in (*RATES, "max_len")}
+    if (config.image_mean, config.image_std) == image_statistics(config.encoder):
+        values |= {"image_mean": None, "image_std": None}  # they go without saying
     values |= {"num_bins": record.vocab.num_bins, "resize_mode": record.resize_mode}
     height, width = config.image_size
     if height == width:
