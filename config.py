@@ -34,6 +34,8 @@ class CFG:
     train_limit: int = 0  # only the first N training images (by id); 0 = all
     eval_limit: int = 0  # only the first N evaluation images; 0 = all
     eval_split: str = "val"  # COCO split that validation during training uses: "val" | "train"
+    # show images with rare classes more often: those on a smaller share of the images; 0 = off,
+    repeat_threshold: float = 0.0  # LVIS uses 0.001
     # samples that cannot be used: "refuse" = stop and name them | "skip" = leave out and count
     bad_samples: str = "refuse"
     num_workers: int = 4  # loader processes per GPU; 0 = load in the main process
@@ -61,6 +63,8 @@ class CFG:
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None  # they are divided by this then
     init_weights: Path | None = None  # start the whole model from this weight file
+    # choose budgets, steps and rates by weights and data, where they are not given; see the preset
+    finetune: bool = False  # of this name
     img_size: int = 384  # side of the square model input, pixels
     resize_mode: str = "letterbox"  # "letterbox" keeps the aspect ratio, "stretch" does not
     encoder_dim: int = 768  # width; this and the next eight: the official_* encoders only
@@ -189,6 +193,7 @@ class CFG:
     betas: tuple[float, float] = (0.9, 0.95)  # of optimisers that have two: gradient, its square
     encoder_lr_factor: float = 1.0  # learning rate of the encoder / lr (official: 1)
     layer_decay: float = 1.0  # rate of an encoder layer / that of the next; 1 = off (official)
+    freeze: tuple[str, ...] = ()  # regular expressions: parameters that do not learn
     freeze_encoder_steps: int = 0  # first steps in which the encoder stays as it is
     freeze_batch_norm: bool = False  # the encoder's statistics stay; for trained encoders
     clip_grad: float = 0.0  # largest gradient norm; 0 or less = off (official: -1)
@@ -202,6 +207,7 @@ class CFG:
     # samples of a task of which validation measures the likelihood (val/TASK/likelihood); 0 = none
     likelihood_limit: int = 256
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
+    eval_first: bool = False  # evaluate before the first step too, as trained weights are
     save_minutes: float = 5.0  # minutes between checkpoints, within epochs too; 0 = at their ends
     save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone
     keep_checkpoints: int = 2  # newest checkpoints that are kept: last.ckpt, last-1.ckpt, ...
@@ -297,6 +303,26 @@ class DemoVocCFG(DemoCFG):
     dataset = "voc"
 
 
+class FinetuneCFG(CFG):
+    """Your own data, from trained weights: `--set data=FOLDER init_weights=FILE`.
+
+    The weights say what the model is. Budgets, steps and rates are chosen by data and weights
+    (`train/init_weights.py`) and named; what you give with `--set` stays.
+    """
+
+    finetune = True
+    drop_path = drop_units = 0.0
+    min_scale, max_scale, color_jitter = 0.6, 1.5, 0.3
+    seg_min_scale = keypoint_min_scale = 0.7
+    batch_size = 16
+    lr_schedule, end_lr_factor = "cosine", 0.02
+    encoder_lr_factor = 0.3
+    freeze_batch_norm = True  # a small batch has poor statistics
+    clip_grad = 1.0
+    ema_decay = 0.999
+    num_workers = 2
+
+
 # Sources: [D] google-research/pix2seq configs/config_det_finetune.py, [M] config_multi_task.py,
 # [B] config_base.py, [I] the authors in issue 3 of that repository; of Pix2Seq (arXiv 2109.10852)
 # as quoted by others: [Q] README of Sharpiless/Pix2seq-mmdetection, [S] gaopengcuhk/Stable-Pix2Seq,
@@ -373,6 +399,7 @@ PRESETS: dict[str, type[CFG]] = {
     "demo": DemoCFG,
     "demo_multi_task": DemoMultiTaskCFG,
     "demo_voc": DemoVocCFG,
+    "finetune": FinetuneCFG,
     "det_finetune": DetFinetuneCFG,
     "multi_task": MultiTaskCFG,
     "multi_task_weighted": MultiTaskWeightedCFG,

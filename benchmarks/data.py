@@ -34,8 +34,8 @@ from config import CFG
 from dataset.batch import Batch, TrainItem, collate
 from dataset.demo.write import DemoSet, write_demo_set
 from dataset.geometry import Geometry
-from dataset.loader import PerObject, TrainSet
-from dataset.sample import Sample
+from dataset.loader import TrainSet
+from dataset.sample import PerObject, Sample
 from dataset.tasks import TASKS, build_source, build_tokenizer, build_train_set
 from dataset.transforms import color_jitter
 from tokenizer.text import TextTokenizer

@@ -1,18 +1,13 @@
-"""Training and evaluation sets, the order of their samples, and the loaders of their batches.
-
-Two sources here change what another one reads: one sample per object, and other images in place of
-those that cannot be read.
-"""
+"""Training and evaluation sets, the order of their samples, and the loaders of their batches."""
 
 import gc
 import os
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import Queue
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,7 +23,6 @@ from utils.devices import ALONE, World, num_cores, worker_error
 from utils.errors import UserError, one_line
 
 REMAINDERS = ("keep", "drop")
-MAX_TRIES = 20  # images in a row; then something else is wrong
 
 # torch looks at this when it ends the workers of a loader that could not start all of them, and
 # has not set it by then: it would print a traceback and leave them running
@@ -85,68 +79,6 @@ class EpochSampler(Sampler):
         if self.remainder == "drop":
             order = order[: self.length // self.whole * self.whole]
         return order[self.rank :: self.world_size]
-
-
-class ChangedSource:
-    """A source that changes what another one reads; everything else is that of the other."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.read(index)
-
-    def __getattr__(self, name: str):
-        if name == "source":  # not there yet, while a worker process unpickles this
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-
-class PerObject(ChangedSource):
-    """Every object is a sample of its own: its image, and this object alone."""
-
-    def __init__(self, source):
-        super().__init__(source)
-        self.items = source.learnable_objects()  # (K, 2) image, object in the image
-        if not len(self):
-            raise UserError(f"{source.annotation_file} has no object to use; check the settings")
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
-        image, number = self.items[index].tolist()
-        return self.source.read(image, at_least, only=number)
-
-    def image_path(self, index: int) -> Path:
-        return self.source.image_path(int(self.items[index, 0]))
-
-
-class ReplaceUnreadable(ChangedSource):
-    """A source that never fails on one image: a sample that cannot be read becomes another.
-
-    Which one depends on the index alone, so batches keep their size and a run that resumes sees
-    the same. `Sample.skipped` says why.
-    """
-
-    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
-        skipped: list[str] = []
-        draws = np.random.default_rng([len(self), index])
-        for _ in range(MAX_TRIES):
-            try:
-                sample = self.source.read(index, at_least)
-            except UserError as error:
-                skipped.append(str(error))
-                index = int(draws.integers(len(self)))
-                continue
-            return replace(sample, skipped=tuple(skipped)) if skipped else sample
-        raise UserError(
-            f"{MAX_TRIES} images in a row cannot be used, the last one: {skipped[-1]}; look at "
-            "them with dataset/check_dataset.py"
-        )
 
 
 class TrainSet(Dataset):

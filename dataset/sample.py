@@ -1,6 +1,8 @@
 """One image with its annotation, as sources yield it and transforms change it.
 
-`read_annotated_image` reads the image to which an annotation belongs.
+`read_annotated_image` reads the image to which an annotation belongs. Three sources change what
+another one reads: one sample per object, samples with rare classes more often, and other images in
+place of those that cannot be read.
 """
 
 import os
@@ -12,6 +14,8 @@ import numpy as np
 from dataset.geometry import Geometry
 from utils.errors import UserError
 from utils.images import image_size, read_image
+
+MAX_TRIES = 20  # images in a row that cannot be read; then something else is wrong
 
 MOVED = {  # fields that `Sample.moved` changes, or knows to stay as they are
     *("image", "image_id", "orig_size", "geometry", "boxes", "labels"),
@@ -146,3 +150,120 @@ def _other_size(path: Path, size: tuple[int, int], stated_size: tuple[int, int])
         f"image {path} is {found} (HxW), but its annotation says {stated}: its boxes cannot fit; "
         "correct the annotation or remove the image"
     )
+
+
+class ChangedSource:
+    """A source that changes what another one reads; everything else is that of the other."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
+    def __getattr__(self, name: str):
+        if name == "source":  # not there yet, while a worker process unpickles this
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+
+class PerObject(ChangedSource):
+    """Every object is a sample of its own: its image, and this object alone."""
+
+    def __init__(self, source):
+        super().__init__(source)
+        self.items = source.learnable_objects()  # (K, 2) image, object in the image
+        if not len(self):
+            raise UserError(f"{source.annotation_file} has no object to use; check the settings")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
+        image, number = self.items[index].tolist()
+        return self.source.read(image, at_least, only=number)
+
+    def image_path(self, index: int) -> Path:
+        return self.source.image_path(int(self.items[index, 0]))
+
+
+class ReplaceUnreadable(ChangedSource):
+    """A source that never fails on one image: a sample that cannot be read becomes another.
+
+    Which one depends on the index alone, so batches keep their size and a run that resumes sees
+    the same. `Sample.skipped` says why.
+    """
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
+        skipped: list[str] = []
+        draws = np.random.default_rng([len(self), index])
+        for _ in range(MAX_TRIES):
+            try:
+                sample = self.source.read(index, at_least)
+            except UserError as error:
+                skipped.append(str(error))
+                index = int(draws.integers(len(self)))
+                continue
+            return replace(sample, skipped=tuple(skipped)) if skipped else sample
+        raise UserError(
+            f"{MAX_TRIES} images in a row cannot be used, the last one: {skipped[-1]}; look at "
+            "them with dataset/check_dataset.py"
+        )
+
+
+def repeat_factors(labels: list[np.ndarray], threshold: float) -> np.ndarray:
+    """How often each image is shown in an epoch, (M,) float64, at least 1.
+
+    A class that is on a share f of the images has the factor sqrt(threshold / f); an image has the
+    largest factor of its classes.
+
+    Args:
+        labels: the class ids of each image's objects.
+    """
+    classes = [np.unique(ids) for ids in labels]
+    present, counts = np.unique(np.concatenate([*classes, []]).astype(int), return_counts=True)
+    factors = np.maximum(1.0, np.sqrt(threshold * len(labels) / np.maximum(counts, 1)))
+    of_class = dict(zip(present.tolist(), factors.tolist(), strict=True))
+    return np.array([max((of_class[i] for i in ids.tolist()), default=1.0) for ids in classes])
+
+
+class RepeatRare(ChangedSource):
+    """A source whose samples with rare classes are there several times (arXiv 1908.03195).
+
+    A factor of 2.3 is three times for 30 % of the samples and twice for the others; which ones is
+    drawn once.
+    """
+
+    def __init__(self, source, threshold: float, seed: int):
+        """
+        Args:
+            source: with `objects(index)`; of samples of one object each counts as an image.
+            threshold: share of the images below which a class is rare.
+        """
+        super().__init__(source)
+        factors = repeat_factors([_labels(source, i) for i in range(len(source))], threshold)
+        draws = np.random.default_rng([seed, len(factors)]).random(len(factors))
+        times = np.floor(factors) + (draws < factors % 1)
+        self.numbers = np.repeat(np.arange(len(factors)), times.astype(int))  # (K,)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Sample:
+        return self.source.read(int(self.numbers[index]), at_least)
+
+    def image_path(self, index: int) -> Path:
+        return self.source.image_path(int(self.numbers[index]))
+
+
+def _labels(source, index: int) -> np.ndarray:
+    """Class ids of a sample's objects, crowds and difficult ones apart."""
+    items = getattr(source, "items", None)  # of samples of one object
+    image, number = (index, slice(None)) if items is None else items[index].tolist()
+    _, labels, *difficult = source.objects(image)
+    labels = np.where(difficult[0], 0, labels) if difficult else labels
+    chosen = np.atleast_1d(labels[number])
+    return chosen[chosen > 0]

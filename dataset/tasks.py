@@ -17,8 +17,8 @@ from dataset.coco_captioning import CocoCaptions
 from dataset.coco_detection import CocoDetection
 from dataset.coco_keypoint import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
-from dataset.loader import PerObject, TrainSet
-from dataset.sample import Sample
+from dataset.loader import TrainSet
+from dataset.sample import PerObject, Sample
 from dataset.transforms import ScaleJitterCropFlip, evaluation, train_transforms
 from dataset.voc_detection import VocDetection
 from tokenizer.base import TaskTokenizer, TokenSequence
@@ -150,9 +150,17 @@ def find_task(name: str) -> Task:
 def build_source(
     task: str, dataset: str, root: Path, split: str, *, per_object: bool = False, **options
 ):
-    """The annotated images of a task, as `Task` describes them.
+    """The annotated images of a task (`open_source`); what is left out is said in a line."""
+    source = open_source(task, dataset, root, split, per_object=per_object, **options)
+    if notice := source.annotation_errors.notice():
+        log(f"notice: {task}: {notice}")
+    return source
 
-    Annotations that are left out are reported in one line.
+
+def open_source(
+    task: str, dataset: str, root: Path, split: str, *, per_object: bool = False, **options
+):
+    """The annotated images of a task, as `Task` describes them.
 
     Args:
         split: "train" or "val" of COCO, or sets of VOC such as "2007:trainval,2012:trainval".
@@ -170,8 +178,6 @@ def build_source(
     if per_object:
         options["keep_empty"] = False
     source = sources[dataset](root, split, **options)
-    if notice := source.annotation_errors.notice():
-        log(f"notice: {task}: {notice}")
     return PerObject(source) if per_object else source
 
 

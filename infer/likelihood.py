@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.batch import Batch, pad_batch
-from dataset.loader import ChangedSource, PerObject, build_sequence_loader
-from dataset.sample import Sample
+from dataset.loader import build_sequence_loader
+from dataset.sample import ChangedSource, PerObject, Sample
 from dataset.tasks import build_train_set
 from infer.batches import EvalLoop
 from infer.trained_model import TrainedModel, shared_categories

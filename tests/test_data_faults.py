@@ -16,7 +16,8 @@ from dataset.batch import pad_batch
 from dataset.coco_detection import CocoDetection
 from dataset.coco_keypoint import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
-from dataset.loader import ReplaceUnreadable, build_eval_loader
+from dataset.loader import build_eval_loader
+from dataset.sample import ReplaceUnreadable
 from dataset.voc_detection import VocDetection
 from tests.conftest import TINY
 from train.build import build_source_of, build_streams, build_tokenizers, build_vocabulary

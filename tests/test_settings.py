@@ -82,7 +82,8 @@ def test_every_setting_has_a_rule_and_a_sentence():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_satisfy_all_rules(preset):
-    starts = ["init_weights=x.safetensors"] if preset == "demo_multi_task" else []
+    needs_weights = preset in ("demo_multi_task", "finetune")
+    starts = ["init_weights=x.safetensors"] if needs_weights else []
     snapshot(PRESETS[preset], starts, pairs=TRAINING_PAIRS)
 
 

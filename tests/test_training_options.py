@@ -15,7 +15,9 @@ from tests.conftest import TINY
 from tests.training import losses, resume, state_of
 from train.engine import train, train_step
 from train.optim import Freeze, average_of, build_optimizer, lr_factors
+from train.settings import check_settings
 from utils.cli import snapshot
+from utils.devices import ALONE
 from utils.errors import UserError
 
 DETECTION = ["detection"]
@@ -143,6 +145,31 @@ def test_batch_statistics_that_stay_while_the_encoder_learns(settings, tmp_path)
     changed = {key for key, value in encoder.items() if not torch.equal(now[key], value)}
     assert "backbone.conv1.weight" in changed and "backbone.bn1.weight" in changed
     assert not any("running" in key or "tracked" in key for key in changed)
+
+
+def test_frozen_by_name(settings, tmp_path):
+    more = ["encoder=resnet18", r"freeze=encoder\.backbone\.(conv1|bn1|layer1),token_embedding"]
+    state = state_of([*settings, *more, "warmup_epochs=0", "drop_path=0"], DETECTION)
+    before = {key: value.clone() for key, value in state.model.state_dict().items()}
+    steps(state, 2)
+    after = state.model.state_dict()
+    same = {key for key, value in before.items() if torch.equal(after[key], value)}
+    names = *(f"encoder.backbone.{name}" for name in ("conv1", "bn1", "layer1")), "decoder.token_e"
+    frozen = {key for key in before if key.startswith(names)}
+    assert frozen and frozen <= same, "their batch statistics too"
+    assert "encoder.backbone.layer2.0.conv1.weight" not in same
+    assert "encoder.backbone.layer2.0.bn1.running_mean" not in same
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("encoderr", "freeze=encoderr is found in the name of no parameter; .* encoder"),
+     (".", "freeze=. leaves nothing to learn")],
+)  # fmt: skip
+def test_patterns_that_freeze_nothing_or_all_are_refused(settings, pattern, message):
+    cfg = snapshot(CFG, [*settings, f"freeze={pattern}"])
+    with pytest.raises(UserError, match=message):
+        check_settings(cfg, DETECTION, ALONE)
 
 
 def test_what_was_never_to_learn_stays_so():

@@ -13,7 +13,8 @@ from dataset.advice import (
     overlap_text,
     same_files,
 )
-from dataset.loader import ReplaceUnreadable, build_train_loader
+from dataset.loader import build_train_loader
+from dataset.sample import RepeatRare, ReplaceUnreadable
 from dataset.tasks import build_source, build_train_set, find_task
 from dataset.transforms import load_pixel_transforms
 from infer.tasks import place_of_data
@@ -31,6 +32,7 @@ from train.optim import (
     base_lr,
     build_optimizer,
     count_steps,
+    freeze_parameters,
     lr_factor,
     lr_factors,
 )
@@ -89,7 +91,12 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        """After every `eval_every`-th epoch and after the last step, until it is done."""
+        """After every `eval_every`-th epoch and after the last step, until it is done.
+
+        Before the first step if `eval_first` says so.
+        """
+        if not self.state.step and not self.cfg.eval_first:
+            return False
         epoch = self.state.step // self.steps.epoch
         due = self.at_epoch_end and epoch % self.cfg.eval_every == 0
         due = due or self.state.step >= self.steps.total
@@ -110,9 +117,9 @@ def build_run(
     seed_all(cfg.seed)  # of the first weights
 
     # Data: samples, their classes, their tokens, and batches of them.
-    vocab = build_vocabulary(cfg, tasks)
     sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
     categories = join_categories(sources)
+    vocab = build_vocabulary(cfg, tasks, categories)
     tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
     look_at_data(cfg, sources, eval_sources, world)
@@ -221,6 +228,8 @@ def build_streams(
     for task, tokenizer in task_tokenizers.items():
         # Samples: source, augmentation, tokens.
         source = sources[task]
+        if cfg.repeat_threshold and hasattr(source, "objects"):  # captions have no classes
+            source = RepeatRare(source, cfg.repeat_threshold, cfg.seed)
         if cfg.bad_samples == "skip":
             source = ReplaceUnreadable(source)
         train_set = build_train_set(
@@ -364,6 +373,7 @@ def build_state(
     cfg, model: Pix2Seq, task_streams: dict[str, TaskStream], steps: Steps, world: World = ALONE
 ) -> TrainState:
     """The model spread over the processes, optimiser, schedule and streams at step 0."""
+    freeze_parameters(model, cfg.freeze)
     factors = lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
     ema = average_of(model, cfg.ema_decay)  # before the model is sharded
     if cfg.recompute_activations:
@@ -398,7 +408,7 @@ def build_state(
 
     # What of the encoder stays as it is.
     freeze = None
-    if cfg.freeze_encoder_steps or cfg.freeze_batch_norm:
+    if cfg.freeze_encoder_steps or cfg.freeze_batch_norm or cfg.freeze:
         statistics = cfg.freeze_batch_norm
         freeze = Freeze(model.encoder, cfg.freeze_encoder_steps, statistics=statistics)
 

@@ -82,7 +82,7 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
         run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, dataset=cfg.dataset))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
-            return _run(start_settings(load), tasks, world)
+            return _run(start_settings(load, tasks), tasks, world)
         return _run(load(inherited=settings_of_run(run_dir)), tasks, world, run_dir)
 
 
@@ -93,7 +93,7 @@ def start(tasks: list[str], load: Callable) -> Path:
         load: called as load(inherited=settings of the weight file, or None) -> settings.
     """
     with session() as world:
-        return _run(start_settings(load), tasks, world)
+        return _run(start_settings(load, tasks), tasks, world)
 
 
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
@@ -155,7 +155,7 @@ def _loop(run: Run, saver: Saver) -> None:
     window = Window()
     try:
         # A resumed run may have been stopped after an epoch, before its evaluation.
-        if state.step:
+        if run.evaluation_due:
             progress.evaluation(_evaluate_and_save(run, saver, records, stop))
 
         while not run.ended:

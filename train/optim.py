@@ -298,8 +298,31 @@ def average_of(model: nn.Module, decay: float) -> ModelEmaV3 | None:
     return ModelEmaV3(model, decay, **options) if decay else None
 
 
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Parameters in whose name a regular expression is found do not learn.
+
+    Raises:
+        ValueError: a pattern is found in no name, or nothing is left to learn.
+    """
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in named if re.search(pattern, name)]
+        if not found:
+            near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.3) or list(named)[:3]
+            raise ValueError(
+                f"freeze={pattern} is found in the name of no parameter; names are such as "
+                f"{', '.join(near)}"
+            )
+        for name in found:
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ValueError(f"freeze={','.join(patterns)} leaves nothing to learn")
+
+
 class Freeze:
     """Keeps a module as it is for the first steps: no gradients, batch statistics unchanged.
+
+    Statistics of a norm whose parameters do not learn (`freeze_parameters`) never change.
 
     Args:
         steps: number of steps; 0 = never frozen.
@@ -312,6 +335,7 @@ class Freeze:
         self.frozen = False
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+        self._still = [not any(p.requires_grad for p in norm.parameters()) for norm in self._norms]
 
     def apply(self, step: int) -> bool:
         """Call before step number `step` (from 0), in training mode.
@@ -324,8 +348,8 @@ class Freeze:
         if changed:
             for parameter in self._parameters:
                 parameter.requires_grad_(not frozen)
-        if frozen or self.frozen or self.statistics:  # the engine puts all into training mode
-            for norm in self._norms:
-                norm.train(not (frozen or self.statistics))
+        for norm, still in zip(self._norms, self._still, strict=True):
+            if frozen or self.frozen or self.statistics or still:  # the engine trains all
+                norm.train(not (frozen or self.statistics or still))
         self.frozen = frozen
         return changed

@@ -21,8 +21,8 @@ from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.init_weights import find_init_weights
 from train.loss import amp_dtype
-from train.optim import check_optimizer, lr_factors
-from utils.categories import check_sigmas
+from train.optim import check_optimizer, freeze_parameters, lr_factors
+from utils.categories import Categories, check_sigmas
 from utils.cli import log, settings_dict, snapshot
 from utils.devices import World, check_bfloat16, local_device, pick_device
 from utils.errors import UserError
@@ -137,11 +137,19 @@ def task_weights(cfg, tasks: Sequence[str]) -> dict[str, float]:
     return {task: getattr(cfg, f"{task}_weight", 1.0) for task in tasks}
 
 
-def build_vocabulary(cfg, tasks: Sequence[str] = ()) -> Vocabulary:
-    """The token ids of these tasks."""
+def build_vocabulary(
+    cfg, tasks: Sequence[str] = (), categories: Categories | None = None
+) -> Vocabulary:
+    """The token ids of these tasks.
+
+    Args:
+        categories: those of the data, which say how many class tokens there are; without them the
+            layout is the official one, with room for 899.
+    """
+    last = max(categories.names, default=0) if categories else 0
     num_text = TextTokenizer.load(cfg.caption_vocab).size if "captioning" in tasks else 0
     try:
-        return Vocabulary(num_bins=cfg.num_bins, num_text=num_text)
+        return Vocabulary.for_classes(last, num_bins=cfg.num_bins, num_text=num_text)
     except ValueError as error:
         raise UserError(f"num_bins={cfg.num_bins} does not fit the vocabulary: {error}") from error
 
@@ -267,7 +275,8 @@ def check_settings(
         file = find_init_weights(cfg.init_weights)
         if file.parent == cfg.init_weights:
             log(f"weights to start from: {file}")
-    # Tokens and model, as far as they need no data: keypoints may be others in the file.
+    # Tokens and model, as far as they need no data: keypoints and the number of classes may be
+    # others in the file.
     vocab = build_vocabulary(cfg, tasks)
     task_tokenizers = build_tokenizers(cfg, tasks, vocab)
     fixed = {task: one for task, one in task_tokenizers.items() if task not in LENGTH_FROM_DATA}
@@ -275,8 +284,8 @@ def check_settings(
     check_encoder(config)
     if not resumed and cfg.init_weights is None:
         _check_first_weights(cfg, config)
-    if cfg.layer_decay != 1:
-        _check_layers(cfg, config)
+    if cfg.layer_decay != 1 or cfg.freeze:
+        _check_parameters(cfg, config)
     return device
 
 
@@ -294,8 +303,8 @@ def _check_first_weights(cfg, config: ModelConfig) -> None:
         pretrained_file(config.encoder)
 
 
-def _check_layers(cfg, config: ModelConfig) -> None:
-    """Checks that the layers of the encoder are known, whose rates shall differ.
+def _check_parameters(cfg, config: ModelConfig) -> None:
+    """Checks that the parameters are known that shall not learn or whose rates shall differ.
 
     Raises:
         UserError: they are not.
@@ -303,6 +312,7 @@ def _check_layers(cfg, config: ModelConfig) -> None:
     with torch.device("meta"):
         model = build_model(config)
     try:
+        freeze_parameters(model, cfg.freeze)
         lr_factors(model, encoder=cfg.encoder_lr_factor, layer_decay=cfg.layer_decay)
     except ValueError as error:
         raise UserError(str(error)) from error

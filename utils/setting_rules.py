@@ -144,7 +144,7 @@ FLAGS = (
     *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
     *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
     *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
-    *("compile", "emulate_bfloat16", "keep_empty"),
+    *("compile", "emulate_bfloat16", "keep_empty", "finetune", "eval_first"),
 )
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
 SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
@@ -160,6 +160,7 @@ RULES: dict[str, object] = {
     "train_limit": COUNT_OR_0,
     "eval_limit": COUNT_OR_0,
     "eval_split": OneOf(("val", "train")),
+    "repeat_threshold": SHARE,
     "bad_samples": OneOf(("refuse", "skip")),
     "num_workers": WORKERS,
     "prefetch_batches": Number(1, 1024),
@@ -261,6 +262,7 @@ RULES: dict[str, object] = {
     "betas": Each(DROPOUT),
     "encoder_lr_factor": Number(0, 10**6, above=True),
     "layer_decay": Number(0, 1, above=True),
+    "freeze": Patterns(),
     "freeze_encoder_steps": COUNT_OR_0,
     "clip_grad": Number(-HUGE),
     "amp": OneOf(("auto", "off", "bf16", "fp16")),
@@ -291,6 +293,8 @@ OPTIONS: dict[str, object] = {
     "num_captions": "caption_beams",
     "batch_size": "eval_batch_size",
     "vocab_size": Number(8, SIZE),
+    "utilisation": Number(0, 1, above=True),
+    "num_images": Number(1),
 }
 OFFICIAL = ("official_vit", "official_resnet", "official_resnet_c")
 
@@ -350,6 +354,12 @@ TRAINING_PAIRS = (
         ("image_mean", "image_std"),
         lambda mean, std: all(values is None or len(values) == 3 for values in (mean, std)),
         "image_mean and image_std must be three numbers each, of red, green and blue",
+    ),
+    Pair(
+        ("finetune", "init_weights"),
+        lambda finetune, weights: not finetune or weights is not None,
+        "finetune=true starts from trained weights; name them with --set init_weights=FILE, such "
+        "as weights/demo.safetensors",
     ),
     Pair(
         ("dim", "num_heads"),

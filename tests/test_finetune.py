@@ -1,0 +1,115 @@
+"""Fine-tuning: what is picked from the data, and images with rare classes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from config import FinetuneCFG
+from dataset.coco_detection import CocoDetection
+from dataset.sample import PerObject, RepeatRare, repeat_factors
+from tests.conftest import TINY
+from tests.training import losses, resume
+from train.engine import start
+from train.init_weights import pick_budget, pick_schedule
+from utils.cli import snapshot
+from utils.errors import UserError
+
+DETECTION = ["detection"]
+
+
+def load_with(overrides):
+    return lambda inherited: snapshot(FinetuneCFG, overrides, saved=inherited)
+
+
+@pytest.fixture
+def settings(demo_set, tiny_weights, tmp_path):
+    keep = [item for item in TINY if item.startswith(("num_workers", "device", "log_every"))]
+    paths = [f"coco_root={demo_set}", f"runs_dir={tmp_path / 'runs'}", "freeze_batch_norm=false"]
+    return [*keep, *paths, f"init_weights={tiny_weights}", "max_steps=2"]
+
+
+def test_weights_and_data_say_what_a_fine_tuning_is(settings, capsys):
+    run_dir = start(DETECTION, load_with(settings))
+    used = json.loads((run_dir / "settings.json").read_text())
+    counts = CocoDetection(used["coco_root"]).objects_per_image()
+    assert used["encoder"] == "test_vit" and used["dim"] == 32, "as the weights have it"
+    assert used["max_objects"] == pick_budget(counts) > counts.max()
+    assert used["batch_size"] == 14 // 8, "eight steps an epoch"
+    assert f"max_objects={used['max_objects']} batch_size=1 epochs=60" in capsys.readouterr().err
+
+
+def test_what_is_given_is_not_picked(settings):
+    given = ["max_objects=7", "batch_size=3", "lr=0.002", "epochs=5"]
+    run_dir = start(DETECTION, load_with([*settings, *given]))
+    used = json.loads((run_dir / "settings.json").read_text())
+    assert [used[item.partition("=")[0]] for item in given] == [7, 3, 0.002, 5]
+    assert len(losses(run_dir)) == 2
+
+
+def test_without_weights_there_is_no_fine_tuning(demo_set):
+    from utils.setting_rules import TRAINING_PAIRS
+
+    with pytest.raises(UserError, match="starts from trained weights; name them with --set init_w"):
+        snapshot(FinetuneCFG, [f"coco_root={demo_set}"], pairs=TRAINING_PAIRS)
+
+
+@pytest.mark.parametrize("num_images", [1, 5, 40, 300, 5000, 118_287])
+def test_a_schedule_fits_every_size(num_images):
+    picked = pick_schedule(num_images, 16)
+    assert 1 <= picked["batch_size"] <= 16 and picked["batch_size"] <= num_images
+    assert 8 <= picked["epochs"] <= 60 and 1 <= picked["eval_every"] <= picked["epochs"]
+    assert 0 < picked["warmup_epochs"] < picked["epochs"] / 2
+
+
+def test_a_budget_holds_the_fullest_image_and_ends_at_100():
+    for counts in ([0], [3, 1], [30, 2], [99], [500, 3]):
+        budget = pick_budget(np.array(counts))
+        assert min(max(counts) + 1, 100) <= budget <= 100
+
+
+def test_weights_are_judged_before_the_first_step(settings, capsys):
+    run_dir = start(DETECTION, load_with([*settings, "eval_first=true", "epochs=1"]))
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    judged = [row["step"] for row in rows if any(name.startswith("val/") for name in row)]
+    assert judged[0] == 0 and judged[-1] == 2
+    assert "step 0/2  detection AP" in capsys.readouterr().err
+    resumed = resume([], DETECTION, run_dir)
+    again = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert again == rows, "not once more"
+
+
+# ---- repeat-factor sampling --------------------------------------------------------------------
+
+
+def test_the_factor_is_that_of_the_rarest_class():
+    labels = [np.array([1, 1])] * 6 + [np.array([1, 2])] * 3 + [np.array([], int)]
+    factors = repeat_factors(labels, threshold=0.4)
+    # class 1 is on 9 of 10 images, class 2 on 3 of 10
+    assert np.allclose(factors, [1] * 6 + [np.sqrt(0.4 / 0.3)] * 3 + [1])
+    assert (repeat_factors(labels, threshold=0.0) == 1).all()
+
+
+def test_rare_samples_are_there_as_often_as_their_factor(demo_set):
+    for source in (CocoDetection(demo_set), PerObject(CocoDetection(demo_set))):
+        repeated = RepeatRare(source, threshold=1.0, seed=0)
+        items = getattr(source, "items", None)
+        labels = [source.objects(i)[1] for i in range(len(source))] if items is None else [
+            source.objects(image)[1][[number]] for image, number in items.tolist()
+        ]  # fmt: skip
+        factors = repeat_factors(labels, 1.0)
+        times = np.bincount(repeated.numbers, minlength=len(source))
+        assert (np.abs(times - factors) < 1).all() and (times > 1).any()
+        assert len(repeated) == times.sum()
+        for index in (0, len(repeated) - 1):
+            number = int(repeated.numbers[index])
+            one, other = repeated.read(index), source.read(number)
+            assert one.image_id == other.image_id and np.array_equal(one.boxes, other.boxes)
+            assert repeated.image_path(index) == source.image_path(number)
+        assert np.array_equal(repeated.numbers, RepeatRare(source, 1.0, 0).numbers)
+
+
+def test_a_training_shows_rare_classes_more_often(settings, capsys):
+    start(DETECTION, load_with([*settings, "repeat_threshold=1", "batch_size=2"]))
+    steps = int(capsys.readouterr().err.partition(" epochs of ")[2].split()[0])
+    assert steps > 14 // 2
