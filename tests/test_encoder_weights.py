@@ -263,12 +263,14 @@ server = HTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["http_proxy"] = os.environ["HTTP_PROXY"] = f"http://127.0.0.1:{server.server_port}"
 import huggingface_hub
+from download import encoder_weights
 from models.encoder_weights import pretrained_file, read_source
 from utils.errors import UserError
 first = read_source("hf-hub:owner/name", with_weights=True)
 timms = pretrained_file("test_vit")
 count = len(asked)
 again = read_source("hf-hub:owner/name", with_weights=True)
+encoder_weights.main(["hf-hub:owner/name", "copy.safetensors"])
 server.shutdown(); server.server_close()
 refused = []
 for offline in (False, True):
@@ -295,7 +297,11 @@ def test_the_hub_is_asked_once_through_the_proxy_then_its_cache(tmp_path):
         env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.stdout, done.stderr
-    encoder, mean, weights, timms, asked, more, same, refused = json.loads(done.stdout)
+    use, result = done.stdout.splitlines()
+    assert use.endswith(" image_std=0.5,0.5,0.5 encoder_weights=copy.safetensors")
+    assert " encoder=test_vit image_mean=0.1,0.2,0.3 " in use
+    build_encoder(CONFIG, weights=tmp_path / "copy.safetensors")
+    encoder, mean, weights, timms, asked, more, same, refused = json.loads(result)
     assert (encoder, mean, more, same) == ("test_vit", [0.1, 0.2, 0.3], 0, True)
     assert asked[0] == "http://hub.invalid/owner/name/resolve/main/config.json"
     content = (folder / "model.safetensors").read_bytes()
