@@ -156,6 +156,8 @@ def data_of(cfg) -> Dataset | None:
     parts = []
     for name in NAMES:
         path, images = getattr(cfg, f"{name}_json"), getattr(cfg, f"{name}_images")
+        if path is None and images is not None:
+            raise UserError(f"{name}_images needs the annotations of these pictures: {name}_json")
         if path is not None:
             if not path.is_file():
                 raise UserError(f"{name}_json: there is no file {path}{_near(path)}")

@@ -48,7 +48,7 @@ def test_what_is_given_is_not_picked(settings):
 
 
 def test_without_weights_there_is_no_fine_tuning(demo_set):
-    from utils.setting_pairs import TRAINING_PAIRS
+    from utils.setting_rules import TRAINING_PAIRS
 
     with pytest.raises(UserError, match="starts from trained weights; name them with --set init_w"):
         snapshot(FinetuneCFG, [f"coco_root={demo_set}"], pairs=TRAINING_PAIRS)

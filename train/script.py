@@ -12,7 +12,7 @@ from train.run_folder import find_run_dir, read_settings
 from utils.cli import load_settings, parser, pick_names
 from utils.errors import UserError
 from utils.files import shown
-from utils.setting_pairs import TRAINING_PAIRS
+from utils.setting_rules import TRAINING_PAIRS
 
 
 def train_script(

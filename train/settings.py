@@ -26,7 +26,7 @@ from utils.categories import Categories, check_sigmas
 from utils.cli import log, settings_dict, snapshot
 from utils.devices import World, check_bfloat16, local_device, pick_device
 from utils.errors import UserError
-from utils.setting_pairs import TRAINING_PAIRS, complain_of_pairs
+from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import fits, read_json, shown
-from utils.setting_pairs import PAIRS, Pair, complain_of_pairs
-from utils.setting_rules import RULES, complain, complain_of_options
+from utils.setting_rules import PAIRS, RULES, Pair, complain, complain_of_options, complain_of_pairs
 
 
 class Parser(argparse.ArgumentParser):

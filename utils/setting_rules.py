@@ -1,13 +1,13 @@
 """The range of every setting of config.py, checked before anything that takes long is imported.
 
 `RULES` has a rule for each setting; what the setting is stands in its comment in config.py
-(`describe` joins the two). Options of scripts, such as `--score-threshold`, obey the rule of a
-setting (`OPTIONS`). What several settings must be together stands in `utils/setting_pairs.py`.
+(`describe` joins the two). `PAIRS` are conditions on several settings. Options of scripts, such as
+`--score-threshold`, obey the rule of a setting (`OPTIONS`).
 """
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -290,6 +290,118 @@ OPTIONS: dict[str, object] = {
     "utilisation": Number(0, 1, above=True),
     "num_images": Number(1),
 }
+OFFICIAL = ("official_vit", "official_resnet", "official_resnet_c")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A condition on several settings."""
+
+    names: tuple[str, ...]
+    holds: Callable[..., bool]  # of their values
+    advice: str  # what must be, and what to do
+    of_shape: bool = False  # of a new model; weights to start from bring a shape of their own
+
+
+def _ordered(prefix: str) -> Pair:
+    names = f"{prefix}min_scale", f"{prefix}max_scale"
+    return Pair(names, lambda low, high: low <= high, f"{names[0]} must be at most {names[1]}")
+
+
+PAIRS = (  # of all scripts
+    *map(_ordered, SCALED),
+    Pair(
+        ("dataset", "data", "train_json", *PARTS),
+        lambda name, data, train, *parts: (
+            (name == "coco" or not (data or train))
+            and (not any(parts) if train is None else data is None)
+        ),
+        "set data=FOLDER or train_json=FILE, not both, with dataset=coco (train_coco_*.py); "
+        f"{', '.join(PARTS)} go with train_json alone",
+    ),
+    Pair(
+        ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
+        lambda resampling, suppress, top_k: not resampling or (suppress and top_k < 2),
+        "keypoint_official_resampling=true needs keypoint_suppress_invisible=true and top_k 0 or 1",
+    ),
+)
+TRAINING_PAIRS = (
+    *PAIRS,
+    Pair(
+        ("fsdp", "amp"),
+        lambda fsdp, amp: not fsdp or amp != "fp16",
+        "fsdp=true goes with amp=bf16 or amp=off, not with fp16",
+    ),
+    Pair(
+        ("fsdp", "optimizer"),
+        lambda fsdp, optimizer: not fsdp or optimizer == "adamw",
+        "fsdp=true goes with optimizer=adamw alone",
+    ),
+    Pair(
+        ("fsdp", "ema_decay", "freeze_encoder_steps"),
+        lambda fsdp, ema, freeze: not fsdp or not (ema or freeze),
+        "fsdp=true goes without ema_decay and freeze_encoder_steps",
+    ),
+    Pair(
+        ("freeze_batch_norm", "pretrained", "init_weights", "encoder_weights"),
+        lambda freeze, pretrained, *files: not freeze or pretrained or files != (None, None),
+        "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
+        "pretrained=true, encoder_weights=FILE or init_weights=FILE",
+    ),
+    Pair(
+        ("encoder_weights", "init_weights"),
+        lambda encoder, model: encoder is None or model is None,
+        "init_weights brings an encoder of its own; leave out one of the two",
+    ),
+    Pair(
+        ("image_mean", "image_std"),
+        lambda mean, std: all(values is None or len(values) == 3 for values in (mean, std)),
+        "image_mean and image_std must be three numbers each, of red, green and blue",
+    ),
+    Pair(
+        ("finetune", "init_weights"),
+        lambda finetune, weights: not finetune or weights is not None,
+        "finetune=true starts from trained weights; name them with --set init_weights=FILE, such "
+        "as weights/demo.safetensors",
+    ),
+    Pair(
+        ("dim", "num_heads"),
+        lambda dim, heads: dim % heads == 0,
+        "dim must be a multiple of num_heads",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "encoder_dim", "encoder_heads"),
+        lambda encoder, dim, heads: encoder not in OFFICIAL or dim % heads == 0,
+        "encoder_dim must be a multiple of encoder_heads",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "img_size", "encoder_patch"),
+        lambda encoder, size, patch: encoder != "official_vit" or size % patch == 0,
+        "img_size must be a multiple of encoder_patch",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "resnet_width"),
+        lambda encoder, width: encoder not in OFFICIAL or 64 * width % 1 == 0,
+        "64 * resnet_width must be a whole number",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "encoder_stride"),
+        lambda encoder, stride: encoder not in OFFICIAL or stride is None,
+        "the official encoders have one stride; use encoder_stride=none",
+        of_shape=True,
+    ),
+    Pair(
+        ("encoder", "pretrained", "encoder_weights"),
+        lambda encoder, pretrained, file: encoder not in OFFICIAL or not pretrained or file,
+        "the official encoders have no pretrained weights of their own; use pretrained=false, and "
+        "init_weights=FILE to start from a converted checkpoint",
+        of_shape=True,
+    ),
+)
 
 
 def complain(name: str, value: object, rule: object = None) -> str:
@@ -301,7 +413,7 @@ def complain(name: str, value: object, rule: object = None) -> str:
     rule = RULES.get(name) if rule is None else rule
     wanted = rule.problem(value) if rule is not None and value is not None else ""
     advice = getattr(rule, "advice", "")
-    return f"{name} must be {wanted}, got {text_of(value)}{advice and f'; {advice}'}" * bool(wanted)
+    return f"{name} must be {wanted}, got {_text(value)}{advice and f'; {advice}'}" * bool(wanted)
 
 
 def complain_of_options(options: Mapping[str, object]) -> list[str]:
@@ -317,8 +429,18 @@ def complain_of_options(options: Mapping[str, object]) -> list[str]:
     return [line for line in lines if line]
 
 
-def text_of(value: object) -> str:
-    """The value of a setting in a message."""
+def complain_of_pairs(cfg, pairs: Sequence[Pair]) -> list[str]:
+    """What is wrong with settings together, a line each; alone each is in its range."""
+    lines = []
+    for pair in pairs:
+        got = {name: getattr(cfg, name) for name in pair.names}
+        if not (pair.of_shape and cfg.init_weights is not None) and not pair.holds(*got.values()):
+            each = [f"{n}={_text(v)}" for n, v in got.items() if v is not None]
+            lines.append(f"{pair.advice}; got {', '.join(each)}")
+    return lines
+
+
+def _text(value: object) -> str:
     if isinstance(value, tuple):
         value = list(value)
     return shown(str(value) if isinstance(value, Path) else value)
