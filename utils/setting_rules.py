@@ -303,8 +303,8 @@ PAIRS = (  # of all scripts
             (name == "coco" or not (data or train))
             and (not any(parts) if train is None else data is None)
         ),
-        f"data=FOLDER goes without train_json, {', '.join(PARTS)} need train_json=FILE, and both "
-        "go with dataset=coco and train_coco_*.py (Pascal VOC in them too)",
+        "set data=FOLDER or train_json=FILE, not both, with dataset=coco (train_coco_*.py); "
+        f"{', '.join(PARTS)} go with train_json alone",
     ),
     Pair(
         ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
@@ -420,9 +420,9 @@ def complain_of_pairs(cfg, pairs: Sequence[Pair]) -> list[str]:
     """What is wrong with settings together, a line each; alone each is in its range."""
     lines = []
     for pair in pairs:
-        values = [getattr(cfg, name) for name in pair.names]
-        if not (pair.of_shape and cfg.init_weights is not None) and not pair.holds(*values):
-            each = [f"{n}={_text(v)}" for n, v in zip(pair.names, values, strict=True)]
+        got = {name: getattr(cfg, name) for name in pair.names}
+        if not (pair.of_shape and cfg.init_weights is not None) and not pair.holds(*got.values()):
+            each = [f"{n}={_text(v)}" for n, v in got.items() if v is not None]
             lines.append(f"{pair.advice}; got {', '.join(each)}")
     return lines
 
