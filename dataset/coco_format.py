@@ -167,7 +167,8 @@ class CocoFile:
         self.__dict__.pop("_outlines", None)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_outlines"}
+        values = {name: value for name, value in self.__dict__.items() if name != "_outlines"}
+        return values | {"depends": ()}  # many files, which nobody opens again
 
 
 def text_at(arrays: Arrays, name: str, number: int) -> str:

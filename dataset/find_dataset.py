@@ -228,9 +228,12 @@ def _parts_of_file(path: Path) -> tuple[str, list[Part | CocoPart]]:
                 return module.TITLE, parts
             continue
         parts = module.find_parts(path.parent) if module is not coco else []
-        parts = [part for part in parts if path in (part.source, *part.files)]
-        if parts and path.suffix.lower() in (".json", ".xml"):
-            return module.TITLE, parts
+        if chosen := [part for part in parts if path.resolve() == part.source.resolve()]:
+            return module.TITLE, chosen
+        if any(path in part.files for part in parts):
+            raise UserError(
+                f"data: {path} is one file of a {module.TITLE} set; name its folder {path.parent}"
+            )
     raise UserError(f"data: {path} is no COCO file and no data.yaml; {FORMATS_PAGE}")
 
 
@@ -310,7 +313,8 @@ def _choose(
         images = [image for image, kept in zip(images, keep, strict=True) if kept]
         rows = [row for row in rows if row.image_id not in left_out]
     _fill_sizes(folder, images)
-    return images, rows
+    # objects without keypoints among those that have some
+    return images, [row for row in rows if bytes(getattr(row, "keypoints", b"[0]")) != b"[]"]
 
 
 def pick_validation(names: Sequence[str], seed: int, share: float) -> np.ndarray:

@@ -18,6 +18,7 @@ from tests.conftest import TINY
 from utils.cli import snapshot
 from utils.errors import UserError
 
+SHORT = ("max_steps=2", "eval_limit=2", "decode_mode=plain")
 VOC_PART = "VOCdevkit/VOC2012"
 
 
@@ -144,7 +145,15 @@ def fiftyone_voc(demo: Path, out: Path) -> Path:
     return out
 
 
-VOC = (devkit, year, side_by_side, label_img, fiftyone_voc)
+def nested(demo: Path, out: Path) -> Path:
+    """Folders of parts below those of the two kinds of file."""
+    for part in ("train", "val"):
+        copy(pictures(demo, part), out / "images" / part)
+        copy(voc_files(demo, part), out / "annotations" / part)
+    return out
+
+
+VOC = (devkit, year, side_by_side, label_img, fiftyone_voc, nested)
 
 
 def flat(demo: Path, out: Path) -> Path:
@@ -228,6 +237,8 @@ def test_all_tasks_of_one_file(demo_set, tmp_path):
     points = {row["id"]: row for row in posed["annotations"]}
     content["annotations"] = [points.get(row["id"], row) for row in content["annotations"]]
     content["categories"][0] = posed["categories"][0]
+    for row in content["annotations"]:
+        row.setdefault("keypoints", [])
     content["annotations"] += content_of(demo_set, "captions", "train")["annotations"]
     copy(pictures(demo_set, "train"), tmp_path / "set")
     write(tmp_path / "set" / "all.json", content)
@@ -311,7 +322,7 @@ def test_a_tiny_training_and_evaluation_on_a_folder(demo_set, tmp_path, capsys):
     from train.engine import train
 
     root = flat(demo_set, tmp_path / "set")
-    cfg = snapshot(CFG, [*TINY, f"data={root}", f"runs_dir={tmp_path}/runs", "max_steps=2"])
+    cfg = snapshot(CFG, [*TINY, f"data={root}", f"runs_dir={tmp_path}/runs", *SHORT])
     counts = [len(CocoDetection(data_of(cfg), part)) for part in ("train", "val")]
     run = train(cfg, ["detection"])
     assert sum(counts) == 20

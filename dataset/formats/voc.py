@@ -89,8 +89,25 @@ def _find_places(folder: Path) -> dict[str, list[Place]]:
             places.setdefault(name, []).append(place)
     if places:
         return places
-    place = _place(folder)
-    return {ALL: [place]} if place else {}
+    if place := _place(folder):
+        return {ALL: [place]}
+    for place in _nested(folder):
+        places.setdefault(part_of(place.xmls.name), []).append(place)
+    return places
+
+
+def _nested(folder: Path) -> list[Place]:
+    """Annotations/train and images/train, and others of the same names."""
+    inside = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir()}
+    tops = [inside[name] for name in IMAGE_FOLDERS if name in inside]
+    places = []
+    for name in XML_FOLDERS:
+        xmls = sorted(inside[name].iterdir()) if name in inside else []
+        for place in (p for p in xmls if p.is_dir() and _is_voc(p)):
+            images = [top / place.name for top in tops if (top / place.name).is_dir()]
+            images = [p for p in (*images, *tops) if files_by_stem(p, SUFFIXES)]
+            places.append(Place(place, images[0] if images else place))
+    return places
 
 
 def _years(folder: Path) -> list[Path]:
