@@ -63,10 +63,17 @@ class CFG:
     pixel_transform: str = ""  # your own albumentations pipeline, saved with A.save (JSON / YAML)
 
     # ---- model -------------------------------------------------------------------------------
-    # any timm model, or "official_vit" | "official_resnet" | "official_resnet_c" (stride 16)
+    # any timm model, also "hf-hub:owner/name" | "local-dir:FOLDER"; a class of your own,
+    # "package.module:Class"; or "official_vit" | "official_resnet" | "official_resnet_c"
     encoder: str = "deit3_small_patch16_384.fb_in22k_ft_in1k"
     encoder_stride: int | None = None  # stride of the feature map to use; None = the last one
     pretrained: bool = True  # start the encoder from timm's weights
+    encoder_weights: Path | None = None  # start it from this file instead (safetensors or torch)
+    # SHA-256 that this file must have; none = any, and the run records the one that it has
+    encoder_weights_sha256: str | None = None
+    # subtracted from images in [0, 1]; none = what the encoder was pretrained with
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None  # they are divided by this then
     init_weights: Path | None = None  # start the whole model from this weight file
     # choose budgets, steps and rates by weights and data, where they are not given; see the preset
     finetune: bool = False  # of this name
@@ -212,6 +219,7 @@ class CFG:
     # samples of a task of which validation measures the likelihood (val/TASK/likelihood); 0 = none
     likelihood_limit: int = 256
     eval_every: int = 1  # epochs between evaluations (the last epoch always is one)
+    eval_first: bool = False  # evaluate before the first step too, as trained weights are
     save_minutes: float = 5.0  # minutes between checkpoints, within epochs too; 0 = at their ends
     save_steps: int = 0  # save at multiples of this many steps as well; 0 = time alone
     keep_checkpoints: int = 2  # newest checkpoints that are kept: last.ckpt, last-1.ckpt, ...
@@ -310,8 +318,8 @@ class DemoVocCFG(DemoCFG):
 class FinetuneCFG(CFG):
     """Your own data, from trained weights: `--set data=FOLDER init_weights=FILE`.
 
-    The weights say what the model is. `train/finetune.py` chooses budgets, steps and rates by data
-    and weights and says so; what you give with `--set` stays.
+    The weights say what the model is. Budgets, steps and rates are chosen by data and weights
+    (`train/init_weights.py`) and named; what you give with `--set` stays.
     """
 
     finetune = True

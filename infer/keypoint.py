@@ -5,7 +5,7 @@ Keypoints are also scored and drawn here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +18,18 @@ from dataset.geometry import Geometry
 from infer.batches import EvalLoop, evaluate_all
 from infer.boxes import BoxSource
 from infer.detection import DetectionOptions
-from infer.keypoint_resampling import generate_resampled
 from infer.results import Detections, Keypoints, Report, columns, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
-from models.generate import SamplingOptions, uniforms_of_images
+from models import Pix2Seq
+from models.generate import REMOVED, SamplingOptions, sample, uniforms_of_images
+from models.generate import draw as draw_tokens
 from tokenizer.keypoint import KeypointTokenizer, weighted_scores
 from utils.categories import Skeleton, check_sigmas
 from utils.errors import UserError
 from utils.visualize import PALETTE, draw_detections, draw_keypoints
 
 MAX_OBJECTS = 20  # per image: COCO's keypoint AP looks at no more
+SUPPRESSION = 1e9  # taken off the logit of the invisible token
 NOTEBOOK_WEIGHT = 0.1  # of the points' probability beside a detected box's score (official colab)
 
 
@@ -303,3 +305,93 @@ def table(path: Path, image: np.ndarray, found: Keypoints) -> str:
                 place = f"{x:8.1f}{y:8.1f}  {probability:5.2f}"
             lines.append(f"  {joint:<{width}}{place}")
     return "\n".join(lines)
+
+
+# ---- what the model calls invisible is drawn anew -----------------------------------------------
+
+# The model says what it wants, `invisible` too, sees what it has said and goes on from there. Only
+# then are these tokens replaced by ones from the same logits without `invisible`. Suppressing the
+# token while sampling makes the model continue from places that it did not mean: it has seen no
+# such sequence in training, and the points after the first invisible one are lost.
+# The official code does the same with a slip in the truncation of what is drawn anew; published
+# keypoint scores were made with it, so it can be asked for.
+
+
+def generate_resampled(
+    model: Pix2Seq,
+    memory: Tensor,
+    prompt: Tensor,
+    invisible: int,
+    uniforms: Tensor,
+    options: SamplingOptions,
+    *,
+    allowed: Callable[[Tensor], Tensor] | None = None,
+    official: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Answers of keypoints in which every `invisible` token is replaced: all points get a place.
+
+    Args:
+        memory: (R, S, D) encoded images, one for each prompt.
+        prompt: (R, P)
+        uniforms: (R, 2 * T) numbers in [0, 1): the first half chooses the T tokens of an answer,
+            the second half those that are drawn anew.
+        allowed: the grammar, see `Pix2Seq.generate`; it must be the same at every step.
+        official: truncate with `official_truncation`; top_k at most 1.
+
+    Returns:
+        tokens, log_probs: (R, T), log-probs without the invisible token.
+    """
+    # What the model wants, `invisible` included
+    uniforms, again = uniforms.tensor_split(2, dim=1)  # each (R, T)
+    tokens, _ = model.generate(
+        memory,
+        prompt,
+        max_new_tokens=uniforms.shape[1],
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        allowed=allowed,
+        uniforms=uniforms,
+    )
+    # The logits of every step, after all that was said before it
+    with torch.no_grad():
+        hidden = model.decoder(torch.cat([prompt, tokens[:, :-1]], 1), memory)
+        logits = model.decoder.logits(hidden[:, prompt.shape[1] - 1 :]).float()  # (R, T, V)
+    logits[..., invisible] -= SUPPRESSION
+    # Other tokens in the places of `invisible`.
+    places = tokens == invisible  # (R, T)
+    if official:
+        cut = official_truncation(logits / options.temperature, options.top_k, options.top_p)
+        kept = cut.softmax(-1)
+        drawn = draw_tokens(kept.flatten(0, 1), again.flatten()).view(tokens.shape)
+        tokens = torch.where(places, drawn, tokens)
+    elif places.any():
+        choices = logits[places]  # (M, V)
+        if allowed is not None:
+            choices = choices.masked_fill(~allowed(tokens[:, :0]), -torch.inf)
+        tokens[places] = sample(choices, options, again[places])
+    return tokens, logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+
+
+def official_truncation(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """`top_logits` as the official code runs it on logits of three dimensions.
+
+    What is meant to be the threshold of a row is taken along the wrong axis: top-k compares all
+    positions with the best of the last one, top-p entry v with the v-th best of the first one at
+    most, which lets most of the vocabulary through.
+
+    Args:
+        logits: (R, T, V)
+        top_k: 0 or 1; officially more than one cannot run.
+
+    Returns:
+        (R, T, V), `REMOVED` where a token is out.
+    """
+    if top_k > 0:
+        logits = logits.masked_fill(logits < logits[:, -1:].amax(2, keepdim=True), REMOVED)
+    if top_p < 1:
+        ordered = logits.sort(dim=2, descending=True).values
+        inside = ordered.softmax(2).cumsum(2) <= top_p
+        worst = ordered.masked_fill(~inside, -REMOVED).amin(2, keepdim=True)  # (R, T, 1)
+        logits = logits.masked_fill(logits < torch.minimum(worst, ordered[:, :1]), REMOVED)
+    return logits

@@ -1,19 +1,34 @@
-"""Image encoders: any timm model, and the official ones.
+"""Image encoders: any timm model, the official ones, and classes of your own.
 
 Every encoder has `forward(images (B, 3, H, W)) -> (B, P + S, C)` and three attributes: `dim` = C,
 `grid` = (h, w) with S = h * w, and `num_prefix_tokens` = P, tokens in front of those of the grid.
-To add an encoder, write such a class and add a builder to `ENCODERS`.
+To add an encoder, write such a class and name it as "package.module:Class", see
+docs/own_encoder.md.
 """
 
 import difflib
+import importlib
 import math
+import os
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.encoder_weights import (
+    IMAGENET,
+    check_taken,
+    load_state,
+    misfit,
+    pretrained_file,
+    timm_messages,
+    timm_tensors_of,
+)
 from models.official_encoders import OfficialResNet, OfficialViT, TransformerOptions
 from utils.errors import UserError, one_line
 
@@ -25,6 +40,8 @@ class TimmEncoder(nn.Module):
         name: timm model name, e.g. "resnet50" or "deit3_small_patch16_384.fb_in22k_ft_in1k".
         image_size: (H, W); transformers resample their positions from the pretraining size.
         stride: use the feature map of this stride (an earlier stage of a CNN); None = the last.
+        weights: where the weights are, as entries that timm takes in place of its own
+            (`pretrained_cfg_overlay`); None = new ones.
         drop_path: final rate of timm's linear ramp; must be 0 for models without stochastic depth.
         pooled: keep timm's default head. False: keep the final LayerNorm on the patch tokens (timm
             drops it for models that pool first).
@@ -36,7 +53,7 @@ class TimmEncoder(nn.Module):
         image_size: tuple[int, int],
         *,
         stride: int | None = None,
-        pretrained: bool = False,
+        weights: dict | None = None,
         drop_path: float = 0.0,
         pooled: bool = True,
     ):
@@ -53,7 +70,11 @@ class TimmEncoder(nn.Module):
             kwargs |= {"features_only": True, "out_indices": (stage,)}
         else:
             kwargs |= {"num_classes": 0} if pooled else {"num_classes": 0, "global_pool": ""}
-        self.backbone = timm.create_model(name, pretrained=pretrained, **kwargs)
+        if weights is not None:
+            kwargs |= {"pretrained": True, "pretrained_cfg_overlay": weights}
+        self.backbone = timm.create_model(name, **kwargs)
+        if weights is not None and "state_dict" in weights:  # timm would keep a copy
+            self.backbone.pretrained_cfg.pop("state_dict", None)
 
         # Width and grid of the tokens, as timm describes them.
         if self.is_pyramid:
@@ -61,6 +82,7 @@ class TimmEncoder(nn.Module):
         else:
             self.dim = self.backbone.num_features
             stride = self.backbone.feature_info[-1]["reduction"]
+        self.unused = _drop_unused_stages(self.backbone)
         self.grid = tuple(math.ceil(side / stride) for side in image_size)
 
     @property
@@ -82,6 +104,22 @@ class TimmEncoder(nn.Module):
         return tokens
 
 
+def _drop_unused_stages(backbone: nn.Module) -> tuple[str, ...]:
+    """Removes the stages behind the feature map that is used, where timm keeps and runs them.
+
+    timm prunes all families itself but EfficientNet's and MobileNet's, whose stages are `blocks`.
+
+    Returns:
+        prefixes of the names, in `backbone`, of the tensors that are gone.
+    """
+    last = max(getattr(backbone, "_stage_out_idx", {}), default=None)  # counts from the stem, 0
+    if last is None or getattr(backbone, "feature_hooks", None) is not None:
+        return ()
+    count = len(backbone.blocks)
+    del backbone.blocks[last:]
+    return tuple(f"blocks.{stage}." for stage in range(last, count))
+
+
 def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
     """Index of the last feature map with that stride."""
     info = timm.create_model(name, features_only=True, **kwargs).feature_info
@@ -101,24 +139,30 @@ def _check_timm_name(name: str) -> None:
         raise UserError(f"no encoder {name!r} in timm; {hint}")
 
 
-def _timm_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
+def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> nn.Module:
     _check_timm_name(config.encoder)
+    weights = None
+    if file is not None:
+        weights = {"state_dict": timm_tensors_of(file, config.encoder)}
+    elif pretrained:
+        weights = {"file": str(pretrained_file(config.encoder))}
     try:
-        return TimmEncoder(
-            config.encoder,
-            config.image_size,
-            stride=config.encoder_stride,
-            pretrained=pretrained,
-            drop_path=config.drop_path,
-            pooled=config.projection != "average",
-        )
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
+        with timm_messages() as texts:
+            encoder = TimmEncoder(
+                config.encoder,
+                config.image_size,
+                stride=config.encoder_stride,
+                weights=weights,
+                drop_path=config.drop_path,
+                pooled=config.projection != "average",
+            )
+    except RuntimeError as error:
+        if file is None:
             raise
-        raise UserError(
-            f"cannot fetch pretrained weights of {config.encoder!r} ({type(error).__name__}); "
-            "check the network, or train from scratch with --set pretrained=false"
-        ) from error
+        raise misfit(file, config.encoder, error) from error
+    if file is not None:
+        check_taken(file, config.encoder, encoder.backbone, texts)
+    return encoder
 
 
 def _transformer_options(config: ModelConfig) -> TransformerOptions:
@@ -159,7 +203,7 @@ def _refuse_pretrained(config: ModelConfig, pretrained: bool) -> None:
         )
 
 
-# name -> builder(config, pretrained); every other name is a timm model
+# name -> builder(config, pretrained); other names are classes or timm models
 ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {
     "official_vit": _official_vit,  # patches and a transformer
     "official_resnet": _official_resnet,  # ResNet to stride 32 and a transformer
@@ -167,35 +211,126 @@ ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {
 }
 
 
-def build_encoder(config: ModelConfig, *, pretrained: bool = False) -> nn.Module:
-    """The encoder that `config.encoder` names.
+def is_class(encoder: str) -> bool:
+    """Whether an encoder is named as "package.module:Class"."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", encoder) is not None
+
+
+def load_class(encoder: str) -> type[nn.Module]:
+    """The class that "package.module:Class" names; modules of the current directory count.
 
     Raises:
-        UserError: unknown name, or pretrained weights that cannot be fetched.
+        UserError: there is none, or it is no `nn.Module`.
     """
-    return ENCODERS.get(config.encoder, _timm_encoder)(config, pretrained)
+    module_name, _, class_name = encoder.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a weight file may name anything
+        raise UserError(f"encoder {encoder!r} is in Python's own library; name a class of yours")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"encoder {encoder!r} needs the module {error.name!r}, which is not found; install the "
+            "package that holds it, or run this in the folder of its file"
+        ) from error
+    except Exception as error:  # the module is not ours
+        raise UserError(
+            f"cannot import the module of encoder {encoder!r} ({type(error).__name__}: "
+            f"{one_line(error)}); correct it"
+        ) from error
+    if not isinstance(found, type):
+        raise UserError(f"module {module_name!r} has no class {class_name!r}; correct encoder=...")
+    if not issubclass(found, nn.Module):
+        raise UserError(f"encoder {encoder!r} is no torch.nn.Module; derive it from that")
+    return found
+
+
+def _own_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
+    """An instance of a class of the user, with the attributes that it must have.
+
+    Raises:
+        UserError: it cannot be built, or has them not.
+    """
+    encoder_class = load_class(config.encoder)
+    try:
+        encoder = encoder_class(image_size=config.image_size, pretrained=pretrained)
+    except Exception as error:  # the class is not ours
+        raise UserError(
+            f"encoder {config.encoder!r} cannot be built with image_size={config.image_size}, "
+            f"pretrained={pretrained} ({type(error).__name__}: {one_line(error)}); correct the "
+            "class; it must also be built on the meta device, see docs/own_encoder.md"
+        ) from error
+    dim, grid = getattr(encoder, "dim", None), getattr(encoder, "grid", None)
+    prefix = getattr(encoder, "num_prefix_tokens", None)
+    sizes = [dim, *grid] if isinstance(grid, (tuple, list)) and len(grid) == 2 else []
+    known = sizes and all(isinstance(n, int) and n > 0 for n in sizes)
+    if not known or not isinstance(prefix, int) or prefix < 0:
+        raise UserError(
+            f"encoder {config.encoder!r} needs the attributes dim (width of a token), grid (its "
+            "height and width in tokens) and num_prefix_tokens (0 without any), whole numbers; see "
+            "docs/own_encoder.md"
+        )
+    encoder.grid = tuple(grid)
+    return encoder
+
+
+def build_encoder(
+    config: ModelConfig, *, pretrained: bool = False, weights: Path | None = None
+) -> nn.Module:
+    """The encoder that `config.encoder` names.
+
+    Args:
+        pretrained: with the weights that timm has for it, or a class of one's own.
+        weights: a file of weights, in place of `pretrained`.
+
+    Raises:
+        UserError: unknown name, weights that cannot be fetched, or that do not fit.
+    """
+    pretrained = pretrained and weights is None
+    if config.encoder in ENCODERS:
+        encoder = ENCODERS[config.encoder](config, pretrained)
+    elif is_class(config.encoder):
+        encoder = _own_encoder(config, pretrained)
+    else:
+        return _timm_encoder(config, pretrained, weights)
+    if weights is not None:
+        load_state(encoder, weights, config.encoder)
+    return encoder
 
 
 def check_encoder(config: ModelConfig) -> None:
     """Checks that the encoder takes images of this size with these options.
 
-    It runs once on the meta device, which costs neither memory nor noticeable time.
+    It runs once on the meta device, which costs neither memory nor noticeable time. A class of
+    one's own is built there, as weight files do it, and runs on the CPU.
 
     Raises:
         UserError: it does not.
     """
-    encoder = None
+    encoder, device = None, "meta"
     try:
         with torch.device("meta"):
             encoder = build_encoder(config).eval()
-        encoder(torch.zeros(1, 3, *config.image_size, device="meta"))
+        if is_class(config.encoder):
+            encoder, device = build_encoder(config).eval(), "cpu"
+        with torch.no_grad():
+            tokens = encoder(torch.zeros(1, 3, *config.image_size, device=device))
+        wanted = (1, encoder.num_prefix_tokens + math.prod(encoder.grid), encoder.dim)
+        if getattr(tokens, "shape", None) != wanted:
+            raise UserError(
+                f"encoder {config.encoder!r} gives {_described(tokens)} for one image, but should "
+                f"give {wanted} by its num_prefix_tokens, grid and dim; correct the class"
+            )
     except UserError:
         raise
     except Exception as error:  # every library class has its own
         remedy = "choose another size or encoder"
         patch = getattr(getattr(encoder, "backbone", None), "patch_embed", None)
         patch, size = getattr(patch, "patch_size", (0,))[0], config.image_size[0]
-        if "drop_path_rate" in str(error):
+        if is_class(config.encoder):
+            remedy = "correct its forward, or choose another size"
+        elif "drop_path_rate" in str(error):
             remedy = "it has no stochastic depth: use drop_path=0"
         elif patch and size % patch:
             near = {max(size // patch, 1) * patch, -(-size // patch) * patch}
@@ -206,6 +341,11 @@ def check_encoder(config: ModelConfig) -> None:
         ) from error
 
 
+def _described(output: object) -> str:
+    shape = getattr(output, "shape", None)
+    return str(tuple(shape)) if shape is not None else f"a {type(output).__name__}"
+
+
 def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of images in [0, 1] that an encoder was pretrained with.
 
@@ -214,6 +354,9 @@ def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]
     """
     if encoder in ENCODERS:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the official encoders take [0, 1] as it is
+    if is_class(encoder):
+        pair = zip(("image_mean", "image_std"), IMAGENET, strict=True)
+        return tuple(tuple(getattr(load_class(encoder), name, value)) for name, value in pair)
     _check_timm_name(encoder)
     cfg = timm.get_pretrained_cfg(encoder, allow_unregistered=False)
-    return (cfg.mean, cfg.std) if cfg else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return (cfg.mean, cfg.std) if cfg else IMAGENET

@@ -6,6 +6,7 @@ that build a model from a `ModelConfig` come after it.
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -230,13 +231,16 @@ class Projection(nn.Module):
         return x
 
 
-def build_model(config: ModelConfig, *, pretrained: bool = False) -> Pix2Seq:
+def build_model(
+    config: ModelConfig, *, pretrained: bool = False, encoder_weights: Path | None = None
+) -> Pix2Seq:
     """A model with new weights, in float32 whatever the default type of the caller.
 
     Args:
         pretrained: fetch pretrained weights of the encoder.
+        encoder_weights: a file of them, in place of `pretrained`.
     """
-    encoder = build_encoder(config, pretrained=pretrained)
+    encoder = build_encoder(config, pretrained=pretrained, weights=encoder_weights)
     projection = _build_projection(config, encoder)
     decoder = _build_decoder(config, math.prod(encoder.grid))
     return Pix2Seq(config, encoder, projection, decoder).float()

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from models.config import ModelConfig
+from models.encoder_weights import check_finite
 from models.pix2seq import Pix2Seq, build_model
 from utils.errors import UserError, one_line
 from utils.files import atomic_path, find_weight_file
@@ -75,7 +76,7 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
         raise UserError(f"the config of {path} describes no model: {one_line(error)}") from error
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     floats = {name for name, value in model.state_dict().items() if value.is_floating_point()}
-    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    found = {name: file.get_slice(name) for name in used_tensors(file, model.encoder)}
 
     # Same names, shapes and kinds of numbers.
     problem = _first_difference(wanted, floats, found)
@@ -89,6 +90,12 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
             f"the config of {path} asks for {size / 2**30:.0f} GiB of positions; no model of ours "
             "does (image_size, max_len)"
         )
+
+
+def used_tensors(file: safe_open, encoder: torch.nn.Module) -> list[str]:
+    """Names of the tensors of a file, without those of stages that older files still hold."""
+    unused = tuple(f"encoder.backbone.{prefix}" for prefix in getattr(encoder, "unused", ()))
+    return [name for name in file.keys() if not name.startswith(unused)]  # noqa: SIM118
 
 
 def _first_difference(wanted: dict[str, tuple], floats: set[str], found: dict) -> str:
@@ -109,13 +116,6 @@ def _first_difference(wanted: dict[str, tuple], floats: set[str], found: dict) -
         if names:
             return f"the file {verb} {min(names)}"
     return ""
-
-
-def check_finite(path: object, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises a `UserError` that names the first tensor with NaN or infinity."""
-    for name, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{name} in {path} holds NaN or infinity: the file is damaged")
 
 
 def write_tensors(
@@ -199,10 +199,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
     with _opened(Path(path)) as file:
         config, meta = read_metadata(path, file.metadata())
         check_tensors(path, file, config)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with torch.device("cpu"):  # the default of the caller may be another, or meta
+            model = build_model(config)
+        tensors = {name: file.get_tensor(name) for name in used_tensors(file, model.encoder)}
     check_finite(path, tensors)
-    with torch.device("cpu"):  # the default of the caller may be another, or meta
-        model = build_model(config)
     model.load_state_dict(tensors)
     model.meta = meta
     return model.to(device).eval()

@@ -9,9 +9,9 @@ from config import FinetuneCFG
 from dataset.coco_detection import CocoDetection
 from dataset.sample import PerObject, RepeatRare, repeat_factors
 from tests.conftest import TINY
-from tests.training import losses
+from tests.training import losses, resume
 from train.engine import start
-from train.finetune import pick_budget, pick_schedule
+from train.init_weights import pick_budget, pick_schedule
 from utils.cli import snapshot
 from utils.errors import UserError
 
@@ -66,6 +66,17 @@ def test_a_budget_holds_the_fullest_image_and_ends_at_100():
     for counts in ([0], [3, 1], [30, 2], [99], [500, 3]):
         budget = pick_budget(np.array(counts))
         assert min(max(counts) + 1, 100) <= budget <= 100
+
+
+def test_weights_are_judged_before_the_first_step(settings, capsys):
+    run_dir = start(DETECTION, load_with([*settings, "eval_first=true", "epochs=1"]))
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    judged = [row["step"] for row in rows if any(name.startswith("val/") for name in row)]
+    assert judged[0] == 0 and judged[-1] == 2
+    assert "step 0/2  detection AP" in capsys.readouterr().err
+    resumed = resume([], DETECTION, run_dir)
+    again = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert again == rows, "not once more"
 
 
 # ---- repeat-factor sampling --------------------------------------------------------------------

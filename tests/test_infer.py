@@ -36,7 +36,7 @@ class OracleModel:
     device = torch.device("cpu")
 
     def __init__(self, source, size, *, num_bins=1000, mode="letterbox", categories=None):
-        vocab = Vocabulary(num_bins=num_bins)
+        vocab = Vocabulary.for_classes(max(source.categories.names), num_bins=num_bins)
         self.source, self.mode, self.next = source, mode, 0
         self.tokenizer = DetectionTokenizer(vocab, 100)
         self.config = SimpleNamespace(image_size=size, vocab_size=vocab.size, max_len=500)

@@ -53,7 +53,7 @@ def test_nothing_pretrained_is_fetched_on_resume(demo_set, tmp_path, monkeypatch
     build = train.__globals__["build_run"].__globals__["build_model"]
     monkeypatch.setattr(
         "train.build.build_model",
-        lambda config, *, pretrained: asked.append(pretrained) or build(config, pretrained=False),
+        lambda config, *, pretrained, **_: asked.append(pretrained) or build(config),
     )
     resume(["pretrained=true", "max_steps=2"], ["detection"], run)
     assert asked == [False]

@@ -19,8 +19,14 @@ from dataset.transforms import ScaleJitterCropFlip, train_transforms
 from infer import evaluate, infer_single_image_keypoint, keypoint, trained_model
 from infer.batches import as_tensor
 from infer.boxes import true_boxes
-from infer.keypoint import KeypointOptions, draw, find_keypoints
-from infer.keypoint_resampling import SUPPRESSION, generate_resampled, official_truncation
+from infer.keypoint import (
+    SUPPRESSION,
+    KeypointOptions,
+    draw,
+    find_keypoints,
+    generate_resampled,
+    official_truncation,
+)
 from infer.predictor import Predictor
 from infer.results import Detections, score_coco
 from infer.trained_model import TrainedModel

@@ -1,10 +1,13 @@
 """Encoder contract, decoder, weight files."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -40,6 +43,39 @@ def test_any_timm_encoder_gives_one_token_per_grid_cell(name, stride, grid):
     encoder = TimmEncoder(name, (96, 128), stride=stride).eval()
     tokens = encoder(torch.rand(2, 3, 96, 128))
     assert encoder.grid == grid and tokens.shape == (2, grid[0] * grid[1], encoder.dim)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "test_resnet"])
+def test_stages_behind_the_one_that_is_used_are_dropped(name):
+    """Every parameter that is left gets a gradient, and the tokens are those of the whole model."""
+    torch.manual_seed(0)
+    encoder = TimmEncoder(name, (64, 96), stride=16).eval()
+    images = torch.rand(2, 3, 64, 96)
+    tokens = encoder(images)
+    tokens.square().sum().backward()
+    assert [n for n, p in encoder.named_parameters() if p.grad is None] == []
+
+    whole = timm.create_model(name, features_only=True).eval()
+    surplus = whole.load_state_dict(encoder.backbone.state_dict(), strict=False)
+    assert not surplus.unexpected_keys
+    expected = next(m for m in reversed(whole(images)) if m.shape[-2:] == encoder.grid)
+    assert torch.allclose(tokens, expected.flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+    assert all(key.startswith(encoder.unused) for key in surplus.missing_keys if encoder.unused)
+
+
+def test_a_weight_file_that_still_holds_unused_stages_loads(tmp_path):
+    config = replace(TINY, encoder="test_efficientnet", encoder_stride=16, drop_path=0.0)
+    model = build_model(config)
+    names = model.encoder.unused
+    assert names
+    save_model(model, tmp_path / "new.safetensors", meta={})
+    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        texts = file.metadata()
+    tensors[f"encoder.backbone.{names[0]}0.conv.weight"] = torch.full((2,), math.nan)
+    save_file(tensors, tmp_path / "old.safetensors", metadata=texts)
+    loaded = load_model(tmp_path / "old.safetensors").state_dict()
+    assert loaded.keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])

@@ -24,9 +24,9 @@ def make(*overrides, names=COLOURS, tasks=("detection",), seed=0):
     """A new model, as the train scripts make it."""
     cfg = snapshot(CFG, [*TINY, *overrides])
     torch.manual_seed(seed)
-    vocab = build_vocabulary(cfg, tasks)
-    tokenizers = build_tokenizers(cfg, list(tasks), vocab)
     categories = Categories(names, {i: i for i in names})
+    vocab = build_vocabulary(cfg, tasks, categories)
+    tokenizers = build_tokenizers(cfg, list(tasks), vocab)
     return build_model_of_run(cfg, vocab, tokenizers, categories, torch.device("cpu"))[0]
 
 

@@ -26,7 +26,7 @@ class KeypointTokenizer(TaskTokenizer):
 
     The official code draws that share once for a batch, this one for every sequence. At inference
     the model may say `invisible` and goes on from there; such places are drawn anew afterwards, so
-    that every point has one (`infer/keypoint_resampling.py`).
+    that every point has one (`infer/keypoint.py`).
 
     Args:
         names, edges: see `Skeleton`; the default is COCO's person. Edges are for pictures alone.

@@ -20,7 +20,8 @@ class Vocabulary:
 
     `pad 0 · prompts 10..13 · fake 30 · separator 40 · invisible 41 · classes 100 + class id ·
     coordinates 1000 + bin · text 3000 + piece`. There is no end token of its own: 0 ends what can
-    end, and text ends with its own piece 1. Ranges are half-open and never overlap.
+    end, and text ends with its own piece 1. Ranges are half-open and never overlap. Class ids
+    above 899 move coordinates and text up; see `for_classes`.
 
     The layout also says how coordinates are written: "official" is y before x and the nearest bin,
     "simple" is x before y and the bin below, which is decoded at its middle; see `simple`.
@@ -80,6 +81,25 @@ class Vocabulary:
                 f"token ranges overlap: coordinates {self.coord_range}, classes "
                 f"{self.class_range}, special tokens {sorted(ids)}, text from {self.text0}"
             )
+
+    @classmethod
+    def for_classes(cls, last: int, *, num_bins: int, num_text: int = 0) -> "Vocabulary":
+        """The official layout, with as much more room for classes as they need.
+
+        Up to class id 899 it is the official one. Beyond, coordinates and text start at the next
+        thousand that leaves room: with LVIS's 1,203 classes at 2000 and 4000.
+
+        Args:
+            last: the largest class id; 0 without classes.
+        """
+        needed = cls.class0 + last + 1  # ids up to the last class
+        moved = -(-needed // cls.coord0) * cls.coord0 - cls.coord0
+        return cls(
+            num_bins=num_bins,
+            num_text=num_text,
+            coord0=cls.coord0 + moved,
+            text0=cls.text0 + moved,
+        )
 
     @classmethod
     def simple(
@@ -148,6 +168,16 @@ class Vocabulary:
         """The class ids that have a token; never 0."""
         first, end = self.class_range
         return range(max(self.first_label, 1), end - first + self.first_label)
+
+    @property
+    def unused(self) -> np.ndarray:
+        """(size,) bool: the ids that mean nothing."""
+        singles = (self.pad, self.fake, self.separator, self.invisible, self.bos, self.eos)
+        out = np.ones(self.size, bool)
+        out[[i for i in (*singles, *self.prompts.values()) if i is not None]] = False
+        for first, end in (self.class_range, self.coord_range, (self.text0, self.size)):
+            out[first:end] = False
+        return out
 
     @property
     def coord_range(self) -> tuple[int, int]:

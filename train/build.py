@@ -92,7 +92,12 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        """After every `eval_every`-th epoch and after the last step, until it is done."""
+        """After every `eval_every`-th epoch and after the last step, until it is done.
+
+        Before the first step if `eval_first` says so.
+        """
+        if not self.state.step and not self.cfg.eval_first:
+            return False
         epoch = self.state.step // self.steps.epoch
         due = self.at_epoch_end and epoch % self.cfg.eval_every == 0
         due = due or self.state.step >= self.steps.total
@@ -113,9 +118,9 @@ def build_run(
     seed_all(cfg.seed)  # of the first weights
 
     # Data: samples, their classes, their tokens, and batches of them.
-    vocab = build_vocabulary(cfg, tasks)
     sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
     categories = join_categories(sources)
+    vocab = build_vocabulary(cfg, tasks, categories)
     tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
     if world.is_main and (data := data_of(cfg)):
@@ -328,8 +333,10 @@ def build_model_of_run(
         the model, and where its weights come from.
     """
     config = build_model_config(cfg, vocab, task_tokenizers)
-    pretrained = cfg.pretrained and cfg.init_weights is None and not resumed
-    model = build_model(config, pretrained=pretrained)
+    starts = cfg.init_weights is None and not resumed
+    file = cfg.encoder_weights if starts else None
+    pretrained = cfg.pretrained and starts
+    model = build_model(config, pretrained=pretrained, encoder_weights=file)
     if cfg.smooth_init:
         smooth_coordinates(model, vocab.coord_range)
     model.meta = {
@@ -338,15 +345,23 @@ def build_model_of_run(
         "resize_mode": cfg.resize_mode,
         "tasks": {task: tokenizer.settings() for task, tokenizer in task_tokenizers.items()},
     }
+    if cfg.encoder_weights is not None:  # a run that goes on does not need the file
+        record = {"file": cfg.encoder_weights.name, "sha256": cfg.encoder_weights_sha256}
+        model.meta["encoder_weights"] = record
 
     # Where the weights come from.
     origin = "encoder pretrained, the rest new" if pretrained else "new, nothing is pretrained"
+    if file is not None:
+        digest = f"{cfg.encoder_weights_sha256}"[:16]
+        origin = f"encoder from {file} (sha256 {digest}), the rest new"
     if resumed:
         origin = "those of the checkpoint"
     elif cfg.init_weights is not None:
         source = load_model(cfg.init_weights)
         read_meta(source.meta, source.config, str(cfg.init_weights))  # checked, like the weights
         report = start_from(model, source)
+        if "encoder_weights" in source.meta:
+            model.meta["encoder_weights"] = source.meta["encoder_weights"]
         if taken := settings_taken(cfg):
             log(f"settings as in {cfg.init_weights}: {' '.join(taken)}")
         log(report.text(cfg.init_weights))

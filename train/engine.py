@@ -19,7 +19,6 @@ from train.build import Run, build_run
 from train.checkpoint import Saver, load_checkpoint, remove_leftovers
 from train.console import Progress, end_text, start_text
 from train.distributed import synchronised, whole
-from train.finetune import start_settings
 from train.guards import (
     NonFiniteWatch,
     Statistics,
@@ -28,6 +27,7 @@ from train.guards import (
     check_stop,
     report_skipped,
 )
+from train.init_weights import start_settings
 from train.loss import amp_dtype, autocast, batch_loss, token_weights
 from train.optim import guarded_step
 from train.run_folder import (
@@ -40,7 +40,7 @@ from train.run_folder import (
     write_environment,
     write_settings,
 )
-from train.settings import check_settings
+from train.settings import check_settings, settle_encoder
 from train.state import TrainState
 from train.validate import evaluate
 from utils.cli import log, settings_dict
@@ -99,6 +99,7 @@ def start(tasks: list[str], load: Callable) -> Path:
 def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
     watch, resumed = CoreWatch(), run_dir is not None
+    cfg = settle_encoder(cfg, resumed=resumed)
     device = check_settings(cfg, tasks, world, resumed=resumed)
     if world.is_main:
         check_place(run_dir or cfg.runs_dir)
@@ -154,7 +155,7 @@ def _loop(run: Run, saver: Saver) -> None:
     window = Window()
     try:
         # A resumed run may have been stopped after an epoch, before its evaluation.
-        if state.step:
+        if run.evaluation_due:
             progress.evaluation(_evaluate_and_save(run, saver, records, stop))
 
         while not run.ended:

@@ -1,19 +1,29 @@
-"""Starting a model from the weights of another: other classes, tasks, input size or bins."""
+"""Starting from the weights of another model: other classes, tasks, input size or bins.
+
+Settings follow from the weights too, and those of a fine-tuning from its data. They replace those
+of CFG and preset; what a person gives with `--config` and `--set` replaces them.
+"""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from dataset.tasks import open_source
+from infer.tasks import place_of_data
 from infer.trained_model import read_meta
-from models import Pix2Seq
+from models import ModelConfig, Pix2Seq, build_model
 from models.config import RATES, different_settings
+from models.encoder import image_statistics
 from models.weights import read_header
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
+from utils.cli import log
 from utils.errors import UserError
 from utils.files import find_weight_file
 
@@ -24,6 +34,112 @@ IMAGE_POSITIONS = (
 )
 FUNCTION = ("decoder_norm", "num_heads")  # other values fit, and compute something else
 ENOUGH = 0.5  # share of the model's parameters that must fit
+# of a fine-tuning
+MOST_OBJECTS = 100  # as in the papers
+SPARE_OBJECTS = 1.2  # budget of objects / the most of an image
+IMAGES_SHOWN = 12_000  # in a run, as far as the next two allow it
+EPOCHS = (8, 60)  # fewest and most
+STEPS = 8  # of an epoch at least, where the images suffice
+EVALUATIONS = 12  # in a run
+WARMUP = 0.1  # share of the run
+SMALL = 20e6  # parameters of a model that learns fast
+LEARNING_RATES = (4e-4, 3e-5)  # of a small model, and of others (the official fine-tuning)
+PATIENCE = 5  # evaluations without a better one
+
+
+def start_settings(load: Callable, tasks: Sequence[str]):
+    """The settings of a new run: what `init_weights` and a fine-tuning bring is below the others.
+
+    Args:
+        load: called as load(inherited=such settings, or None) -> settings.
+    """
+    cfg = load(inherited=None)
+    if cfg.init_weights is None:
+        return cfg
+    inherited = settings_of_weights(cfg.init_weights)
+    cfg = load(inherited=inherited)
+    if cfg.finetune:
+        cfg = load(inherited=inherited | pick_settings(cfg, tasks))
+    return cfg
+
+
+def pick_settings(cfg, tasks: Sequence[str]) -> dict[str, object]:
+    """What fits these data and weights; says so in a line.
+
+    Args:
+        cfg: settings with `init_weights`; of what is given there only the data and the largest
+            batch count.
+    """
+    file = find_init_weights(cfg.init_weights)
+    config, meta = read_header(file)
+    picked = _settings_of_tasks(read_meta(meta, config, str(file)).tasks, tasks)
+    num_images = 0
+    for task in tasks:
+        source = _open(cfg, task)
+        num_images = max(num_images, len(source.image_ids))
+        if task == "detection":
+            picked["max_objects"] = pick_budget(source.objects_per_image())
+    picked |= pick_schedule(num_images, cfg.batch_size)
+    small = count_parameters(config) < SMALL
+    picked["lr"] = LEARNING_RATES[0] if small else LEARNING_RATES[1]
+    log(f"picked for these data and weights: {' '.join(f'{n}={v}' for n, v in picked.items())}")
+    return picked
+
+
+def pick_budget(objects_per_image: np.ndarray) -> int:
+    """Objects that a sequence holds: those of the fullest image and a few more."""
+    most = int(objects_per_image.max(initial=1))
+    return min(max(most + 2, round(most * SPARE_OBJECTS)), MOST_OBJECTS)
+
+
+def pick_schedule(num_images: int, batch_size: int) -> dict[str, object]:
+    """Batch, epochs, warm-up and evaluations of a run.
+
+    Args:
+        batch_size: the largest that may be.
+    """
+    batch_size = max(min(batch_size, num_images // STEPS), 1)
+    low, high = EPOCHS
+    epochs = min(max(round(IMAGES_SHOWN / num_images), low), high)
+    return {
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "warmup_epochs": round(epochs * WARMUP, 1),
+        "eval_every": max(epochs // EVALUATIONS, 1),
+        "early_stop_patience": PATIENCE,
+    }
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Numbers that a model of this shape learns; none of them is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(config).parameters())
+
+
+def _settings_of_tasks(known: dict[str, dict], tasks: Sequence[str]) -> dict[str, object]:
+    """How long answers are and what a crop shows, as the weights know it.
+
+    Args:
+        known: task -> settings of the tokenizer that the weights were trained with.
+    """
+    picked = {}
+    if "segmentation" in tasks and "segmentation" in known:
+        settings = known["segmentation"]
+        picked |= {"max_points": settings["max_points"], "seg_crop": settings["crop"] is not None}
+        if settings["crop"] is not None:
+            picked["seg_crop_pad"] = settings["crop"]
+    if "keypoint" in tasks and "keypoint" in known:
+        picked["keypoint_crop"] = known["keypoint"]["crop"]
+    if "captioning" in tasks and "captioning" in known:
+        picked["max_caption_tokens"] = known["captioning"]["max_tokens"]
+    return picked
+
+
+def _open(cfg, task: str):
+    """The images of a task to train on; what is wrong with them is said when the run opens them."""
+    root, split = place_of_data(cfg, cfg.dataset, "train")
+    options = {"classes": cfg.classes or None, "skip_bad": cfg.bad_samples == "skip"}
+    return open_source(task, cfg.dataset, root, split, limit=cfg.train_limit or None, **options)
 
 
 def find_init_weights(path: Path) -> Path:
@@ -48,6 +164,8 @@ def settings_of_weights(path: Path) -> dict[str, object]:
     config, meta = read_header(path)
     record = read_meta(meta, config, str(path))
     values = {k: v for k, v in vars(config).items() if k not in (*RATES, "max_len")}
+    if (config.image_mean, config.image_std) == image_statistics(config.encoder):
+        values |= {"image_mean": None, "image_std": None}  # they go without saying
     values |= {"num_bins": record.vocab.num_bins, "resize_mode": record.resize_mode}
     height, width = config.image_size
     if height == width:
@@ -185,8 +303,8 @@ def _load(
 def _token_rows(new_meta: dict, old_meta: dict) -> Tensor:
     """(V,) row of the old token tables for each row of the new ones; -1 where there is none."""
     new, old = (Vocabulary.from_json(meta["vocabulary"]) for meta in (new_meta, old_meta))
-    rows = torch.arange(new.size)  # ids that mean nothing keep their row
-    rows[min(new.text0, old.text0) :] = -1
+    rows = torch.full((new.size,), -1)
+    _pair_unused(rows, new.unused, old.unused)
     for special in ("pad", "fake", "separator", "invisible", "bos", "eos"):
         if None not in (getattr(new, special), getattr(old, special)):
             rows[getattr(new, special)] = getattr(old, special)
@@ -205,6 +323,21 @@ def _token_rows(new_meta: dict, old_meta: dict) -> Tensor:
     if _text_of(new_meta) is not None and _text_of(new_meta) == _text_of(old_meta):
         rows[new.text0 :] = torch.arange(old.text0, old.text0 + new.num_text)
     return rows
+
+
+def _pair_unused(rows: Tensor, new: np.ndarray, old: np.ndarray) -> None:
+    """Gives an id that means nothing the row of one that meant nothing, its own if it can.
+
+    Such rows have learned to be improbable; new ones would take probability from all others.
+
+    Args:
+        rows: (V,) old row of each new id; changed in place.
+        new, old: (V,) and (V of the old vocabulary,) bool, `Vocabulary.unused`.
+    """
+    ids, spare = np.flatnonzero(new), np.flatnonzero(old)
+    if len(spare):
+        own = np.isin(ids, spare)
+        rows[torch.from_numpy(ids)] = torch.from_numpy(np.where(own, ids, spare[-1]))
 
 
 def _text_of(meta: dict) -> object:

@@ -14,15 +14,16 @@ from dataset.tasks import build_tokenizer
 from dataset.transforms import load_pixel_transforms
 from infer.likelihood import sequence_options
 from models import ModelConfig, build_model
-from models.encoder import check_encoder, image_statistics
+from models.encoder import ENCODERS, build_encoder, check_encoder, image_statistics, is_class
+from models.encoder_weights import file_sha256, is_source, pretrained_file, read_source
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.init_weights import find_init_weights
 from train.loss import amp_dtype
 from train.optim import check_optimizer, freeze_parameters, lr_factors
-from utils.categories import check_sigmas
-from utils.cli import log
+from utils.categories import Categories, check_sigmas
+from utils.cli import log, settings_dict, snapshot
 from utils.devices import World, check_bfloat16, local_device, pick_device
 from utils.errors import UserError
 from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
@@ -136,11 +137,19 @@ def task_weights(cfg, tasks: Sequence[str]) -> dict[str, float]:
     return {task: getattr(cfg, f"{task}_weight", 1.0) for task in tasks}
 
 
-def build_vocabulary(cfg, tasks: Sequence[str] = ()) -> Vocabulary:
-    """The token ids of these tasks."""
+def build_vocabulary(
+    cfg, tasks: Sequence[str] = (), categories: Categories | None = None
+) -> Vocabulary:
+    """The token ids of these tasks.
+
+    Args:
+        categories: those of the data, which say how many class tokens there are; without them the
+            layout is the official one, with room for 899.
+    """
+    last = max(categories.names, default=0) if categories else 0
     num_text = TextTokenizer.load(cfg.caption_vocab).size if "captioning" in tasks else 0
     try:
-        return Vocabulary(num_bins=cfg.num_bins, num_text=num_text)
+        return Vocabulary.for_classes(last, num_bins=cfg.num_bins, num_text=num_text)
     except ValueError as error:
         raise UserError(f"num_bins={cfg.num_bins} does not fit the vocabulary: {error}") from error
 
@@ -183,8 +192,8 @@ def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
     names = [f.name for f in fields(ModelConfig) if hasattr(cfg, f.name)]
     values = {name: getattr(cfg, name) for name in names} | {
         "image_size": (cfg.img_size, cfg.img_size),
-        "image_mean": mean,
-        "image_std": std,
+        "image_mean": cfg.image_mean or mean,
+        "image_std": cfg.image_std or std,
         "vocab_size": vocab.size,
         "max_len": max_len,
     }
@@ -192,6 +201,46 @@ def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
         return ModelConfig(**values)
     except ValueError as error:
         raise UserError(f"settings of the model: {error}") from error
+
+
+def settle_encoder(cfg, *, resumed: bool = False):
+    """The settings with an encoder that needs no folder and no network later.
+
+    "local-dir:" and "hf-hub:" become the architecture, its weights, mean and deviation; the file of
+    the weights is recorded by its checksum. Settings that name a model of timm stay as they are.
+
+    Args:
+        resumed: the weights are those of a checkpoint.
+
+    Raises:
+        UserError: files that cannot be read, or that are not those that are wanted.
+    """
+    starts = not resumed and cfg.init_weights is None
+    changes: dict[str, object] = {}
+    file = cfg.encoder_weights
+    if is_source(cfg.encoder):
+        source = read_source(cfg.encoder, with_weights=starts and cfg.pretrained and file is None)
+        changes["encoder"] = source.encoder
+        changes["image_mean"] = list(cfg.image_mean or source.mean)
+        changes["image_std"] = list(cfg.image_std or source.std)
+        if source.weights is not None:
+            file = source.weights
+            changes["encoder_weights"] = str(file)
+    if file is not None and starts:
+        try:
+            digest = file_sha256(file)
+        except OSError:
+            digest = None  # `check_settings` says what is wrong with the file
+        if digest and cfg.encoder_weights_sha256 not in (None, digest):
+            raise UserError(
+                f"encoder_weights={file} has SHA-256 {digest}, not encoder_weights_sha256="
+                f"{cfg.encoder_weights_sha256}; fetch the file anew, or leave that setting out"
+            )
+        changes["encoder_weights_sha256"] = digest
+    if not changes:
+        return cfg
+    base = type(cfg).__mro__[1]  # `snapshot` makes a subclass
+    return snapshot(base, saved=settings_dict(cfg) | changes)
 
 
 def check_settings(
@@ -226,15 +275,32 @@ def check_settings(
         file = find_init_weights(cfg.init_weights)
         if file.parent == cfg.init_weights:
             log(f"weights to start from: {file}")
-    # Tokens and model, as far as they need no data: keypoints may be others in the file.
+    # Tokens and model, as far as they need no data: keypoints and the number of classes may be
+    # others in the file.
     vocab = build_vocabulary(cfg, tasks)
     task_tokenizers = build_tokenizers(cfg, tasks, vocab)
     fixed = {task: one for task, one in task_tokenizers.items() if task not in LENGTH_FROM_DATA}
     config = build_model_config(cfg, vocab, fixed or task_tokenizers)
     check_encoder(config)
+    if not resumed and cfg.init_weights is None:
+        _check_first_weights(cfg, config)
     if cfg.layer_decay != 1 or cfg.freeze:
         _check_parameters(cfg, config)
     return device
+
+
+def _check_first_weights(cfg, config: ModelConfig) -> None:
+    """Checks that the encoder's weights fit, or fetches those that timm has for it.
+
+    Raises:
+        UserError: they do not fit, or cannot be fetched.
+    """
+    if cfg.encoder_weights is not None:
+        build_encoder(config, weights=cfg.encoder_weights)
+    elif cfg.pretrained and is_class(config.encoder):
+        build_encoder(config, pretrained=True)
+    elif cfg.pretrained and config.encoder not in ENCODERS:
+        pretrained_file(config.encoder)
 
 
 def _check_parameters(cfg, config: ModelConfig) -> None:

@@ -138,7 +138,7 @@ class TrainState:
     ema: ModelEmaV3 | None = None  # moving average of the weights, if wanted
     freeze: Freeze | None = None  # of the encoder, if wanted
     step: int = 0  # optimiser steps done
-    evaluated: int = 0  # the step of the last evaluation
+    evaluated: int = -1  # the step of the last evaluation; -1 = there was none
     best: float = float("-inf")  # best value of the validation metric so far
     best_step: int = 0  # the step of that evaluation; 0 = not known
     stale: int = 0  # evaluations since the best one

@@ -17,7 +17,8 @@ from utils.errors import UserError
 from utils.files import fits, shown
 
 NUM_COCO = 17  # keypoints that COCO's own sigmas are for
-MAX_CLASS_ID = 899  # class tokens are 100 + id and end below the coordinates at 1000
+KEPT_IDS = range(1, 900)  # ids of a file that are class ids as they are; officially all there are
+MAX_CLASSES = 32_000  # class ids, and tokens made of them, are int16 in places
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Categories:
     source_ids: dict[int, int]  # class id -> id in the annotation file
 
     def __post_init__(self):
-        if len(self.names) > MAX_CLASS_ID:
-            raise ValueError(f"at most {MAX_CLASS_ID} categories fit, got {len(self.names)}")
+        if len(self.names) > MAX_CLASSES:
+            raise ValueError(f"at most {MAX_CLASSES} categories fit, got {len(self.names)}")
 
     @classmethod
     def from_coco(cls, categories: Sequence[dict]) -> "Categories":
@@ -45,7 +46,7 @@ class Categories:
         ids = [row["id"] for row in rows]
         if len(set(ids)) < len(ids):
             raise ValueError("an id stands there twice")
-        keep = all(1 <= row["id"] <= MAX_CLASS_ID for row in rows)
+        keep = all(row["id"] in KEPT_IDS for row in rows)
         ids = [row["id"] if keep else i for i, row in enumerate(rows, 1)]
         names = {i: row["name"] for i, row in zip(ids, rows, strict=True)}
         return cls(names, {i: row["id"] for i, row in zip(ids, rows, strict=True)})

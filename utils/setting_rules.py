@@ -138,6 +138,7 @@ PATHS = (
     *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
     *("coco_multi_task_weights", "demo_weights", "init_weights", "caption_vocab"),
     *("data", "train_json", *PARTS),
+    *("encoder_weights",),
 )
 FLAGS = (
     *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
@@ -145,7 +146,7 @@ FLAGS = (
     *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
     *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
     *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
-    *("compile", "emulate_bfloat16", "keep_empty", "finetune"),
+    *("compile", "emulate_bfloat16", "keep_empty", "finetune", "eval_first"),
 )
 TASKS = ("detection", "segmentation", "keypoint", "captioning")
 SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
@@ -170,7 +171,10 @@ RULES: dict[str, object] = {
     "color_jitter": Number(0, 10),
     "pixel_transform": Text("the path of a file, or empty", r"[^\0]*"),
     # model
-    "encoder": Text("the name of an encoder", r"\S+"),
+    "encoder": Text("the name of an encoder", r"\S+|local-dir:.*\S"),
+    "encoder_weights_sha256": Text("64 hexadecimal digits", r"[0-9a-f]{64}"),
+    "image_mean": Each(Number(-HUGE)),
+    "image_std": Each(Number(0, above=True)),
     "encoder_stride": Number(1, 4096),
     "img_size": Number(1, 16384),
     "resize_mode": OneOf(("letterbox", "stretch")),
@@ -284,6 +288,8 @@ OPTIONS: dict[str, object] = {
     "num_captions": "caption_beams",
     "batch_size": "eval_batch_size",
     "vocab_size": Number(8, SIZE),
+    "utilisation": Number(0, 1, above=True),
+    "num_images": Number(1),
 }
 OFFICIAL = ("official_vit", "official_resnet", "official_resnet_c")
 
@@ -338,10 +344,20 @@ TRAINING_PAIRS = (
         "fsdp=true goes without ema_decay and freeze_encoder_steps",
     ),
     Pair(
-        ("freeze_batch_norm", "pretrained", "init_weights"),
-        lambda freeze, pretrained, weights: not freeze or pretrained or weights is not None,
+        ("freeze_batch_norm", "pretrained", "init_weights", "encoder_weights"),
+        lambda freeze, pretrained, *files: not freeze or pretrained or files != (None, None),
         "freeze_batch_norm=true keeps the statistics of a trained encoder; start from one with "
-        "pretrained=true or init_weights=FILE",
+        "pretrained=true, encoder_weights=FILE or init_weights=FILE",
+    ),
+    Pair(
+        ("encoder_weights", "init_weights"),
+        lambda encoder, model: encoder is None or model is None,
+        "init_weights brings an encoder of its own; leave out one of the two",
+    ),
+    Pair(
+        ("image_mean", "image_std"),
+        lambda mean, std: all(values is None or len(values) == 3 for values in (mean, std)),
+        "image_mean and image_std must be three numbers each, of red, green and blue",
     ),
     Pair(
         ("finetune", "init_weights"),
@@ -380,8 +396,8 @@ TRAINING_PAIRS = (
         of_shape=True,
     ),
     Pair(
-        ("encoder", "pretrained"),
-        lambda encoder, pretrained: encoder not in OFFICIAL or not pretrained,
+        ("encoder", "pretrained", "encoder_weights"),
+        lambda encoder, pretrained, file: encoder not in OFFICIAL or not pretrained or file,
         "the official encoders have no pretrained weights of their own; use pretrained=false, and "
         "init_weights=FILE to start from a converted checkpoint",
         of_shape=True,
