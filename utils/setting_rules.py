@@ -133,10 +133,9 @@ SCHEDULE = Text(
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
 PATHS = (
-    *("coco_root", "voc_root", "runs_dir", "coco_detection_weights", "voc_detection_weights"),
+    *("coco_root", "voc_root", "coco_detection_weights", "voc_detection_weights", "init_weights"),
     *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
-    *("coco_multi_task_weights", "demo_weights", "init_weights", "caption_vocab"),
-    *("encoder_weights",),
+    *("coco_multi_task_weights", "demo_weights", "encoder_weights", "caption_vocab", "runs_dir"),
 )
 FLAGS = (
     *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
@@ -188,15 +187,11 @@ RULES: dict[str, object] = {
     "projection": OneOf(("linear", "linear_p", "mlp")),
     "projection_mlp_ratio": Number(1, 1024),
     "projection_positions": POSITIONS,
-    "dim": WIDTH,
+    **dict.fromkeys(("dim", "num_heads", "mlp_dim"), WIDTH),
     "num_layers": DEPTH,
-    "num_heads": WIDTH,
-    "mlp_dim": WIDTH,
     "max_len": Number(0, SIZE),
     "decoder_positions": OneOf(("learned", "sin_cos")),
-    "drop_path": DROPOUT,
-    "drop_units": DROPOUT,
-    "drop_attention": DROPOUT,
+    **dict.fromkeys(("drop_path", "drop_units", "drop_attention"), DROPOUT),
     "num_bins": Number(2, SIZE),
     # every task
     **{f"{task}_weight": TASK_WEIGHT for task in TASKS},
@@ -349,11 +344,6 @@ TRAINING_PAIRS = (
         ("encoder_weights", "init_weights"),
         lambda encoder, model: encoder is None or model is None,
         "init_weights brings an encoder of its own; leave out one of the two",
-    ),
-    Pair(
-        ("image_mean", "image_std"),
-        lambda mean, std: all(values is None or len(values) == 3 for values in (mean, std)),
-        "image_mean and image_std must be three numbers each, of red, green and blue",
     ),
     Pair(
         ("finetune", "init_weights"),
