@@ -132,10 +132,12 @@ SCHEDULE = Text(
 )
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
+PARTS = ("train_images", "val_json", "val_images", "test_json", "test_images")
 PATHS = (
     *("coco_root", "voc_root", "coco_detection_weights", "voc_detection_weights", "init_weights"),
     *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
     *("coco_multi_task_weights", "demo_weights", "encoder_weights", "caption_vocab", "runs_dir"),
+    *("data", "train_json", *PARTS),
 )
 FLAGS = (
     *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
@@ -153,11 +155,10 @@ RULES: dict[str, object] = {
     **dict.fromkeys(FLAGS, FLAG),
     # data
     "dataset": OneOf(("coco", "voc")),
-    "voc_sets": VOC_SETS,
-    "voc_eval_sets": VOC_SETS,
+    **dict.fromkeys(("voc_sets", "voc_eval_sets"), VOC_SETS),
+    "val_share": Number(0, 1, above=True, below=True),
     "classes": Each(Text("a name")),
-    "train_limit": COUNT_OR_0,
-    "eval_limit": COUNT_OR_0,
+    **dict.fromkeys(("train_limit", "eval_limit"), COUNT_OR_0),
     "eval_split": OneOf(("val", "train")),
     "repeat_threshold": SHARE,
     "bad_samples": OneOf(("refuse", "skip")),
@@ -176,17 +177,14 @@ RULES: dict[str, object] = {
     "encoder_stride": Number(1, 4096),
     "img_size": Number(1, 16384),
     "resize_mode": OneOf(("letterbox", "stretch")),
-    "encoder_dim": WIDTH,
+    **dict.fromkeys(("encoder_dim", "encoder_heads", "encoder_mlp_dim"), WIDTH),
     "encoder_layers": DEPTH,
-    "encoder_heads": WIDTH,
-    "encoder_mlp_dim": WIDTH,
     "encoder_patch": Number(1, 16384),
-    "encoder_positions": POSITIONS,
+    **dict.fromkeys(("encoder_positions", "projection_positions"), POSITIONS),
     "resnet_depth": OneOf((50, 101, 152, 200)),
     "resnet_width": Number(0, 64, above=True),
     "projection": OneOf(("linear", "linear_p", "mlp")),
     "projection_mlp_ratio": Number(1, 1024),
-    "projection_positions": POSITIONS,
     **dict.fromkeys(("dim", "num_heads", "mlp_dim"), WIDTH),
     "num_layers": DEPTH,
     "max_len": Number(0, SIZE),
@@ -201,8 +199,7 @@ RULES: dict[str, object] = {
     "class_corruption": OneOf(
         ("none", "rand_cls", "real_n_fake_cls", "rand_n_fake_cls", "real_n_rand_n_fake_cls")
     ),
-    "noise_weight": WEIGHT,
-    "eos_weight": WEIGHT,
+    **dict.fromkeys(("noise_weight", "eos_weight"), WEIGHT),
     "top_k": COUNT_OR_0,
     "top_p": SHARE,
     "temperature": TEMPERATURE,
@@ -217,8 +214,7 @@ RULES: dict[str, object] = {
     # keypoints
     "keypoint_crop": MARGIN,
     "keypoint_invisible_weight": WEIGHT,
-    "keypoint_top_p": SHARE,
-    "keypoint_score_weight": SHARE,
+    **dict.fromkeys(("keypoint_top_p", "keypoint_score_weight"), SHARE),
     "keypoint_flip_pairs": Each(
         Text("LEFT:RIGHT, the names of two points", r"[^:]*\S[^:]*:[^:]*\S[^:]*")
     ),
@@ -227,8 +223,7 @@ RULES: dict[str, object] = {
     "max_caption_tokens": Number(2, SIZE),
     "captions_per_image": Number(1, 4096),
     "caption_drop": DROPOUT,
-    "caption_end_weight": WEIGHT,
-    "caption_pad_weight": WEIGHT,
+    **dict.fromkeys(("caption_end_weight", "caption_pad_weight"), WEIGHT),
     "caption_beams": Number(1, 4096),
     "caption_top_k": COUNT_OR_0,
     "caption_top_p": SHARE,
@@ -238,19 +233,15 @@ RULES: dict[str, object] = {
     "device": DEVICE,
     "matmul_precision": OneOf(("highest", "high", "medium")),
     "seed": Number(0, 2**32 - 1),
-    "epochs": COUNT,
+    **dict.fromkeys(("epochs", "batch_size", "accumulate_steps"), COUNT),
     "max_steps": COUNT_OR_0,
-    "max_minutes": Number(0),
-    "batch_size": COUNT,
-    "accumulate_steps": COUNT,
+    **dict.fromkeys(("save_minutes", "max_minutes", "warmup_epochs"), Number(0)),
     "loss": LOSS,
     "optimizer": Text("the name of an optimiser", r"\S+"),
     "lr": Number(0, 10**6),
     "lr_scaling": OneOf(("none", "linear", "sqrt")),
     "lr_schedule": SCHEDULE,
-    "warmup_epochs": Number(0),
-    "warmup_steps": COUNT_OR_0,
-    "tail_steps": COUNT_OR_0,
+    **dict.fromkeys(("warmup_steps", "tail_steps"), COUNT_OR_0),
     "end_lr_factor": SHARE,
     "weight_decay": Number(0, 10**6),
     "decay_exclude": Patterns(),
@@ -261,11 +252,9 @@ RULES: dict[str, object] = {
     "freeze_encoder_steps": COUNT_OR_0,
     "clip_grad": Number(-HUGE),
     "amp": OneOf(("auto", "off", "bf16", "fp16")),
-    "max_nonfinite": COUNT,
-    "num_lengths": COUNT,
+    **dict.fromkeys(("max_nonfinite", "num_lengths"), COUNT),
     "likelihood_limit": COUNT_OR_0,
     "eval_every": COUNT,
-    "save_minutes": Number(0),
     "save_steps": COUNT_OR_0,
     "keep_checkpoints": COUNT,
     "early_stop_patience": COUNT_OR_0,
@@ -311,6 +300,15 @@ def _ordered(prefix: str) -> Pair:
 
 PAIRS = (  # of all scripts
     *map(_ordered, SCALED),
+    Pair(
+        ("dataset", "data", "train_json", *PARTS),
+        lambda name, data, train, *parts: (
+            (name == "coco" or not (data or train))
+            and (not any(parts) if train is None else data is None)
+        ),
+        f"data=FOLDER goes without train_json, {', '.join(PARTS)} need train_json=FILE, and both "
+        "go with dataset=coco and train_coco_*.py (Pascal VOC in them too)",
+    ),
     Pair(
         ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
         lambda resampling, suppress, top_k: not resampling or (suppress and top_k < 2),
