@@ -156,10 +156,17 @@ def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> n
                 drop_path=config.drop_path,
                 pooled=config.projection != "average",
             )
-    except RuntimeError as error:
-        if file is None:
+    except UserError:
+        raise
+    except Exception as error:  # of reading a file: every library has its own
+        if weights is None:
             raise
-        raise misfit(file, config.encoder, error) from error
+        if file is not None:
+            raise misfit(file, config.encoder, error) from error
+        raise UserError(
+            f"cannot load the pretrained weights of {config.encoder!r} from {weights['file']} "
+            f"({one_line(error)}); delete that file to fetch it anew, or use --set pretrained=false"
+        ) from error
     if file is not None:
         check_taken(file, config.encoder, encoder.backbone, texts)
     return encoder

@@ -134,10 +134,10 @@ DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
 PARTS = ("train_images", "val_json", "val_images", "test_json", "test_images")
 PATHS = (
-    *("coco_root", "voc_root", "runs_dir", "coco_detection_weights", "voc_detection_weights"),
+    *("coco_root", "voc_root", "coco_detection_weights", "voc_detection_weights", "init_weights"),
     *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
-    *("coco_multi_task_weights", "demo_weights", "init_weights", "caption_vocab"),
-    *("encoder_weights", "data", "train_json", *PARTS),
+    *("coco_multi_task_weights", "demo_weights", "encoder_weights", "caption_vocab", "runs_dir"),
+    *("data", "train_json", *PARTS),
 )
 FLAGS = (
     *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
@@ -180,12 +180,11 @@ RULES: dict[str, object] = {
     **dict.fromkeys(("encoder_dim", "encoder_heads", "encoder_mlp_dim"), WIDTH),
     "encoder_layers": DEPTH,
     "encoder_patch": Number(1, 16384),
-    "encoder_positions": POSITIONS,
+    **dict.fromkeys(("encoder_positions", "projection_positions"), POSITIONS),
     "resnet_depth": OneOf((50, 101, 152, 200)),
     "resnet_width": Number(0, 64, above=True),
     "projection": OneOf(("linear", "linear_p", "mlp")),
     "projection_mlp_ratio": Number(1, 1024),
-    "projection_positions": POSITIONS,
     **dict.fromkeys(("dim", "num_heads", "mlp_dim"), WIDTH),
     "num_layers": DEPTH,
     "max_len": Number(0, SIZE),
@@ -201,8 +200,7 @@ RULES: dict[str, object] = {
     "class_corruption": OneOf(
         ("none", "rand_cls", "real_n_fake_cls", "rand_n_fake_cls", "real_n_rand_n_fake_cls")
     ),
-    "noise_weight": WEIGHT,
-    "eos_weight": WEIGHT,
+    **dict.fromkeys(("noise_weight", "eos_weight"), WEIGHT),
     "top_k": COUNT_OR_0,
     "temperature": TEMPERATURE,
     # segmentation
@@ -224,8 +222,7 @@ RULES: dict[str, object] = {
     "max_caption_tokens": Number(2, SIZE),
     "captions_per_image": Number(1, 4096),
     "caption_drop": DROPOUT,
-    "caption_end_weight": WEIGHT,
-    "caption_pad_weight": WEIGHT,
+    **dict.fromkeys(("caption_end_weight", "caption_pad_weight"), WEIGHT),
     "caption_beams": Number(1, 4096),
     "caption_top_k": COUNT_OR_0,
     "caption_temperature": TEMPERATURE,
@@ -339,11 +336,6 @@ TRAINING_PAIRS = (
         ("encoder_weights", "init_weights"),
         lambda encoder, model: encoder is None or model is None,
         "init_weights brings an encoder of its own; leave out one of the two",
-    ),
-    Pair(
-        ("image_mean", "image_std"),
-        lambda mean, std: all(values is None or len(values) == 3 for values in (mean, std)),
-        "image_mean and image_std must be three numbers each, of red, green and blue",
     ),
     Pair(
         ("finetune", "init_weights"),
