@@ -26,6 +26,18 @@ class CFG:
     demo_weights: Path = ROOT / "weights" / "demo.safetensors"  # used when the above are missing
 
     # ---- data --------------------------------------------------------------------------------
+    # your dataset: a folder (or a COCO / data.yaml file) in any of the formats of docs/own_data.md;
+    # it takes the place of coco_root and voc_root
+    data: Path | None = None
+    train_json: Path | None = None  # or your COCO files by path: the one to train on
+    train_images: Path | None = None  # its folder of pictures; None = look for them near it
+    val_json: Path | None = None  # to validate on; None = a share of the training images
+    val_images: Path | None = None  # its folder of pictures, see train_images
+    test_json: Path | None = None  # for infer/evaluate.py --split test
+    test_images: Path | None = None  # its folder of pictures, see train_images
+    # share of the images of data and train_json that is kept for validation if they have no such
+    # part; which ones depends on their names and the seed
+    val_share: float = 0.2
     dataset: str = "coco"  # which dataset: "coco" | "voc"
     voc_sets: str = "2007:trainval,2012:trainval"  # VOC sets to train on: year:split[,year:split…]
     voc_eval_sets: str = "2007:test"  # VOC sets to evaluate on

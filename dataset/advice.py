@@ -23,6 +23,10 @@ from utils.files import shown
 NUM_NAMES = 5  # that a line shows
 NUM_HEADERS = 500  # images of a set that are looked at before a run
 NUM_CAPTIONS = 5000  # that are measured
+NUM_MEASURED = 2000  # images whose boxes are measured
+SMALL, SMALL_SHARE = 8, 0.1  # pixels of a side that a model can tell; share of smaller boxes
+GRID, LARGEST_SIZE = 32, 1024  # img_size is advised in these steps, up to this size
+RARE = 10  # objects of a class; of fewer little is learned
 SIDE, WAVES = 64, 12  # of the small copy of a picture, pixels; frequencies each way
 NEAR = 8  # of the bits of a fingerprint, in which copies may differ
 BYTES = -(-(WAVES**2 - 1) // 8)  # of a fingerprint
@@ -218,6 +222,46 @@ def caption_budget(source, text, most: int) -> list[str]:
     return [
         f"{over.sum()} of {len(lengths)} captions have more than max_caption_tokens={most} tokens "
         f"and are cut; max_caption_tokens={max(lengths)} holds them all"
+    ]
+
+
+def small_objects(source, img_size: int) -> list[str]:
+    """A line if many boxes are too small to be seen once their image has been resized.
+
+    Args:
+        img_size: longer side of the resized image, pixels.
+    """
+    sizes = []  # of boxes, as shares of the longer side of their image
+    for index in np.linspace(0, len(source) - 1, min(len(source), NUM_MEASURED)).astype(int):
+        boxes, longer = source.objects(index)[0], max(source.stated_size(index))
+        if longer:
+            sides = boxes[:, 2:] - boxes[:, :2]
+            sizes.append(np.sqrt(np.maximum(sides, 0).prod(1)) / longer)
+    shares = np.concatenate([[], *sizes])
+    shares = shares[shares > 0]
+    small = img_size * shares < SMALL
+    if not len(shares) or small.mean() <= SMALL_SHARE:
+        return []
+    needed = SMALL / np.quantile(shares, SMALL_SHARE)
+    size = int(-(-needed // GRID) * GRID)
+    remedy = f"img_size={size} leaves {SMALL_SHARE:.0%} of them so small"
+    if size > LARGEST_SIZE:
+        remedy += ", or cut the pictures into parts first"
+    return [
+        f"{small.mean():.0%} of the boxes are smaller than {SMALL}x{SMALL} pixels at "
+        f"img_size={img_size}; {remedy}"
+    ]
+
+
+def rare_classes(source) -> list[str]:
+    """A line if classes have few objects to learn from."""
+    names, counts = source.categories.names, source.objects_per_class()
+    rare = sorted((n, names[i]) for i, n in counts.items() if 0 < n < RARE)
+    if not rare:
+        return []
+    text = _listed([f"{name!r} ({n})" for n, name in rare])
+    return [
+        f"{len(rare)} of {len(names)} classes have fewer than {RARE} objects to learn from: {text}"
     ]
 
 

@@ -44,6 +44,7 @@ KINDS = {
     "image_size": Kind("images of another size than their annotation says", Level.REFUSED),
     "xml_missing": Kind("missing XML annotations", Level.REFUSED),
     "xml": Kind("XML files that are not VOC annotations", Level.REFUSED),
+    "label_file": Kind("annotation files that cannot be read", Level.REFUSED),
     "unusable": Kind("tasks that this dataset cannot be used for", Level.FATAL),
     # of annotations
     "entry": Kind("annotations that lack a field", Level.REFUSED),
@@ -57,9 +58,11 @@ KINDS = {
     "outside": Kind("boxes outside their image", Level.LEFT_OUT),
     "unlisted": Kind("annotations of images that the file does not list", Level.LEFT_OUT),
     "few_points": Kind("polygons of fewer than three points or without an area", Level.LEFT_OUT),
+    "shape": Kind("shapes that no task learns (lines, tags, cuboids, …)", Level.LEFT_OUT),
     "no_outline": Kind("objects without an outline", Level.LEFT_OUT),
     "only_crowds": Kind("categories of crowds alone", Level.LEFT_OUT),
     "name_unused": Kind("unused categories with the name of another", Level.LEFT_OUT),
+    "unlabelled": Kind("pictures without an annotation file", Level.LEFT_OUT),
     "empty_caption": Kind("empty captions", Level.LEFT_OUT),
     "id_twice": Kind("annotations with the id of another", Level.NOTED),
     "id_strange": Kind("annotations whose id is not a whole number", Level.NOTED),
@@ -69,6 +72,7 @@ KINDS = {
     "reaches_out": Kind("boxes that reach out of their image", Level.NOTED),
     "point_outside": Kind("labelled keypoints outside their image", Level.NOTED),
     "size_unstated": Kind("images whose annotation states no size", Level.NOTED),
+    "confidence": Kind("boxes with a confidence (results of a model?)", Level.NOTED),
     "empty": Kind("images without an object", Level.NOTED),
 }
 

@@ -1,6 +1,7 @@
 """Learn the caption vocabulary: sub-word pieces from the training captions of a COCO-format set.
 
 python dataset/build_captioning_vocab.py --set coco_root=/data/coco
+python dataset/build_captioning_vocab.py --set data=/my/folder --out my_vocab.json
 python dataset/build_captioning_vocab.py --preset demo
 python dataset/build_captioning_vocab.py --captions my.json --vocab-size 4000 --out my_vocab.json
 
@@ -32,14 +33,15 @@ def main(argv=None) -> Path:
     # imported when arguments and settings are understood: OpenCV and others take a while
     import numpy as np
 
-    from dataset.coco_format import all_texts, coco_paths, open_coco
+    from dataset.coco_format import all_texts, open_coco, open_split
+    from dataset.find_dataset import data_of
     from tokenizer.text import TextTokenizer
 
     # learn the pieces
-    path = args.captions
-    if path is None:
-        path, _ = coco_paths(cfg.coco_root, "train", kind="captions")
-    file = open_coco(path, path.parent, "captions")
+    if args.captions is not None:
+        file = open_coco(args.captions, args.captions.parent, "captions")
+    else:
+        file = open_split(data_of(cfg) or cfg.coco_root, "train", "captions")
     file.errors.enforce()
     captions = all_texts(file.arrays, "caption")
     text = TextTokenizer.train(captions, args.vocab_size, lower_case=args.lower_case)

@@ -1,5 +1,7 @@
 """Look through a dataset before training on it: errors, label statistics, annotated samples.
 
+python dataset/check_dataset.py /my/folder
+python dataset/check_dataset.py --set train_json=a.json val_json=b.json
 python dataset/check_dataset.py --dataset coco --set coco_root=/data/coco
 python dataset/check_dataset.py --dataset coco --task keypoint --split val --decode
 python dataset/check_dataset.py --dataset voc --split 2012:train,2012:val --set voc_root=/data/VOC
@@ -25,14 +27,22 @@ from utils.errors import UserError
 
 def parse(argv=None):
     args = parser(__doc__, presets=PRESETS)
+    args.add_argument(
+        "folder", type=Path, nargs="?", help="your dataset in any format; as --set data=FOLDER"
+    )
     args.add_argument("--dataset", help="coco or voc; default: the setting")
     args.add_argument("--task", default="all", help=f"some of {','.join(TASKS)}; default: all")
-    args.add_argument("--split", help="train or val, or VOC sets such as 2007:test; default: all")
+    args.add_argument(
+        "--split", help="train, val or test, or VOC sets such as 2007:test; default: all"
+    )
     args.add_argument("--decode", action="store_true", help="read all pixels of all images")
     args.add_argument(
         "--out-dir", type=Path, help="for the pictures; default: dataset_check/<dataset>"
     )
-    return args.parse_args(argv)
+    args = args.parse_args(argv)
+    if args.folder is not None:
+        args.set.append(f"data={args.folder}")
+    return args
 
 
 def kinds_to_check(kind_of: Mapping[str, str], known: Collection[str]) -> list[str]:
@@ -63,13 +73,25 @@ def main(argv=None) -> None:
 
     # these take seconds to import: only now, when arguments and settings are understood
     from dataset.annotation_errors import OUTLINE_KINDS
-    from dataset.check.annotations import CHECKS, check_coco_files, check_voc_sets
+    from dataset.check.annotations import CHECKS, check_coco_files, check_parts, check_voc_sets
     from dataset.check.report import check_images, save_figures
     from dataset.check.use import check_use
-    from dataset.tasks import find_task
+    from dataset.find_dataset import data_of
+    from dataset.tasks import find_task, tasks_of_data
 
     # the annotation files
-    if dataset == "coco":
+    data = data_of(cfg) if dataset == "coco" else None
+    if data is not None:
+        out_dir = args.out_dir or Path("dataset_check") / data.path.resolve().stem
+        tasks = tasks_of_data(data, tasks)
+        if not tasks:
+            raise UserError(f"{data.path} has no annotations of {args.task}; use --task all")
+        kinds = kinds_to_check({t: find_task(t).annotation_kind for t in tasks}, CHECKS)
+        splits = [args.split] if args.split else [n for n in data.names if n != "all"]
+        log(data.describe(kinds[0], splits))
+        groups = check_parts(data, splits, kinds)
+        parts = {split: (data, split) for split in splits if split != "test"}
+    elif dataset == "coco":
         kind_of = {t: find_task(t).annotation_kind for t in tasks if "coco" in find_task(t).sources}
         kinds = kinds_to_check(kind_of, CHECKS)
         splits = [args.split] if args.split else ["train", "val"]

@@ -36,8 +36,8 @@ class CocoCaptions:
     ):
         """
         Args:
-            root: folder with train2017, val2017 and annotations (`coco_paths`).
-            split: "train" or "val".
+            root: folder with train2017, val2017 and annotations (`coco_paths`), or a `Dataset`.
+            split: "train", "val", or another part of a `Dataset`.
             classes: without effect; the sources of other tasks know it.
             limit: only the first images, in the order of their ids.
             skip_bad: leave out captions that otherwise are errors.
@@ -71,7 +71,7 @@ class CocoCaptions:
         image, size = read_annotated_image(
             self.image_path(index),
             self.file.image_size(number),
-            f"image id {image_id} needs it: complete the download or use --set coco_root=FOLDER",
+            f"image id {image_id} needs it: {self.file.remedy}",
             at_least,
         )
         return Sample(image, image_id, size, captions=self.captions(index))

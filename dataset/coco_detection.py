@@ -105,7 +105,7 @@ class CocoObjects:
         image, size = read_annotated_image(
             self.image_path(index),
             self.file.image_size(number),
-            f"image id {image_id} needs it: complete the download or use --set coco_root=FOLDER",
+            f"image id {image_id} needs it: {self.file.remedy}",
             at_least,
         )
         boxes, labels = self.objects(index)
@@ -244,8 +244,8 @@ class CocoDetection(CocoObjects):
     ):
         """
         Args:
-            root: folder with train2017, val2017 and annotations (`coco_paths`).
-            split: "train" or "val".
+            root: folder with train2017, val2017 and annotations (`coco_paths`), or a `Dataset`.
+            split: "train", "val", or another part of a `Dataset`.
             classes: names; only objects of these classes. Their class ids do not change.
             keep_empty: whether images without objects count, which officially they do in evaluation
                 alone.

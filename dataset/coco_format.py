@@ -5,11 +5,12 @@ for every file.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from utils.files import read_json, shown
 from utils.images import FileNames, list_files
 from utils.masks import MIN_POINTS, check_length, check_rle
 
+COMPLETE = "complete the download or use --set coco_root=FOLDER"  # if pictures are missing
 FLAT = 1e-3  # pixels: points that are no farther from a line enclose nothing
 
 
@@ -85,6 +87,9 @@ class CocoFile:
     category_rows: list[dict]
     class_ids: np.ndarray  # (N,) int16 class id of each annotation; 0 of unknown categories
     files: Mapping[int, str | None]  # images whose file has another name, None = there is none
+    remedy: str = COMPLETE  # what to do if pictures are missing
+    variant: str = ""  # tells apart what is made of one `path`
+    depends: tuple[Path, ...] = ()  # files that the arrays depend on; empty = `path`
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -116,7 +121,7 @@ class CocoFile:
         names = FileNames(list_files(self.image_folder))
         for image in missing:
             name = self.image_name(image)
-            hint = names.hint(name) or "complete the download or use --set coco_root=FOLDER"
+            hint = names.hint(name) or self.remedy
             needs = f"image id {self.image_ids[image]} needs it"
             path = str(self.image_folder / name).replace("\n", "\\n")
             where = f"image {path} is missing; {needs}"
@@ -136,7 +141,15 @@ class CocoFile:
 
     def describe(self, row: int, image: int) -> str:
         """An annotation in a message."""
-        return describe(int(self.arrays["id"][row]), int(self.image_ids[image]))
+        image_id = int(self.image_ids[image])
+        names = {image_id: self.image_words(image)} if "named" in self.arrays else {}
+        return describe(int(self.arrays["id"][row]), image_id, names)
+
+    def image_words(self, image: int) -> str:
+        """An image in a message: its id, or its name where nobody knows ids."""
+        if "named" in self.arrays:
+            return self.image_name(image)
+        return f"image {self.image_ids[image]}"
 
     def outline_text(self, row: int) -> bytes:
         """The JSON of an annotation's `segmentation`; empty if it has none."""
@@ -154,7 +167,8 @@ class CocoFile:
         self.__dict__.pop("_outlines", None)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_outlines"}
+        values = {name: value for name, value in self.__dict__.items() if name != "_outlines"}
+        return values | {"depends": ()}  # many files, which nobody opens again
 
 
 def text_at(arrays: Arrays, name: str, number: int) -> str:
@@ -170,26 +184,54 @@ def all_texts(arrays: Arrays, name: str) -> list[str]:
     return [data[start:end].decode() for start, end in pairwise([0, *ends])]
 
 
-def read_coco(root: str | Path | None, split: str, kind: str, *, skip_bad: bool) -> CocoFile:
-    """Opens the annotation file of a split.
+class Parts(Protocol):
+    """A dataset whose parts lie where it knows, see `dataset.find_dataset.Dataset`."""
+
+    def open(self, part: str, kind: str) -> CocoFile: ...
+
+
+def read_coco(
+    root: str | Path | Parts | None, split: str, kind: str, *, skip_bad: bool
+) -> CocoFile:
+    """Opens the annotations of a split.
 
     Args:
-        root, split, kind: see `coco_paths`.
+        root: a folder, or a dataset that knows its parts.
+        split, kind: see `coco_paths`.
         skip_bad: leave out, and count, annotations that otherwise are errors.
 
     Raises:
         UserError: the file is missing or wrong.
     """
-    path, folder = coco_paths(root, split, kind=kind)
-    file = open_coco(path, folder, kind)
+    file = open_split(root, split, kind)
     file.errors.skip = skip_bad
     file.errors.enforce()
     return file
 
 
+def open_split(root: str | Path | Parts | None, split: str, kind: str) -> CocoFile:
+    """As `read_coco`; what is wrong is in the `errors`, which nobody enforced."""
+    if root is None or isinstance(root, (str, Path)):
+        return open_coco(*coco_paths(root, split, kind=kind), kind)
+    return root.open(split, kind)
+
+
 def open_coco(path: Path, image_folder: Path, kind: str) -> CocoFile:
     """Opens an annotation file; what is wrong with it is in its `errors`, which nobody enforced."""
     arrays = cached_arrays(path, kind, lambda: build_index(path, kind))
+    return make_file(path, image_folder, arrays)
+
+
+def make_file(
+    path: Path,
+    image_folder: Path,
+    arrays: Arrays,
+    *,
+    remedy: str = COMPLETE,
+    variant: str = "",
+    depends: Sequence[Path] = (),
+) -> CocoFile:
+    """A `CocoFile` of the arrays that `build_index` made; the other arguments are its fields."""
     meta = json.loads(arrays["meta"].tobytes())
     errors = AnnotationErrors.from_json(path, meta["errors"])
     category_rows = meta["categories"]
@@ -210,6 +252,9 @@ def open_coco(path: Path, image_folder: Path, kind: str) -> CocoFile:
         category_rows,
         class_ids,
         other_names(image_folder, all_texts(arrays, "file_name")),
+        remedy,
+        variant,
+        tuple(depends),
     )
 
 

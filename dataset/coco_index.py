@@ -1,7 +1,7 @@
 """A COCO annotation file as flat arrays, which all processes of a machine share."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -10,7 +10,17 @@ import msgspec
 import numpy as np
 
 from dataset.annotation_errors import LARGEST, AnnotationErrors
-from dataset.coco_rows import NO_ID, Image, Instance, Object, Posed, read_strictly, read_tolerantly
+from dataset.coco_rows import (
+    NO_ID,
+    Image,
+    Instance,
+    Object,
+    Posed,
+    keep_kind,
+    read_content,
+    read_strictly,
+    read_tolerantly,
+)
 from utils.errors import UserError
 from utils.files import shown
 from utils.images import normal_form
@@ -22,11 +32,16 @@ GROUP = 1024  # rows whose keypoints are read at a time
 Columns = dict[str, np.ndarray]
 
 
-def build_index(path: Path, kind: str) -> Columns:
+Choose = Callable[[list[Image], Sequence], tuple[list[Image], Sequence]]
+
+
+def build_index(path: Path, kind: str, choose: Choose | None = None) -> Columns:
     """All that the sources need of an annotation file.
 
     Args:
         kind: a key of `ANNOTATION_KEYS`.
+        choose: (images, annotations) -> those that count, corrected; then the file may hold
+            annotations of other kinds too. None = all of them, of this kind.
 
     Returns:
         image_id (I,) int64 ascending, image_size (I, 2) int32 (H, W) or (0, 0), file_name and
@@ -47,11 +62,33 @@ def build_index(path: Path, kind: str) -> Columns:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        return _index(*read_strictly(data, kind), errors, kind, data)
+        return _index(*_chosen(read_strictly(data, kind), choose), errors, kind, data)
     except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
         del data  # not as the format has it: the tolerant reader says why
     errors = AnnotationErrors(path, report=True)
-    return _index(*read_tolerantly(path, kind, errors), errors, kind, None)
+    content = read_content(path, kind, mixed=choose is not None)
+    return _index(*_chosen(read_tolerantly(content, kind, errors), choose), errors, kind, None)
+
+
+def index_document(
+    content: dict, kind: str, errors: AnnotationErrors, choose: Choose | None = None
+) -> Columns:
+    """As `build_index`, of a COCO document; errors that are there already are kept.
+
+    Nobody knows the ids of such a document: `named` is there, and messages have file names.
+
+    Raises:
+        UserError: it holds nothing of this kind.
+    """
+    content = keep_kind(errors.source, content, kind)
+    found = _chosen(read_tolerantly(content, kind, errors), choose)
+    out = _index(*found, errors, kind, None, named=True)
+    return out | {"named": np.ones(1, bool)}
+
+
+def _chosen(content: tuple[list[Image], list, list[dict]], choose: Choose | None) -> tuple:
+    images, rows, categories = content
+    return (*(choose(images, rows) if choose else (images, rows)), categories)
 
 
 def _index(
@@ -61,23 +98,25 @@ def _index(
     errors: AnnotationErrors,
     kind: str,
     data: bytes | None,
+    named: bool = False,
 ) -> Columns:
     """Typed rows as the columns that `build_index` returns.
 
     Args:
         data: the file that outlines are views of; None = they are texts of their own.
+        named: images have their file names in messages, not their ids.
     """
     categories = _with_plain_names(categories, errors)
     out = _image_columns(images, errors)
+    names = {image.id: image.file_name for image in images} if named else {}
     image_id, number = _column(rows, "image_id"), _column(rows, "id")
     keep = np.isin(image_id, out["image_id"])
 
     def leave_out(name: str, bad: np.ndarray, detail: Callable[[int], str]) -> None:
         for i in np.flatnonzero(bad):
-            errors.add(name, describe(int(number[i]), int(image_id[i])), detail(i))
+            errors.add(name, describe(int(number[i]), int(image_id[i]), names), detail(i))
 
-    columns = {"id": number}
-    crowd = np.zeros(len(rows), bool)
+    columns, crowd = {"id": number}, np.zeros(len(rows), bool)
     if kind == "captions":
         texts = [row.caption.strip() for row in rows]
         empty = ~np.fromiter(map(bool, texts), bool, len(texts))
@@ -92,12 +131,11 @@ def _index(
             )
             keep &= fitting
         if kind == "instances":
-            span, text = _outline_spans(rows, data)
-            columns["outline_span"] = span
+            columns["outline_span"], text = _outline_spans(rows, data)
             out |= {} if text is None else {"outline_text": text}
     leave_out("unlisted", ~np.isin(image_id, out["image_id"]) & ~crowd, lambda i: "")
 
-    # By image, in an image in the order of the file.
+    # by image, in an image in the order of the file
     place = np.searchsorted(out["image_id"], image_id[keep])
     order = np.flatnonzero(keep)[np.argsort(place, kind="stable")]
     out["first"] = np.searchsorted(np.sort(place), np.arange(len(out["image_id"]) + 1))
@@ -105,7 +143,7 @@ def _index(
     if kind == "captions":
         out |= texts_as_arrays("caption", [texts[i] for i in order.tolist()])
     else:
-        out["usable"] = _usable(out, categories, errors)
+        out["usable"] = _usable(out, categories, errors, names)
         _note_crowds(out, categories, errors)
         categories = _without_repeated_names(categories, out["category_id"], errors)
     if kind == "person_keypoints":
@@ -115,9 +153,15 @@ def _index(
     return out | {"meta": np.frombuffer(meta.encode(), np.uint8).copy()}
 
 
-def describe(annotation_id: int, image_id: int) -> str:
-    """An annotation in a message."""
+def describe(annotation_id: int, image_id: int, names: Mapping[int, str] = {}) -> str:
+    """An annotation in a message.
+
+    Args:
+        names: image id -> what the image is called, of a document whose ids nobody knows.
+    """
     name = f"annotation {annotation_id}" if annotation_id != NO_ID else "an annotation"
+    if image_id in names:
+        return f"an annotation of {names[image_id]}"
     return f"{name} of image {image_id}"
 
 
@@ -250,7 +294,9 @@ def _check_points(out: Columns, errors: AnnotationErrors) -> None:
         errors.add("normalised", f"keypoint {points[0].tolist()}", detail)
 
 
-def _usable(out: Columns, categories: list[dict], errors: AnnotationErrors) -> np.ndarray:
+def _usable(
+    out: Columns, categories: list[dict], errors: AnnotationErrors, names: Mapping[int, str]
+) -> np.ndarray:
     """(N,) bool, which objects are no crowd and have a box in the picture."""
     good = ~out["iscrowd"]
     boxes, category = out["bbox"].copy(), out["category_id"]
@@ -259,7 +305,7 @@ def _usable(out: Columns, categories: list[dict], errors: AnnotationErrors) -> n
 
     def leave_out(name: str, bad: np.ndarray, detail: Callable[[int], str]) -> None:
         for i in np.flatnonzero(good & bad):
-            where = describe(int(out["id"][i]), int(image_id[i]))
+            where = describe(int(out["id"][i]), int(image_id[i]), names)
             errors.add(name, where, detail(i))
         good[bad] = False
 
@@ -283,7 +329,7 @@ def _usable(out: Columns, categories: list[dict], errors: AnnotationErrors) -> n
     tiny = (narrow[good, 2:] <= NORMALISED).all(1)
     if len(tiny) and tiny.mean() > MOST and (upper[good] > 4 * NORMALISED).all():
         first = int(np.flatnonzero(good)[0])
-        where = describe(int(out["id"][first]), int(image_id[first]))
+        where = describe(int(out["id"][first]), int(image_id[first]), names)
         detail = f"{bbox(first)}; {tiny.sum()} of {len(tiny)} boxes end below {NORMALISED:g} pixels"
         errors.add("normalised", where, f"{detail}; COCO boxes are x, y, width, height in pixels")
     return good
@@ -327,6 +373,17 @@ def _with_plain_names(rows: list[dict], errors: AnnotationErrors) -> list[dict]:
     return rows
 
 
+def _without_headings(rows: list[dict], used: set[int]) -> list[dict]:
+    """The categories without one that only heads the others: Roboflow lists such with id 0."""
+    above = [row.get("supercategory") for row in rows]
+    named = [name for name in above if isinstance(name, str) and name != "none"]
+    if len(rows) < 2 or len(set(named)) != 1:
+        return rows
+    pairs = zip(rows, above, strict=True)
+    heads = [row for row, name in pairs if name == "none" and row["name"] == named[0]]
+    return [row for row in rows if row not in heads or row["id"] in used]
+
+
 def _without_repeated_names(
     rows: list[dict], category_id: np.ndarray, errors: AnnotationErrors
 ) -> list[dict]:
@@ -336,6 +393,7 @@ def _without_repeated_names(
     """
     used = set(np.unique(category_id).tolist())
     by_name: dict[str, list[dict]] = {}
+    rows = _without_headings(rows, used)
     for row in rows:
         by_name.setdefault(row["name"], []).append(row)
     dropped = []

@@ -22,6 +22,7 @@ ANNOTATION_KEYS = {  # what tells the kinds of annotation file apart
     "person_keypoints": ("bbox", "category_id", "keypoints"),
     "captions": ("caption",),
 }
+KINDS_IN_WORDS = {"instances": "objects", "person_keypoints": "keypoints", "captions": "captions"}
 NO_OUTLINE = msgspec.Raw(b"")
 NO_ID = -1  # of an annotation
 
@@ -67,6 +68,8 @@ class Category(msgspec.Struct, gc=False):
     name: str
     keypoints: list[str] = []
     skeleton: list[tuple[int, int]] = []
+    supercategory: str | None = None
+    flip_pairs: list[tuple[int, int]] | None = None  # not COCO's, see `Skeleton.from_coco`
 
 
 def _file_of(row: type) -> type:
@@ -104,13 +107,16 @@ class Unusable(Exception):
     """A value that cannot be read: the kind of error, and what is wrong."""
 
 
-def check_lists(path: Path, content: object, kind: str) -> None:
+def check_lists(path: object, content: object, kind: str, advice: str = "") -> None:
     """Refuses what is no annotation file of this kind.
+
+    Args:
+        advice: what to do; empty = that about `coco_root`.
 
     Raises:
         UserError: it is another file.
     """
-    advice = f"need a COCO {kind} file; check --set coco_root=FOLDER"
+    advice = advice or f"need a COCO {kind} file; check --set coco_root=FOLDER"
     for key in ("images", "annotations", "categories")[: 2 if kind == "captions" else 3]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{path} has no list {key!r}; {advice}")
@@ -121,16 +127,55 @@ def check_lists(path: Path, content: object, kind: str) -> None:
             raise UserError(f"{path}: an entry of 'annotations' has no {key!r}; {advice}")
 
 
-def read_tolerantly(
-    path: Path, kind: str, errors: AnnotationErrors
-) -> tuple[list[Image], list, list[dict]]:
-    """The images, annotations and categories that can be used; the others go to `errors`.
+def keep_kind(path: object, content: object, kind: str) -> dict:
+    """A document that may hold annotations of several kinds, without those of the others.
+
+    What is damaged stays, so that it is named.
+
+    Raises:
+        UserError: it has none of this kind, or is no such document.
+    """
+    words = KINDS_IN_WORDS[kind]
+    advice = f"its annotations hold no {words}, which this task needs: choose another task"
+    rows = content.get("annotations") if isinstance(content, dict) else None
+    if isinstance(rows, list):
+        kept = [row for row in rows if not isinstance(row, dict) or _may_be(row, kind)]
+        content = {**content, "annotations": kept or rows}
+    check_lists(path, content, kind, advice)
+    return content
+
+
+def _may_be(row: dict, kind: str) -> bool:
+    """Whether an annotation is of this kind, or a damaged one of it."""
+    if kind == "instances":
+        return "bbox" in row or "caption" not in row
+    return bool(row.get("keypoints")) if kind == "person_keypoints" else "caption" in row
+
+
+def read_content(path: Path, kind: str, *, mixed: bool = False) -> dict:
+    """The content of an annotation file, its lists checked.
+
+    Args:
+        mixed: it may hold annotations of other kinds too.
 
     Raises:
         UserError: this is no such file.
     """
+    if mixed:
+        return keep_kind(path, read_json(path, "name another file"), kind)
     content = read_json(path, f"need a COCO {kind} file; check --set coco_root=FOLDER")
     check_lists(path, content, kind)
+    return content
+
+
+def read_tolerantly(
+    content: dict, kind: str, errors: AnnotationErrors
+) -> tuple[list[Image], list, list[dict]]:
+    """The images, annotations and categories that can be used; the others go to `errors`.
+
+    Args:
+        content: see `read_content`.
+    """
     images = _rows(content["images"], read_image, errors, "images")
     annotations = _rows(content["annotations"], READERS[kind], errors, "annotations")
     categories = [] if kind == "captions" else _read_categories(content["categories"], errors)

@@ -54,7 +54,8 @@ class Outlines:
 
 def open_outlines(file: CocoFile) -> Outlines:
     """The outlines of an annotation file; what is wrong with them goes to its errors."""
-    arrays = cached_arrays(file.path, "outlines", lambda: _build(file))
+    name = f"outlines{file.variant}"
+    arrays = cached_arrays(file.path, name, lambda: _build(file), file.depends)
     errors = json.loads(arrays["errors"].tobytes())
     file.errors.merge(AnnotationErrors.from_json(file.path, errors))
     return Outlines(arrays)

@@ -5,7 +5,7 @@ one in `infer.tasks.place_of_data`, which says where it lies.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from dataset.advice import caption_budget, object_budget, outline_budget
 from dataset.coco_captioning import CocoCaptions
 from dataset.coco_detection import CocoDetection
+from dataset.coco_format import Parts
 from dataset.coco_keypoint import CocoKeypoints
 from dataset.coco_segmentation import CocoSegmentation
 from dataset.loader import TrainSet
@@ -147,8 +148,15 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
+def tasks_of_data(data, tasks: Sequence[str]) -> list[str]:
+    """Those of some tasks that a `Dataset` has annotations of."""
+    tasks = [task for task in tasks if "coco" in find_task(task).sources]
+    kinds = {task: find_task(task).annotation_kind for task in tasks}
+    return [t for t in tasks if data.holds(kinds[t], outlined=t == "segmentation")]
+
+
 def build_source(
-    task: str, dataset: str, root: Path, split: str, *, per_object: bool = False, **options
+    task: str, dataset: str, root: Path | Parts, split: str, *, per_object: bool = False, **options
 ):
     """The annotated images of a task (`open_source`); what is left out is said in a line."""
     source = open_source(task, dataset, root, split, per_object=per_object, **options)
@@ -163,6 +171,7 @@ def open_source(
     """The annotated images of a task, as `Task` describes them.
 
     Args:
+        root: the folder, or a dataset that knows its parts.
         split: "train" or "val" of COCO, or sets of VOC such as "2007:trainval,2012:trainval".
         per_object: every object is a sample of its own; images without objects do not count.
         options: `classes`, `limit`, `skip_bad` and those of the task, see the source classes.
@@ -173,7 +182,7 @@ def open_source(
     sources = find_task(task).sources
     if dataset not in sources:
         raise UserError(f"dataset of {task} must be one of {sorted(sources)}, got {dataset!r}")
-    if dataset == "coco" and split not in ("train", "val"):
+    if isinstance(root, Path) and dataset == "coco" and split not in ("train", "val"):
         raise UserError(f"split of COCO must be train or val, got {split!r}")
     if per_object:
         options["keep_empty"] = False

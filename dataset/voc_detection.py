@@ -27,6 +27,7 @@ VOC_CLASSES = (
     *("train", "tvmonitor"),
 )
 CHECK_ROOT = "check --set voc_root=FOLDER"
+CORRECT = "correct or remove it"
 CHOOSE = (
     "choose with --set voc_sets=YEAR:SPLIT, of validation voc_eval_sets (check_dataset.py: --split)"
 )
@@ -158,7 +159,7 @@ def _parse(path: Path, _changed: int) -> VocAnnotation:
         size = tuple(_side(root.findtext(f"size/{side}"), side) for side in ("height", "width"))
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(
-            f"annotation {path} is no VOC annotation ({one_line(error)}); correct or remove it"
+            f"annotation {path} is no VOC annotation ({one_line(error)}); {CORRECT}"
         ) from error
     rows = [row for row in rows if row is not None]
     return VocAnnotation(

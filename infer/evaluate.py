@@ -6,6 +6,7 @@ python infer/evaluate.py --task segmentation --boxes detected --weights W
 python infer/evaluate.py --task keypoint --boxes gt --weights W
 python infer/evaluate.py --task captioning --dataset coco --split val --weights W
 python infer/evaluate.py --task all --likelihood --weights W
+python infer/evaluate.py --set data=FOLDER --split test --weights W
 torchrun --nproc-per-node 8 infer/evaluate.py --task all --weights W
 
 Prints the table of average precision and writes into --out-dir: results.json (rows of the COCO
@@ -29,6 +30,8 @@ from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
 from utils.files import check_place, find_weight_file, read_json
 
+PARTS = ("train", "val", "test")
+
 
 def main(argv=None):
     # The command line and the settings; those of the run that made the weights are the defaults
@@ -38,7 +41,7 @@ def main(argv=None):
     dataset, split = args.dataset or cfg.dataset, args.split or cfg.eval_split
     chosen = args.task or ",".join(saved["tasks"] if saved else ["detection"])
     tasks = None if chosen == "all" else pick_names("--task", chosen, TASKS)
-    name = f"{chosen}_{dataset}_{split}".replace(":", "-").replace(",", "+")
+    name = f"{chosen}_{name_of_data(cfg, dataset)}_{split}".replace(":", "-").replace(",", "+")
     out_dir = args.out_dir or Path("results") / name
     check_place(out_dir)
     weights = find_weight_file(args.weights)
@@ -63,9 +66,10 @@ def main(argv=None):
             log(f"settings of {weights.parent}: {' '.join(data_settings(cfg, dataset))}")
         device = local_device(pick_device(args.device or cfg.device), world)
         predictor = predictor_of(weights, cfg, str(device))
-        tasks = tasks or _tasks_of(predictor, dataset)
+        tasks = tasks or _tasks_of(cfg, predictor, dataset)
         request = Request(args.boxes, args.max_objects, 0 if args.likelihood else None)
         check_request(cfg, predictor, tasks, request)
+        _describe_data(cfg, tasks, split)
         sources = {task: _source(cfg, task, dataset, split) for task in tasks}
         warn_if_busy(watch, predictor.model.device)
 
@@ -106,9 +110,18 @@ def settings_beside(weights: Path) -> dict | None:
 def data_settings(cfg, dataset: str) -> list[str]:
     """Settings that say which images are evaluated, as "name=value"."""
     names = ["coco_root"] if dataset == "coco" else ["voc_root", "voc_eval_sets"]
+    if cfg.data is not None or cfg.train_json is not None:
+        names = ["data", *(f"{part}_{what}" for part in PARTS for what in ("json", "images"))]
+        names.append("val_share")
     names = ["dataset", *names, "eval_split", "classes", "eval_limit", "train_limit"]
     values = {name: getattr(cfg, name) for name in names}
-    return [f"{name}={value}" for name, value in values.items() if value not in ((), 0)]
+    return [f"{name}={value}" for name, value in values.items() if value not in ((), 0, None)]
+
+
+def name_of_data(cfg, dataset: str) -> str:
+    """What the folder of results is called by: the dataset, or the folder of `data`."""
+    path = cfg.data or cfg.train_json
+    return dataset if path is None else path.resolve().stem
 
 
 def _parser():
@@ -119,7 +132,10 @@ def _parser():
         "made the weights, else detection",
     )
     args.add_argument("--dataset", help="coco or voc; default: the setting")
-    args.add_argument("--split", help="train, val, or VOC sets such as 2007:test; default: val")
+    args.add_argument(
+        "--split",
+        help="train, val, test of --set data=FOLDER, or VOC sets such as 2007:test; default: val",
+    )
     args.add_argument("--weights", type=Path, required=True)
     args.add_argument("--out-dir", type=Path, help="default: results/<task>_<dataset>_<split>")
     args.add_argument("--max-objects", type=int, help="ask for fewer objects than trained for")
@@ -138,18 +154,32 @@ def _parser():
     return args
 
 
-def _tasks_of(predictor, dataset: str) -> list[str]:
+def _tasks_of(cfg, predictor, dataset: str) -> list[str]:
     """All tasks that the weights know and the dataset has annotations of."""
-    from dataset.tasks import find_task
+    from dataset.find_dataset import data_of
+    from dataset.tasks import find_task, tasks_of_data
 
     known = [task for task in TASKS if task in predictor.tasks]
     tasks = [task for task in known if dataset in find_task(task).sources]
+    data = data_of(cfg) if dataset == "coco" else None
+    if data is not None:
+        tasks = tasks_of_data(data, tasks)
     if not tasks:
+        what = f"dataset={dataset}" if data is None else str(data.path)
         raise UserError(
             f"{predictor.name} was trained for {', '.join(predictor.tasks)}: nothing that "
-            f"dataset={dataset} has; datasets are coco and voc (detection alone)"
+            f"{what} has; datasets are coco and voc (detection alone)"
         )
     return tasks
+
+
+def _describe_data(cfg, tasks: list[str], split: str) -> None:
+    """Says what `data` or `train_json` is, if one is set."""
+    from dataset.find_dataset import data_of
+    from dataset.tasks import find_task
+
+    if data := data_of(cfg):
+        log(data.describe(find_task(tasks[0]).annotation_kind, (split,)))
 
 
 def _source(cfg, task: str, dataset: str, split: str):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.find_dataset import Dataset, data_of
 from dataset.sample import Sample
 from infer import captioning, detection, keypoint, segmentation
 from infer.batches import EvalLoop, as_tensor
@@ -44,8 +45,10 @@ class TaskEvaluation:
     draw: Callable[..., list[np.ndarray]]  # (cfg, trained, source, most) -> RGB uint8 pictures
 
 
-def place_of_data(cfg, dataset: str, split: str) -> tuple[Path, str]:
-    """Where the settings say that a dataset lies: its root folder, and the split by its own name.
+def place_of_data(cfg, dataset: str, split: str) -> tuple[Path | Dataset, str]:
+    """Where the settings say that a dataset lies: its root, and the split by its own name.
+
+    The root is a folder, or the dataset that the settings `data` or `train_json` name.
 
     Args:
         split: "train", "val", or a split that the dataset knows by another name.
@@ -54,7 +57,7 @@ def place_of_data(cfg, dataset: str, split: str) -> tuple[Path, str]:
         UserError: there is no such dataset.
     """
     if dataset == "coco":
-        return cfg.coco_root, split
+        return data_of(cfg) or cfg.coco_root, split
     if dataset == "voc":
         return cfg.voc_root, {"train": cfg.voc_sets, "val": cfg.voc_eval_sets}.get(split, split)
     raise UserError(f"dataset must be coco or voc, got {dataset!r}")

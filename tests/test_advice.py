@@ -9,7 +9,13 @@ import pytest
 from PIL import Image
 
 from config import CFG
-from dataset.advice import compare_classes, object_budget, outline_budget
+from dataset.advice import (
+    compare_classes,
+    object_budget,
+    outline_budget,
+    rare_classes,
+    small_objects,
+)
 from dataset.coco_segmentation import CocoSegmentation
 from dataset.tasks import build_source
 from tests.conftest import TINY
@@ -173,3 +179,41 @@ def test_voc_boxes_that_no_picture_has_are_refused(root, divisor, message):
         path.write_text(re.sub(r"<([xy]m\w\w)>(\d+)<", moved, path.read_text()))
     with pytest.raises(UserError, match=message):
         look(root, "dataset=voc", "voc_sets=2012:train", "voc_eval_sets=2012:val")
+
+
+class Boxes:
+    """A source of one image, 1000 pixels wide, with square boxes of these sides."""
+
+    def __init__(self, sides, names=("cat", "dog")):
+        self.sides, self.categories = np.array(sides, float), Categories.from_names(list(names))
+
+    def __len__(self):
+        return 1
+
+    def objects(self, index):
+        corner = np.zeros((len(self.sides), 2))
+        return np.column_stack([corner, corner + self.sides[:, None]]), None
+
+    def stated_size(self, index):
+        return 600, 1000
+
+    def objects_per_class(self):
+        return {1: len(self.sides), 2: 0}
+
+
+def test_small_objects_are_named_with_the_size_that_shows_them():
+    sides = [20] * 30 + [200] * 70
+    (line,) = small_objects(Boxes(sides), 320)
+    assert "30% of the boxes are smaller than 8x8 pixels at img_size=320" in line
+    size = int(re.search(r"; img_size=(\d+) ", line)[1])
+    assert size % 32 == 0 and size >= 400 > size - 32  # 20 pixels become 8 at 400
+    assert small_objects(Boxes(sides), size) == []
+    assert small_objects(Boxes([200] * 95 + [2] * 5), 320) == []  # few may be small
+    assert "cut the pictures into parts" in small_objects(Boxes([3] * 10), 320)[0]
+    assert small_objects(Boxes([]), 320) == []
+
+
+def test_rare_classes_are_named_but_not_absent_ones():
+    (line,) = rare_classes(Boxes([9] * 3))
+    assert "1 of 2 classes have fewer than 10 objects to learn from: 'cat' (3)" in line
+    assert rare_classes(Boxes([9] * 10)) == []

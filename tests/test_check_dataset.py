@@ -11,6 +11,7 @@ from dataset.check.report import columns
 from dataset.coco_detection import CocoDetection
 from dataset.demo.write import CATEGORY_IDS as DEMO
 from dataset.voc_detection import VOC_CLASSES
+from tests.test_formats import flat, roboflow
 from utils.errors import UserError
 from utils.images import load_image
 
@@ -94,6 +95,7 @@ def test_every_kind_of_fault_is_found_and_counted(root, capsys):
     only_voc = {"xml", "xml_missing", "listed_twice", "class_of_none"}
     other = {"categories", "image_size", "same_box", "size_unstated", "empty"}
     other |= {"same_name", "name_unused", "normalised", "only_crowds", "corners", "small_outline"}
+    other |= {"unlabelled"}
     assert set(KINDS) - only_voc - other <= found
     of_keypoints = text[text.index("person_keypoints_train2017.json\n") :]
     assert "it has the unknown category 777" in of_keypoints
@@ -235,3 +237,32 @@ def test_odd_names_of_images_are_found_or_counted(root, capsys, name, found):
     status = check(root, "--dataset", "coco", "--task", "detection")
     assert status == (0 if found else 1)
     assert ("1 missing images" in capsys.readouterr().out) != found
+
+
+@pytest.mark.parametrize("dialect", [flat, roboflow], ids=lambda dialect: dialect.__name__)
+def test_a_folder_in_another_format_is_checked_and_drawn(demo_set, tmp_path, capsys, dialect):
+    folder = dialect(demo_set, tmp_path / "my.set")
+    out = tmp_path / "out"
+    check_dataset.main([str(folder), "--out-dir", str(out), "--set", "num_workers=0"])
+    text = capsys.readouterr()
+    assert f"data: {folder} is a " in text.err
+    assert "train instances\n" in text.out and "val instances\n" in text.out
+    assert "person_keypoints" not in text.out
+    names = {path.name for path in out.iterdir()}
+    parts = ("train", "val")
+    assert names >= {f"{part}_instances_samples.png" for part in parts}
+    assert all(load_image(path).std() > 5 for path in out.iterdir())
+    with pytest.raises(UserError, match="no annotations of captioning"):
+        check_dataset.main([str(folder), "--task", "captioning", "--out-dir", str(out)])
+
+
+def test_what_is_wrong_in_a_folder_is_an_error(demo_set, tmp_path, capsys):
+    folder = roboflow(demo_set, tmp_path / "set")
+    path = folder / "valid" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 777
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as leaving:
+        check_dataset.main([str(folder), "--out-dir", str(tmp_path / "out")])
+    assert leaving.value.code == 1
+    assert "unknown category 777" in capsys.readouterr().out

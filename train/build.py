@@ -13,6 +13,7 @@ from dataset.advice import (
     overlap_text,
     same_files,
 )
+from dataset.find_dataset import data_of
 from dataset.loader import build_train_loader
 from dataset.sample import RepeatRare, ReplaceUnreadable
 from dataset.tasks import build_source, build_train_set, find_task
@@ -122,6 +123,8 @@ def build_run(
     vocab = build_vocabulary(cfg, tasks, categories)
     tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
+    if world.is_main and (data := data_of(cfg)):
+        log(data.describe(find_task(tasks[0]).annotation_kind, ("train", "val")))
     look_at_data(cfg, sources, eval_sources, world)
     streams = build_streams(cfg, sources, tokenizers, world)
     steps = count_run_steps(cfg, streams, sources)

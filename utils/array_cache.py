@@ -1,4 +1,4 @@
-"""Arrays that were made from a large file, kept in the user's cache folder and memory-mapped.
+"""Arrays that were made from large or many files, kept in the user's cache, memory-mapped.
 
 One process of a machine makes them; all others, workers included, map the same pages.
 """
@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 from utils.cli import log
 from utils.files import cache_folder
 
-FORMAT = 2  # raise it when the meaning of an array changes
+FORMAT = 3  # raise it when the meaning of an array changes
 SMALLEST = 4 << 20  # bytes; smaller files are read in less time than it takes to look
+MANY = 256  # files; fewer small ones are read in little time
 PATIENCE = 900.0  # seconds to wait for another process that makes the same arrays
 CHUNK = 1 << 20
 
@@ -51,17 +52,27 @@ class Arrays(Mapping):
         return _map, (self.folder, list(self._arrays))
 
 
-def cached_arrays(source: Path, name: str, build: Callable[[], Mapping[str, np.ndarray]]) -> Arrays:
-    """The arrays that `build` makes from a file; made once, until the file changes.
+def cached_arrays(
+    source: Path,
+    name: str,
+    build: Callable[[], Mapping[str, np.ndarray]],
+    files: Sequence[Path] = (),
+) -> Arrays:
+    """The arrays that `build` makes from a file or several; made once, until one changes.
 
     Where the cache folder cannot be used, every process makes them for itself.
 
     Args:
         source: the file that they depend on.
         name: of this set of arrays; a file may have several.
+        files: the files that they depend on, if these are others; of a folder its names count.
+
+    Raises:
+        OSError: a file is missing.
     """
-    stamp = _stamp(source)
-    if stamp["size"] < SMALLEST:
+    files = tuple(files) or (source,)
+    stamp = _stamp(files)
+    if stamp["size"] < SMALLEST and len(files) < MANY:
         return Arrays(build())
     path = str(source.resolve())
     key = hashlib.sha256(f"{name} {path}".encode(errors="surrogateescape")).hexdigest()[:16]
@@ -78,7 +89,7 @@ def cached_arrays(source: Path, name: str, build: Callable[[], Mapping[str, np.n
         if found is not None:
             return found
         made = build()
-        if _stamp(source) != stamp:  # it is being written: the next process looks again
+        if _stamp(files) != stamp:  # it is being written: the next process looks again
             return Arrays(made)
         try:
             _write(folder, stamp, made)
@@ -95,10 +106,19 @@ def _unkept(source: Path, folder: Path, error: Exception, made: Mapping) -> Arra
     return Arrays(made)
 
 
-def _stamp(source: Path) -> dict:
-    state = source.stat()
-    times = {"modified": state.st_mtime_ns, "changed": state.st_ctime_ns}
-    return {"format": FORMAT, "size": state.st_size, **times}
+def _stamp(files: Sequence[Path]) -> dict:
+    """What changes when one of the files does."""
+    if len(files) == 1:
+        state = files[0].stat()
+        times = {"modified": state.st_mtime_ns, "changed": state.st_ctime_ns}
+        return {"format": FORMAT, "size": state.st_size, **times}
+    digest, size = hashlib.sha256(), 0
+    for path in files:
+        state = path.stat()
+        row = f"{path} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n"
+        digest.update(row.encode(errors="surrogateescape"))
+        size += state.st_size
+    return {"format": FORMAT, "size": size, "files": digest.hexdigest()}
 
 
 def _write(folder: Path, stamp: dict, arrays: Mapping[str, np.ndarray]) -> None:

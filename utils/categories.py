@@ -93,6 +93,7 @@ class Skeleton:
 
     names: tuple[str, ...]  # (K,)
     edges: tuple[tuple[int, int], ...] = ()  # pairs of indices, from 0
+    stated_pairs: tuple[tuple[int, int], ...] | None = None  # see `flip_pairs`; None = by the names
 
     def __post_init__(self):
         strange = [edge for edge in self.edges if not all(0 <= i < len(self) for i in edge)]
@@ -108,24 +109,30 @@ class Skeleton:
     def from_coco(cls, category: dict) -> "Skeleton":
         """From a category of a COCO file, which counts points from 1.
 
+        Its field `flip_pairs`, pairs of numbers from 1, is not COCO's: other formats state which
+        points a mirror swaps.
+
         Raises:
-            ValueError: its fields `keypoints` and `skeleton` are no such lists.
+            ValueError: its fields `keypoints`, `skeleton` and `flip_pairs` are no such lists.
         """
         points, edges = category.get("keypoints"), category.get("skeleton") or []
         if not isinstance(points, list) or not all(fits(name, str | int) for name in points):
             raise ValueError(f"keypoints must be a list of names, got {shown(points)}")
-        for edge in edges if isinstance(edges, list) else [edges]:
-            pair = isinstance(edge, list) and len(edge) == 2 and all(fits(i, float) for i in edge)
-            if not pair or not all(1 <= i <= len(points) and i == int(i) for i in edge):
-                raise ValueError(
-                    f"skeleton must be pairs of two of the numbers 1 to {len(points)}, got "
-                    f"{shown(edge)}"
-                )
-        return cls(tuple(map(str, points)), tuple((int(a) - 1, int(b) - 1) for a, b in edges))
+        pairs = category.get("flip_pairs")
+        joined = _counted_from_0(edges, len(points), "skeleton")
+        if pairs is not None:
+            pairs = _counted_from_0(pairs, len(points), "flip_pairs")
+        return cls(tuple(map(str, points)), joined, pairs)
 
     @cached_property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
-        """(left, right) indices of the names that differ in this word alone, see `SIDES`."""
+        """(left, right) indices of points that a mirror swaps.
+
+        Those that the annotations state, or those whose names differ in this word alone, see
+        `SIDES`.
+        """
+        if self.stated_pairs is not None:
+            return self.stated_pairs
         places: dict[tuple[str, ...], int] = {}  # spelling of a name -> its number
         for number, name in enumerate(self.names):
             for spelling in (name_parts(name), ("".join(name_parts(name)),)):
@@ -155,6 +162,21 @@ class Skeleton:
         if twice := [name for name in used if used.count(name) > 1]:
             raise UserError(f"keypoint_flip_pairs has {twice[0]!r} in two pairs; name it once")
         return tuple((self.names.index(left), self.names.index(right)) for left, right in pairs)
+
+
+def _counted_from_0(pairs: object, count: int, field: str) -> tuple[tuple[int, int], ...]:
+    """Pairs of the numbers 1 to `count` of keypoints -> pairs of indices.
+
+    Raises:
+        ValueError: they are none.
+    """
+    for edge in pairs if isinstance(pairs, list) else [pairs]:
+        pair = isinstance(edge, list) and len(edge) == 2 and all(fits(i, float) for i in edge)
+        if not pair or not all(1 <= i <= count and i == int(i) for i in edge):
+            raise ValueError(
+                f"{field} must be pairs of two of the numbers 1 to {count}, got {shown(edge)}"
+            )
+    return tuple((int(a) - 1, int(b) - 1) for a, b in pairs)
 
 
 SIDES = (  # left and right in names of keypoints, as words

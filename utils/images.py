@@ -101,9 +101,29 @@ def image_size(path: str | Path, *, exif: bool = True) -> tuple[int, int]:
     Args:
         exif: of the upright picture, see `load_image`.
     """
-    with _opened(path) as image:
-        turned = _needed_turn(image, exif) in QUARTER_TURNS
-        return image.size if turned else image.size[::-1]
+    try:
+        with Image.open(path) as image:  # does not read the whole file
+            return _size(image, exif)
+    except Exception:  # whatever it is, `_opened` can tell
+        with _opened(path) as image:
+            return _size(image, exif)
+
+
+def _size(image: Image.Image, exif: bool) -> tuple[int, int]:
+    """(H, W) of an opened image."""
+    _check_size(image)
+    turned = _needed_turn(image, exif) in QUARTER_TURNS
+    return image.size if turned else image.size[::-1]
+
+
+def _check_size(image: Image.Image) -> None:
+    """Raises a ValueError for a picture that claims to be too large."""
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"it claims to be {height}x{width} (HxW), more than {MAX_PIXELS} pixels or "
+            f"{MAX_SIDE} on a side"
+        )
 
 
 @contextmanager
@@ -112,12 +132,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                raise ValueError(
-                    f"it claims to be {height}x{width} (HxW), more than {MAX_PIXELS} pixels or "
-                    f"{MAX_SIDE} on a side"
-                )
+            _check_size(image)
             yield image
     except FileNotFoundError:
         raise UserError(f"no image at {path}; check the path") from None

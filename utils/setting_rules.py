@@ -132,11 +132,12 @@ SCHEDULE = Text(
 )
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
+PARTS = ("train_images", "val_json", "val_images", "test_json", "test_images")
 PATHS = (
     *("coco_root", "voc_root", "runs_dir", "coco_detection_weights", "voc_detection_weights"),
     *("coco_segmentation_weights", "coco_captioning_weights", "coco_keypoint_weights"),
     *("coco_multi_task_weights", "demo_weights", "init_weights", "caption_vocab"),
-    *("encoder_weights",),
+    *("encoder_weights", "data", "train_json", *PARTS),
 )
 FLAGS = (
     *("augment", "diagonal_crops", "pretrained", "encoder_cls_token", "smooth_init"),
@@ -154,11 +155,10 @@ RULES: dict[str, object] = {
     **dict.fromkeys(FLAGS, FLAG),
     # data
     "dataset": OneOf(("coco", "voc")),
-    "voc_sets": VOC_SETS,
-    "voc_eval_sets": VOC_SETS,
+    **dict.fromkeys(("voc_sets", "voc_eval_sets"), VOC_SETS),
+    "val_share": Number(0, 1, above=True, below=True),
     "classes": Each(Text("a name")),
-    "train_limit": COUNT_OR_0,
-    "eval_limit": COUNT_OR_0,
+    **dict.fromkeys(("train_limit", "eval_limit"), COUNT_OR_0),
     "eval_split": OneOf(("val", "train")),
     "repeat_threshold": SHARE,
     "bad_samples": OneOf(("refuse", "skip")),
@@ -177,10 +177,8 @@ RULES: dict[str, object] = {
     "encoder_stride": Number(1, 4096),
     "img_size": Number(1, 16384),
     "resize_mode": OneOf(("letterbox", "stretch")),
-    "encoder_dim": WIDTH,
+    **dict.fromkeys(("encoder_dim", "encoder_heads", "encoder_mlp_dim"), WIDTH),
     "encoder_layers": DEPTH,
-    "encoder_heads": WIDTH,
-    "encoder_mlp_dim": WIDTH,
     "encoder_patch": Number(1, 16384),
     "encoder_positions": POSITIONS,
     "resnet_depth": OneOf((50, 101, 152, 200)),
@@ -188,15 +186,11 @@ RULES: dict[str, object] = {
     "projection": OneOf(("linear", "linear_p", "mlp")),
     "projection_mlp_ratio": Number(1, 1024),
     "projection_positions": POSITIONS,
-    "dim": WIDTH,
+    **dict.fromkeys(("dim", "num_heads", "mlp_dim"), WIDTH),
     "num_layers": DEPTH,
-    "num_heads": WIDTH,
-    "mlp_dim": WIDTH,
     "max_len": Number(0, SIZE),
     "decoder_positions": OneOf(("learned", "sin_cos")),
-    "drop_path": DROPOUT,
-    "drop_units": DROPOUT,
-    "drop_attention": DROPOUT,
+    **dict.fromkeys(("drop_path", "drop_units", "drop_attention"), DROPOUT),
     "num_bins": Number(2, SIZE),
     # every task
     **{f"{task}_weight": TASK_WEIGHT for task in TASKS},
@@ -316,6 +310,15 @@ def _ordered(prefix: str) -> Pair:
 
 PAIRS = (  # of all scripts
     *map(_ordered, SCALED),
+    Pair(
+        ("dataset", "data", "train_json", *PARTS),
+        lambda name, data, train, *parts: (
+            (name == "coco" or not (data or train))
+            and (not any(parts) if train is None else data is None)
+        ),
+        f"data=FOLDER goes without train_json, {', '.join(PARTS)} need train_json=FILE, and both "
+        "go with dataset=coco and train_coco_*.py (Pascal VOC in them too)",
+    ),
     Pair(
         ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
         lambda resampling, suppress, top_k: not resampling or (suppress and top_k < 2),

@@ -18,10 +18,10 @@ from dataset.check.report import (
 )
 from dataset.coco_format import (
     CocoFile,
+    Parts,
     all_texts,
     annotation_path,
-    coco_paths,
-    open_coco,
+    open_split,
     read_outline,
 )
 from dataset.coco_keypoint import points_of
@@ -62,8 +62,34 @@ def check_coco_files(
     return groups
 
 
-def check_coco(root: Path, split: str, kind: str) -> Checked:
-    """One annotation file.
+def check_parts(
+    data: Parts, splits: Sequence[str], kinds: Sequence[str]
+) -> dict[str, list[Checked]]:
+    """Name of a part -> the findings of each kind of annotation that it has.
+
+    Args:
+        data: see `dataset.find_dataset.Dataset`.
+
+    Raises:
+        UserError: no part has any.
+    """
+    groups: dict[str, list[Checked]] = {}
+    problems = []
+    for split in splits:
+        for kind in kinds:
+            try:
+                groups.setdefault(split, []).append(check_coco(data, split, kind))
+            except UserError as error:
+                problems.append(error)
+    if not any(groups.values()):
+        raise problems[0]
+    for problem in problems:
+        log(f"notice: {problem}")
+    return {split: group for split, group in groups.items() if group}
+
+
+def check_coco(root: Path | Parts, split: str, kind: str) -> Checked:
+    """One annotation file, or one part of a dataset in another format.
 
     Args:
         kind: "instances", "person_keypoints" or "captions".
@@ -71,15 +97,16 @@ def check_coco(root: Path, split: str, kind: str) -> Checked:
     Raises:
         UserError: there is no such file, or it is of another kind altogether.
     """
-    file = open_coco(*coco_paths(root, split, kind=kind), kind)
+    file = open_split(root, split, kind)
     entries = [
-        ImageEntry(f"image {image_id}", file.image_folder / file.image_name(i), file.image_size(i))
-        for i, image_id in enumerate(file.image_ids.tolist())
+        ImageEntry(file.image_words(i), file.image_folder / file.image_name(i), file.image_size(i))
+        for i in range(len(file.image_ids))
     ]
     for entry in entries:
         if 0 in entry.size:
             file.errors.add("size_unstated", entry.name)
-    checked = Checked(str(file.path), file.errors, entries, [])
+    name = str(file.path) if isinstance(root, Path) else f"{split} {kind}"
+    checked = Checked(name, file.errors, entries, [])
     _note_ids(file)
     CHECKS[kind](checked, file)
     return checked

@@ -1,6 +1,7 @@
 """What training and validation would say to the sources that they make of a dataset."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dataset.advice import (
     check_learnable,
@@ -8,7 +9,9 @@ from dataset.advice import (
     look_at_both,
     look_at_judged,
     overlap_text,
+    rare_classes,
     same_pictures,
+    small_objects,
 )
 from dataset.annotation_errors import AnnotationErrors
 from dataset.check.report import Checked
@@ -34,7 +37,8 @@ def check_use(
         parts = {}
         for part, (root, split) in sources.items():
             source = find_task(task).sources[dataset]
-            if dataset == "coco" and not annotation_path(root, split, source.kind).is_file():
+            of_folder = dataset == "coco" and isinstance(root, Path)
+            if of_folder and not annotation_path(root, split, source.kind).is_file():
                 continue
             try:
                 parts[part] = source(root, split, classes=cfg.classes or None, skip_bad=True)
@@ -64,6 +68,8 @@ def _look(cfg, task: str, part: str, source) -> list[str]:
     if part == "train":
         check_learnable(source)
         lines = find_task(task).advise(cfg, source)
+        if task == "detection":
+            lines += small_objects(source, cfg.img_size) + rare_classes(source)
         if len(source) < cfg.batch_size:
             size = f"batch_size={cfg.batch_size} is more than the {len(source)} training images"
             lines.append(f"{size}, which training refuses; use {len(source)} or less")

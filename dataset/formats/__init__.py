@@ -1,0 +1,1 @@
+"""Datasets as labelling tools export them, each format read by a module of its own."""
