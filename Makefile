@@ -57,8 +57,7 @@ demo: demo-data  ## the whole job in small: evaluation, inference, fine-tuning o
 	@echo "== What the best of these weights see in photographs they were not trained on"
 	@$(BIN)/python infer/infer_single_image_object_detection.py --out-dir $(DEMO_OUT) \
 	    --weights $$(ls -td $(DEMO_OUT)/runs/detection/*/ | head -1)best.safetensors \
-	    --image $(DEMO_BloodImage_00035.jpg BloodImage_00111.jpg \
-    BloodImage_00216.jpg BloodImage_00410.jpg)
+	    --image $(DEMO_PHOTOS)
 	@echo
 	@echo "== Done: look at the pictures in $(DEMO_OUT)/; your own photographs: docs/own_data.md"
 

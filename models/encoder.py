@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.encoder_weights import (
+from models.official_encoders import OfficialResNet, OfficialViT, TransformerOptions
+from utils.encoder_weights import (
     IMAGENET,
     check_taken,
     load_state,
@@ -29,7 +30,6 @@ from models.encoder_weights import (
     timm_messages,
     timm_tensors_of,
 )
-from models.official_encoders import OfficialResNet, OfficialViT, TransformerOptions
 from utils.errors import UserError, one_line
 
 
@@ -156,10 +156,17 @@ def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> n
                 drop_path=config.drop_path,
                 pooled=config.projection != "average",
             )
-    except RuntimeError as error:
-        if file is None:
+    except UserError:
+        raise
+    except Exception as error:  # of reading a file: every library has its own
+        if weights is None:
             raise
-        raise misfit(file, config.encoder, error) from error
+        if file is not None:
+            raise misfit(file, config.encoder, error) from error
+        raise UserError(
+            f"cannot load the pretrained weights of {config.encoder!r} from {weights['file']} "
+            f"({one_line(error)}); delete that file to fetch it anew, or use --set pretrained=false"
+        ) from error
     if file is not None:
         check_taken(file, config.encoder, encoder.backbone, texts)
     return encoder

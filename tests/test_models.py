@@ -101,13 +101,22 @@ def test_a_stride_the_encoder_lacks_is_refused():
         TimmEncoder("test_resnet", (64, 64), stride=7)
 
 
-def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise OSError("offline")
-
-    monkeypatch.setattr("timm.create_model", refuse)
-    with pytest.raises(UserError, match="--set pretrained=false"):
+def test_pretrained_weights_that_are_damaged_name_the_file(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    monkeypatch.setattr("models.encoder.pretrained_file", lambda _: tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="model.safetensors.*delete that file") as error:
         build_model(TINY, pretrained=True)
+    assert "\n" not in str(error.value)
+
+
+def test_pretrained_weights_of_timm_are_loaded(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    whole = timm.create_model("test_vit").state_dict()
+    save_file(whole, tmp_path / "model.safetensors")
+    monkeypatch.setattr("models.encoder.pretrained_file", lambda _: tmp_path / "model.safetensors")
+    name = "blocks.0.attn.qkv.weight"
+    got = build_model(TINY, pretrained=True).encoder.backbone.state_dict()[name]
+    assert torch.equal(got, whole[name])
 
 
 def test_uint8_and_float_images_are_the_same(model):

@@ -204,7 +204,7 @@ def check_taken(path: Path, name: str, backbone: nn.Module, texts: list[str]) ->
         raise UserError(_missing_text(path, name, missing, tensors))
 
 
-def misfit(path: Path, name: str, error: RuntimeError) -> UserError:
+def misfit(path: Path, name: str, error: Exception) -> UserError:
     """What to say where timm cannot load the tensors of a file."""
     tensors = strip_prefix(read_tensors(path), timm_shapes(name))
     wrong = WRONG_SHAPE.search(" ".join(str(error).split()))
