@@ -22,12 +22,13 @@ from dataset.annotation_errors import AnnotationErrors
 from dataset.coco_format import CocoFile, make_file
 from dataset.coco_index import Columns, build_index, index_document, is_inside
 from dataset.coco_rows import Image
-from dataset.formats import ALL, NAMES, CocoPart, Part, coco
+from dataset.formats import ALL, NAMES, CocoPart, Part
 from utils.array_cache import cached_arrays
 from utils.errors import UserError
 from utils.files import foreign, nearest_path, shown
 from utils.images import FileNames, image_size, list_files, normal_form
 
+coco = import_module("dataset.formats.coco")  # by name, as `formats` finds all of them
 COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # what Roboflow adds to the name of a copy
 FORMATS_PAGE = "docs/own_data.md shows the formats"
 MANY = 3  # places that a line lists
