@@ -95,7 +95,7 @@ def test_every_kind_of_fault_is_found_and_counted(root, capsys):
     only_voc = {"xml", "xml_missing", "listed_twice", "class_of_none"}
     other = {"categories", "image_size", "same_box", "size_unstated", "empty"}
     other |= {"same_name", "name_unused", "normalised", "only_crowds", "corners", "small_outline"}
-    other |= {"unlabelled"}
+    other |= {"unlabelled", "label_file", "shape", "confidence"}  # of other formats
     assert set(KINDS) - only_voc - other <= found
     of_keypoints = text[text.index("person_keypoints_train2017.json\n") :]
     assert "it has the unknown category 777" in of_keypoints
