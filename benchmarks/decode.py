@@ -7,7 +7,7 @@ python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --bat
     --mode static --dtype bfloat16 --device cuda
 
 Ways, measured in turns within one run, medians, on the same random weights and the same memory:
-  ours    the cached loop as the scripts run it (native on a CPU, see models/decode_step/modes.py),
+  ours    the cached loop as the scripts run it (native on a CPU, see models/decode_step/),
           or as --mode says; with --also in others as well
   ports   image and whole sequence through the model again for every token, as the simple PyTorch
           ports do; in float32 its greedy tokens must equal ours
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from benchmarks.machine import large_products, machine, peak_memory_mb
 from models import ModelConfig, Pix2Seq, build_model
-from models.decode_step.modes import CHOICES, MODES
+from models.decode_step import CHOICES, MODES
 from models.generate import GenerationRequest, generate
 from utils.cli import log, run
 from utils.devices import pick_device

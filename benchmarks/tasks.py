@@ -28,7 +28,7 @@ from infer.batches import as_tensor
 from infer.detection import DetectionOptions
 from infer.multi_task import AllTasksOptions, Stopwatch, find_all
 from infer.predictor import Predictor
-from models.decode_step.modes import CHOICES
+from models.decode_step import CHOICES
 from utils.cli import run
 from utils.devices import pick_device
 from utils.errors import UserError

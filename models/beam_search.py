@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decode_step.modes import build_step
+from models.decode_step import build_step
 from models.decoder import Cache, Decoder
 from models.generate import GenerationRequest, read_prompt
 from models.layers import no_cudnn_attention

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.encoder_weights import (
+from models.official_encoders import OfficialResNet, OfficialViT, TransformerOptions
+from utils.encoder_weights import (
     IMAGENET,
     check_taken,
     load_state,
@@ -29,7 +30,6 @@ from models.encoder_weights import (
     timm_messages,
     timm_tensors_of,
 )
-from models.official_encoders import OfficialResNet, OfficialViT, TransformerOptions
 from utils.errors import UserError, one_line
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.decode_step.modes import DecodeStep, build_step
+from models.decode_step import DecodeStep, build_step
 from models.decoder import Cache, Decoder
 from models.layers import no_cudnn_attention
 
@@ -59,7 +59,7 @@ class GenerationRequest:
             (`uniforms_of_images`), column t those of step t; None = drawn from `generator`. With
             top_k = 1 nothing is drawn.
         generator: source of the draws; None = torch's global one.
-        mode: how the steps are computed, one of `models.decode_step.modes.MODES`.
+        mode: how the steps are computed, one of `models.decode_step.MODES`.
     """
 
     prompt: Tensor

@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.decode_step.modes import choose_mode
+from models.decode_step import choose_mode
 from models.decoder import Decoder
 from models.encoder import build_encoder
 from models.generate import GenerationRequest, SamplingOptions, generate
@@ -27,7 +27,7 @@ class Pix2Seq(nn.Module):
     Attributes:
         config: the `ModelConfig` it was built from.
         meta: JSON values that a weight file also records: vocabulary, categories, tasks.
-        decode_mode: how `generate` computes its steps, one of `models.decode_step.modes.MODES`.
+        decode_mode: how `generate` computes its steps, one of `models.decode_step.MODES`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Pix2Seq(nn.Module):
         Args:
             dtype: `torch.bfloat16` halves the bytes of weights and cache that a step reads. Logits
                 are then rounded to bfloat16 before the float32 softmax, except in mode "native".
-            mode: one of `models.decode_step.modes.CHOICES`; "compiled" also compiles the encoder.
+            mode: one of `models.decode_step.CHOICES`; "compiled" also compiles the encoder.
 
         Raises:
             ValueError: there is no such mode.

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from models.config import ModelConfig
-from models.encoder_weights import check_finite
 from models.pix2seq import Pix2Seq, build_model
+from utils.encoder_weights import check_finite
 from utils.errors import UserError, one_line
 from utils.files import atomic_path, find_weight_file
 

@@ -13,7 +13,7 @@ from infer.keypoint import KeypointOptions
 from infer.predictor import Predictor
 from infer.segmentation import SegmentationOptions
 from infer.tasks import EVALUATIONS, evaluate_task
-from models.decode_step.modes import MODES
+from models.decode_step import MODES
 from models.generate import uniforms_of_images
 from tests.tiny_models import assert_same_draws, memory, model, prompts  # noqa: F401  fixtures
 from utils.cli import snapshot

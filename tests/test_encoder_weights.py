@@ -21,7 +21,6 @@ from config import CFG
 from download.encoder_weights import match_in_order
 from models import ModelConfig, build_model, load_model, save_model
 from models.encoder import build_encoder, check_encoder, image_statistics, load_class
-from models.encoder_weights import _check_answer, pretrained_file, read_source, timm_shapes
 from models.weights import read_header
 from tests.conftest import TINY
 from tests.training import resume
@@ -29,6 +28,7 @@ from train.engine import train
 from train.settings import check_settings, settle_encoder
 from utils.cli import snapshot
 from utils.devices import ALONE
+from utils.encoder_weights import _check_answer, pretrained_file, read_source, timm_shapes
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,7 +264,7 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["http_proxy"] = os.environ["HTTP_PROXY"] = f"http://127.0.0.1:{server.server_port}"
 import huggingface_hub
 from download import encoder_weights
-from models.encoder_weights import pretrained_file, read_source
+from utils.encoder_weights import pretrained_file, read_source
 from utils.errors import UserError
 first = read_source("hf-hub:owner/name", with_weights=True)
 timms = pretrained_file("test_vit")

@@ -9,7 +9,7 @@ import torch
 import models.generate
 from models import ModelConfig, build_model
 from models.beam_search import beam_search
-from models.decode_step.modes import PlainStep
+from models.decode_step import PlainStep
 from models.decoder import Cache
 from models.generate import (
     GenerationRequest,

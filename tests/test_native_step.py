@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from infer.script import predictor_of
-from models.decode_step import native
-from models.decode_step.modes import PlainStep, build_step
+from models.decode_step import PlainStep, build_step, native
 from models.decode_step.native import NativeStep, address
 from models.decoder import Cache, LayerCache
 from tests.tiny_models import (

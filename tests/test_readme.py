@@ -68,7 +68,7 @@ def place(tmp_path, monkeypatch, demo_set, multi_weights, tiny_weights, caption_
     roots += ["voc_sets=2012:train", "voc_eval_sets=2012:val", f"caption_vocab={caption_vocab}"]
     kinds = settings_types(PRESETS["default"])
     weights = [f"{name}={work / 'none'}" for name in kinds if name.endswith("_weights")]
-    weights = [item for item in weights if not item.startswith(("init", "demo"))]
+    weights = [item for item in weights if not item.startswith(("init", "demo", "encoder"))]
     weights.append(f"demo_weights={multi_weights}")
     tiny = values_of([*SETTINGS, *roots, *weights], kinds)
     plain = {name: getattr(PRESETS["default"], name) for name in kinds if name != "dataset"}

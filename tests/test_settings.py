@@ -15,7 +15,7 @@ import infer.infer_single_image_object_detection as infer_detection
 import train.train_coco_object_detection as train_detection
 from config import CFG, PRESETS
 from models.config import CHOICES
-from models.decode_step.modes import CHOICES as DECODE_MODES
+from models.decode_step import CHOICES as DECODE_MODES
 from tests.test_imports import SCRIPTS, named, required
 from tokenizer.detection import CORRUPTIONS
 from tokenizer.vocabulary import TASKS

@@ -118,13 +118,13 @@ def build_run(
     seed_all(cfg.seed)  # of the first weights
 
     # Data: samples, their classes, their tokens, and batches of them.
+    if world.is_main and (data := data_of(cfg)):
+        log(data.describe(find_task(tasks[0]).annotation_kind, ("train", "val")))
     sources = {task: build_source_of(cfg, task, train=True) for task in tasks}
     categories = join_categories(sources)
     vocab = build_vocabulary(cfg, tasks, categories)
     tokenizers = build_tokenizers(cfg, tasks, vocab, sources)
     eval_sources = {task: build_source_of(cfg, task, train=False) for task in tasks}
-    if world.is_main and (data := data_of(cfg)):
-        log(data.describe(find_task(tasks[0]).annotation_kind, ("train", "val")))
     look_at_data(cfg, sources, eval_sources, world)
     streams = build_streams(cfg, sources, tokenizers, world)
     steps = count_run_steps(cfg, streams, sources)

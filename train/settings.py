@@ -15,7 +15,6 @@ from dataset.transforms import load_pixel_transforms
 from infer.likelihood import sequence_options
 from models import ModelConfig, build_model
 from models.encoder import ENCODERS, build_encoder, check_encoder, image_statistics, is_class
-from models.encoder_weights import file_sha256, is_source, pretrained_file, read_source
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
@@ -25,6 +24,7 @@ from train.optim import check_optimizer, freeze_parameters, lr_factors
 from utils.categories import Categories, check_sigmas
 from utils.cli import log, settings_dict, snapshot
 from utils.devices import World, check_bfloat16, local_device, pick_device
+from utils.encoder_weights import file_sha256, is_source, pretrained_file, read_source
 from utils.errors import UserError
 from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
 

@@ -194,6 +194,7 @@ RULES: dict[str, object] = {
     # every task
     **{f"{task}_weight": TASK_WEIGHT for task in TASKS},
     **{f"{task}_batch_size": COUNT_OR_0 for task in TASKS},
+    **{f"{task}top_p": SHARE for task in SCALED},
     # detection
     "max_objects": Number(1, SIZE),
     "class_corruption": OneOf(
@@ -201,7 +202,6 @@ RULES: dict[str, object] = {
     ),
     **dict.fromkeys(("noise_weight", "eos_weight"), WEIGHT),
     "top_k": COUNT_OR_0,
-    "top_p": SHARE,
     "temperature": TEMPERATURE,
     # segmentation
     "max_points": Number(3, SIZE),
@@ -209,12 +209,11 @@ RULES: dict[str, object] = {
     "seg_eos_weight": WEIGHT,
     "seg_crop_pad": MARGIN,
     "seg_samples": Number(1, 4096),
-    "seg_top_p": SHARE,
     "seg_threshold": Number(0, 1, above=True),
     # keypoints
     "keypoint_crop": MARGIN,
     "keypoint_invisible_weight": WEIGHT,
-    **dict.fromkeys(("keypoint_top_p", "keypoint_score_weight"), SHARE),
+    "keypoint_score_weight": SHARE,
     "keypoint_flip_pairs": Each(
         Text("LEFT:RIGHT, the names of two points", r"[^:]*\S[^:]*:[^:]*\S[^:]*")
     ),
@@ -226,22 +225,24 @@ RULES: dict[str, object] = {
     **dict.fromkeys(("caption_end_weight", "caption_pad_weight"), WEIGHT),
     "caption_beams": Number(1, 4096),
     "caption_top_k": COUNT_OR_0,
-    "caption_top_p": SHARE,
     "caption_temperature": TEMPERATURE,
     "caption_length_penalty": Number(0, 100),
     # training
+    **dict.fromkeys(("epochs", "batch_size", "accumulate_steps", "eval_every"), COUNT),
+    **dict.fromkeys(("max_nonfinite", "num_lengths", "keep_checkpoints", "log_every"), COUNT),
+    **dict.fromkeys(("max_steps", "warmup_steps", "tail_steps", "save_steps"), COUNT_OR_0),
+    **dict.fromkeys(("freeze_encoder_steps", "likelihood_limit"), COUNT_OR_0),
+    "early_stop_patience": COUNT_OR_0,
     "device": DEVICE,
     "matmul_precision": OneOf(("highest", "high", "medium")),
     "seed": Number(0, 2**32 - 1),
-    **dict.fromkeys(("epochs", "batch_size", "accumulate_steps"), COUNT),
-    "max_steps": COUNT_OR_0,
-    **dict.fromkeys(("save_minutes", "max_minutes", "warmup_epochs"), Number(0)),
+    "max_minutes": Number(0),
     "loss": LOSS,
     "optimizer": Text("the name of an optimiser", r"\S+"),
     "lr": Number(0, 10**6),
     "lr_scaling": OneOf(("none", "linear", "sqrt")),
     "lr_schedule": SCHEDULE,
-    **dict.fromkeys(("warmup_steps", "tail_steps"), COUNT_OR_0),
+    "warmup_epochs": Number(0),
     "end_lr_factor": SHARE,
     "weight_decay": Number(0, 10**6),
     "decay_exclude": Patterns(),
@@ -249,17 +250,10 @@ RULES: dict[str, object] = {
     "encoder_lr_factor": Number(0, 10**6, above=True),
     "layer_decay": Number(0, 1, above=True),
     "freeze": Patterns(),
-    "freeze_encoder_steps": COUNT_OR_0,
     "clip_grad": Number(-HUGE),
     "amp": OneOf(("auto", "off", "bf16", "fp16")),
-    **dict.fromkeys(("max_nonfinite", "num_lengths"), COUNT),
-    "likelihood_limit": COUNT_OR_0,
-    "eval_every": COUNT,
-    "save_steps": COUNT_OR_0,
-    "keep_checkpoints": COUNT,
-    "early_stop_patience": COUNT_OR_0,
+    "save_minutes": Number(0),
     "ema_decay": DROPOUT,
-    "log_every": COUNT,
     # evaluation and inference
     "eval_batch_size": COUNT,
     "infer_dtype": OneOf(("float32", "bfloat16")),
@@ -306,8 +300,8 @@ PAIRS = (  # of all scripts
             (name == "coco" or not (data or train))
             and (not any(parts) if train is None else data is None)
         ),
-        f"data=FOLDER goes without train_json, {', '.join(PARTS)} need train_json=FILE, and both "
-        "go with dataset=coco and train_coco_*.py (Pascal VOC in them too)",
+        "set data=FOLDER or train_json=FILE, not both, with dataset=coco (train_coco_*.py); "
+        f"{', '.join(PARTS)} go with train_json alone",
     ),
     Pair(
         ("keypoint_official_resampling", "keypoint_suppress_invisible", "top_k"),
@@ -418,9 +412,9 @@ def complain_of_pairs(cfg, pairs: Sequence[Pair]) -> list[str]:
     """What is wrong with settings together, a line each; alone each is in its range."""
     lines = []
     for pair in pairs:
-        values = [getattr(cfg, name) for name in pair.names]
-        if not (pair.of_shape and cfg.init_weights is not None) and not pair.holds(*values):
-            each = [f"{n}={_text(v)}" for n, v in zip(pair.names, values, strict=True)]
+        got = {name: getattr(cfg, name) for name in pair.names}
+        if not (pair.of_shape and cfg.init_weights is not None) and not pair.holds(*got.values()):
+            each = [f"{n}={_text(v)}" for n, v in got.items() if v is not None]
             lines.append(f"{pair.advice}; got {', '.join(each)}")
     return lines
 

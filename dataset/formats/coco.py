@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from dataset.coco_rows import ANNOTATION_KEYS
-from dataset.formats.part import ALL, NAMES, CocoPart, part_of
+from dataset.formats import ALL, NAMES, CocoPart, part_of
 from utils.errors import UserError
 
 TITLE = "COCO"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.annotation_errors import AnnotationErrors
+from dataset.formats import Part
 from dataset.formats.document import (
     Document,
     Shape,
@@ -23,7 +24,6 @@ from dataset.formats.document import (
     point_names,
     turned_box,
 )
-from dataset.formats.part import Part
 from dataset.voc_detection import parse_xml
 from utils.errors import UserError, one_line
 from utils.files import shown
@@ -42,7 +42,7 @@ VISIBLE, HIDDEN, UNLABELLED = 2, 1, 0  # as COCO has them
 
 
 def find_parts(folder: Path) -> list[Part]:
-    """See `dataset/formats/part.py`."""
+    """See `dataset/formats/__init__.py`."""
     files = sorted(folder.glob("*.xml")) if folder.is_dir() else []
     files = [file for file in files if re.search(r"<annotations[\s>]", head_and_tail(file, 4096))]
     if not files:

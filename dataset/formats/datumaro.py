@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.annotation_errors import AnnotationErrors
+from dataset.formats import Part
 from dataset.formats.document import (
     Document,
     Shape,
@@ -21,7 +22,6 @@ from dataset.formats.document import (
     point_names,
     turned_box,
 )
-from dataset.formats.part import Part
 from utils.errors import UserError, one_line
 from utils.files import fits, read_json, shown
 from utils.images import MAX_SIDE, normal_form
@@ -35,7 +35,7 @@ PLACES = ("images/{0}", "images", "{0}", "")  # of the pictures of a part, below
 
 
 def find_parts(folder: Path) -> list[Part]:
-    """See `dataset/formats/part.py`."""
+    """See `dataset/formats/__init__.py`."""
     if not folder.is_dir():
         return []
     below = folder / "annotations"

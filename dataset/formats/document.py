@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.annotation_errors import LARGEST, AnnotationErrors
-from dataset.formats.part import ALL, part_of
+from dataset.formats import ALL, part_of
 from utils.categories import COCO_PERSON, NUM_COCO
 from utils.errors import UserError
 from utils.files import shown

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.annotation_errors import AnnotationErrors
+from dataset.formats import ALL, NAMES, Part, part_of
 from dataset.formats.document import (
     Document,
     Shape,
@@ -24,7 +25,6 @@ from dataset.formats.document import (
     head_and_tail,
     list_pictures,
 )
-from dataset.formats.part import ALL, NAMES, Part, part_of
 from utils.errors import UserError, one_line
 from utils.files import fits, read_json, read_text, shown, split_lines
 from utils.images import MAX_SIDE, list_files, normal_form
@@ -40,7 +40,7 @@ MAX_MASK = 1 << 26  # characters of a mask
 
 
 def find_parts(folder: Path) -> list[Part]:
-    """See `dataset/formats/part.py`."""
+    """See `dataset/formats/__init__.py`."""
     if not folder.is_dir():
         return []
     names = sorted(name for name in list_files(folder) if _is_json(name))

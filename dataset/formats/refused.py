@@ -4,8 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from dataset.formats import Part
 from dataset.formats.document import head_and_tail
-from dataset.formats.part import Part
 from utils.errors import UserError
 
 TITLE = ""  # it is no format that one could choose
@@ -17,7 +17,7 @@ SPACE = re.compile(r"[\ufeff\s]*")
 
 
 def find_parts(folder: Path) -> list[Part]:
-    """Raises a `UserError` for a folder of such a format, see `dataset/formats/part.py`."""
+    """Raises a `UserError` for a folder of such a format, see `dataset/formats/__init__.py`."""
     if not folder.is_dir():
         return []
     files = sorted(path for path in folder.iterdir() if path.is_file())

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from dataset.annotation_errors import AnnotationErrors
-from dataset.formats.part import ALL, NAMES, Part, part_of
+from dataset.formats import ALL, NAMES, Part, part_of
 from dataset.voc_detection import (
     CORRECT,
     VOC_CLASSES,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from dataset.formats import ALL, NAMES, Part, part_of
 from dataset.formats.document import is_picture, list_pictures, name_parts
-from dataset.formats.part import ALL, NAMES, Part, part_of
 from dataset.formats.yolo_labels import BOX, Classes, Pictures, label_places, read_pictures
 from utils.errors import UserError, one_line
 from utils.files import read_text, shown, split_lines
@@ -28,7 +28,7 @@ LOOKED_AT = 200  # pictures whose label file is looked for, to see what a folder
 
 
 def find_parts(folder: Path) -> list[Part]:
-    """See `dataset/formats/part.py`; `folder` may be the YAML file itself."""
+    """See `dataset/formats/__init__.py`; `folder` may be the YAML file itself."""
     folder = Path(os.path.abspath(folder))
     file, settings = _find_yaml(folder)
     if file is not None and any(settings.get(key) for key in PART_KEYS):

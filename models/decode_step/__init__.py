@@ -1,0 +1,113 @@
+"""How a decoding step is computed: one class per mode, and the function that chooses.
+
+A step reads the newest token of every row into the cache and returns the logits of the next one.
+All modes compute the same numbers as `Decoder.forward`, up to rounding:
+
+    plain     the modules of the decoder, on every device (this file)
+    native    C++ on a CPU, compiled at its first use (native.py)
+    static    tensors that keep their shape and place, on a GPU replayed as a CUDA graph
+              (cuda_graph.py)
+    compiled  static, with its kernels fused by torch.compile
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from models.decode_step.cuda_graph import StaticStep
+from models.decode_step.native import (
+    LANES,
+    NativeStep,
+    can_step_now,
+    library,
+    obstacle,
+    suits_native_step,
+)
+from models.decoder import Cache, Decoder
+from utils.errors import UserError
+
+MODES = ("plain", "native", "static", "compiled")
+CHOICES = ("auto", *MODES)  # of settings; `choose_mode` says which mode "auto" is
+
+
+class DecodeStep(Protocol):
+    """What every mode looks like; built anew for every call of `generate`."""
+
+    rows_may_leave: bool  # False: rows that have ended stay, `select` must not be called
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Reads one token per row.
+
+        Args:
+            tokens: (R,) ids.
+
+        Returns:
+            (R, V) float32 logits of what follows, to be used before the next call.
+        """
+
+    def select(self, rows: Tensor, images: Tensor) -> DecodeStep:
+        """The step that goes on with some rows (R',), which belong to some images (B',)."""
+
+
+class PlainStep:
+    """The modules of the decoder, on every device."""
+
+    rows_may_leave = True
+
+    def __init__(self, decoder: Decoder, cache: Cache, id_range: slice = slice(None)):
+        self.decoder, self.cache, self.id_range = decoder, cache, id_range
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(R,) ids -> (R, V) float32 logits, see `DecodeStep`."""
+        hidden = self.decoder(tokens[:, None], cache=self.cache)[:, -1]  # (R, D)
+        return self.decoder.logits(hidden, self.id_range).float()
+
+    def select(self, rows: Tensor, images: Tensor) -> PlainStep:
+        return PlainStep(self.decoder, self.cache.select(rows, images), self.id_range)
+
+
+def build_step(
+    decoder: Decoder, cache: Cache, mode: str, id_range: slice = slice(None)
+) -> DecodeStep:
+    """The step of a mode, after a prompt that is in the cache already.
+
+    Where the native step cannot run (a model in training mode, mixed precision, odd sizes, layers
+    that it does not know), the plain one takes its place.
+
+    Args:
+        id_range: the ids of the vocabulary that get logits.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode in ("static", "compiled"):
+        return StaticStep(decoder, cache, id_range, compiled=mode == "compiled")
+    if mode == "native" and suits_native_step(decoder) and can_step_now(decoder, cache):
+        return NativeStep(decoder, cache, id_range)
+    return PlainStep(decoder, cache, id_range)
+
+
+def choose_mode(decoder: Decoder, choice: str) -> str:
+    """The mode that a setting means for this decoder, one of `MODES`.
+
+    "auto" is "native" where that can run (on a CPU, with a C++ compiler), otherwise "plain".
+
+    Raises:
+        ValueError: there is no such mode.
+        UserError: "native" was asked for and cannot run.
+    """
+    if choice not in CHOICES:
+        raise ValueError(f"mode must be one of {', '.join(CHOICES)}, got {choice!r}")
+    dtype, device = decoder.token_embedding.dtype, decoder.token_embedding.device
+    fits = device.type == "cpu" and suits_native_step(decoder)
+    if choice == "auto":
+        return "native" if fits and obstacle(dtype) is None else "plain"
+    if choice == "native":
+        if not fits:
+            raise UserError(
+                "decode_mode=native is for float32 or bfloat16 on a CPU and sizes that are "
+                f"multiples of {LANES}; set decode_mode=auto"
+            )
+        library(dtype)  # compile now rather than at the first answer
+    return choice
