@@ -230,6 +230,21 @@ def test_every_dialect_of_voc_gives_the_objects_of_a_devkit(dialect, part, demo_
     assert plain.objects_per_class() == other.objects_per_class()
 
 
+def test_difficult_objects_are_crowds_of_the_truth_and_no_targets(demo_set, tmp_path):
+    root = flat(demo_set, tmp_path / "set")
+    before = CocoDetection(find_dataset(root), "all")
+    for xml in sorted(root.glob("*.xml")):
+        text = xml.read_text()
+        xml.unlink()
+        xml.write_text(text.replace("<difficult>0", "<difficult>1", 1))
+    after = CocoDetection(find_dataset(root), "all")
+    truths = [list(source.coco.anns.values()) for source in (before, after)]
+    crowds = [sum(row["iscrowd"] for row in rows) for rows in truths]
+    changed = before.objects_per_image().sum() - after.objects_per_image().sum()
+    assert len(truths[0]) == len(truths[1])
+    assert crowds[1] - crowds[0] == changed > 10
+
+
 def test_all_tasks_of_one_file(demo_set, tmp_path):
     """Boxes, outlines, keypoints and captions in one COCO file, which is split."""
     content = content_of(demo_set, "instances", "train")
@@ -308,13 +323,12 @@ def test_what_is_read_is_kept_until_a_file_changes(demo_set, tmp_path, monkeypat
     assert_equal(before, CocoDetection(dataset, "all"))
     folders = [path for path in (tmp_path / "cache/pix2seq/datasets").iterdir() if path.is_dir()]
     assert len(folders) == 1
-    xml = min(root.glob("*.xml"))
+    xml = next(p for p in sorted(root.glob("*.xml")) if "<difficult>0" in p.read_text())
     text = xml.read_text()
     xml.unlink()
-    objects = text[text.index("<object>") :]
-    xml.write_text(text.removesuffix(objects) + objects.replace("</annotation>", "") + objects)
+    xml.write_text(text.replace("<difficult>0", "<difficult>1", 1))  # of the same size
     after = CocoDetection(find_dataset(root), "all")
-    assert after.objects_per_image().sum() > before.objects_per_image().sum()
+    assert after.objects_per_image().sum() == before.objects_per_image().sum() - 1
 
 
 def test_a_tiny_training_and_evaluation_on_a_folder(demo_set, tmp_path, capsys):
