@@ -35,9 +35,17 @@ Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 class Image(msgspec.Struct, gc=False):
     id: Id
-    file_name: str
+    file_name: str = ""
     height: Side = 0
     width: Side = 0
+    coco_url: str = ""
+
+    def __post_init__(self):
+        """LVIS names its pictures by their address alone: …/train2017/000000000009.jpg."""
+        self.file_name = self.file_name or "/".join(self.coco_url.split("/")[-2:])
+        self.coco_url = ""
+        if not self.file_name:
+            raise ValueError("file_name is missing")
 
 
 class Caption(msgspec.Struct, gc=False):
@@ -213,12 +221,15 @@ def read_image(row: dict) -> Image:
         image_id, sides = _whole(row, "id"), [_whole(row, key, 0) for key in ("height", "width")]
     except Unusable as error:
         raise Unusable("image_entry", error.args[1]) from None
-    if not isinstance(row.get("file_name"), str):
-        raise Unusable("image_entry", f"file_name must be text, got {shown(row.get('file_name'))}")
+    name = row.get("file_name", row.get("coco_url"))
+    if not isinstance(name, str) or not name:
+        raise Unusable("image_entry", f"file_name must be text, got {shown(name)}")
     for key, side in zip(("height", "width"), sides, strict=True):
         if not 0 <= side <= MAX_SIDE:
             raise Unusable("image_entry", f"{key} must be 1 to {MAX_SIDE} pixels, got {side}")
-    return Image(image_id, whole_text(row["file_name"]), *sides)
+    if "file_name" not in row:
+        return Image(image_id, "", *sides, whole_text(name))
+    return Image(image_id, whole_text(name), *sides)
 
 
 def read_instance(row: dict) -> Instance:

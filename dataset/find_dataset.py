@@ -153,7 +153,7 @@ def data_of(cfg) -> Dataset | None:
         return find_dataset(cfg.data, **options)
     if cfg.train_json is None:
         return None
-    parts = []
+    parts, coco = [], formats()["coco"]
     for name in NAMES:
         path, images = getattr(cfg, f"{name}_json"), getattr(cfg, f"{name}_images")
         if path is None and images is not None:
@@ -194,17 +194,17 @@ def find_dataset(path: str | Path, *, seed: int = 0, val_share: float = 0.2) -> 
     return Dataset(path, title, tuple(parts), **options)
 
 
-def formats() -> list[ModuleType]:
-    """The modules of `dataset/formats/` that read a format."""
-    names = [module.name for module in iter_modules(dataset.formats.__path__)]
-    modules = [import_module(f"dataset.formats.{name}") for name in sorted(names)]
-    return [module for module in modules if hasattr(module, "find_parts")]
+def formats() -> dict[str, ModuleType]:
+    """Name -> module of `dataset/formats/` that reads a format; they are found by being there."""
+    names = sorted(module.name for module in iter_modules(dataset.formats.__path__))
+    modules = {name: import_module(f"dataset.formats.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "find_parts")}
 
 
 def _matches(folder: Path) -> dict[str, list[Part | CocoPart]]:
     """Title of a format -> its parts, of all formats that a folder may be."""
     matches, problems = {}, []
-    for module in formats():
+    for module in formats().values():
         try:
             if parts := module.find_parts(folder):
                 matches[module.TITLE] = parts
@@ -220,9 +220,10 @@ def _parts_of_file(path: Path) -> tuple[str, list[Part | CocoPart]]:
     with path.open("rb") as file:
         if problem := foreign(file.read(512)):
             raise UserError(f"data: {path} {problem}")
+    coco = formats()["coco"]
     if coco.names_of(path):
         return coco.TITLE, [coco.make_part(ALL, {"": path}, path.parent)]
-    for module in formats():
+    for module in formats().values():
         if path.suffix.lower() in getattr(module, "FILES", ()):
             if parts := module.find_parts(path):
                 return module.TITLE, parts
@@ -265,7 +266,7 @@ def _nothing(path: Path) -> str:
     files = islice((p for p in path.rglob("*") if p.is_file()), NUM_FILES)
     counts = Counter(file.suffix.lower() or "without suffix" for file in files)
     found = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5)) or "no file"
-    titles = ", ".join(module.TITLE for module in formats() if module.TITLE)
+    titles = ", ".join(module.TITLE for module in formats().values() if module.TITLE)
     return f"data: {path} is none of {titles}; it holds {found}; {FORMATS_PAGE}"
 
 

@@ -216,6 +216,21 @@ def never():
     raise AssertionError("it is in the cache")
 
 
+def test_pictures_may_be_named_by_their_address(root):
+    """As LVIS does; its training pictures lie in two folders."""
+    whole = CocoDetection(root)
+
+    def change(content):
+        for image in content["images"]:
+            image["coco_url"] = f"http://images.example/train2017/{image.pop('file_name')}"
+
+    rewrite(annotations(root), change)
+    for path in (root / "train2017", root):
+        file = open_coco(annotations(root), path, "instances")
+        found = [file.image_folder / file.image_name(i) for i in range(len(file.image_ids))]
+        assert found == [whole.image_path(i) for i in range(len(whole))]
+
+
 def test_what_is_mapped_is_what_was_read(root, cached, monkeypatch):
     with monkeypatch.context() as plain:
         plain.setattr(array_cache, "SMALLEST", 1 << 40)

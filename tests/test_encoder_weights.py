@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf
 
 from config import CFG
 from download.encoder_weights import match_in_order

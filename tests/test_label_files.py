@@ -530,6 +530,8 @@ def test_cvat_files_that_are_none(tmp_path):
     text = (tmp_path / "annotations.xml").read_text()
     save(tmp_path / "annotations.xml", '<!DOCTYPE a [<!ENTITY b "c">]>' + text)
     assert "entities" in refusal(tmp_path)
+    save(tmp_path / "annotations.xml", "<annotations><version>1.1</version></annotations>")
+    assert "lists no image" in refusal(tmp_path)
     save(tmp_path / "annotations.xml", "<annotations><track></track></annotations>")
     assert "CVAT for images 1.1" in refusal(tmp_path)
 

@@ -58,6 +58,8 @@ def find_parts(folder: Path) -> list[Part]:
     if b"<track" in content and not IMAGE.search(content):
         raise UserError(f"{file} is CVAT for video; export it as CVAT for images 1.1 or as COCO")
     subsets = {_subset(tag) for tag in IMAGE.findall(content)}
+    if not subsets:
+        raise UserError(f"{file} lists no image; export it as CVAT for images 1.1, in UTF-8")
     images = folder / "images" if (folder / "images").is_dir() else folder
     return [
         Part(name, file, (file, images), images, partial(_read, file, images, set(names)))

@@ -36,6 +36,7 @@ NO_CLASSES = ("__ignore__", "_background_")  # lines of it
 POLYGONS = ("polygon", "oriented_rectangle", "rotation")  # "rotation": what X-AnyLabeling writes
 LOOKED_AT = 5  # JSON files, to see what a folder is
 FIELDS = {"imagePath": str, "shapes": list}
+USED = (*FIELDS, "imageHeight", "imageWidth")
 MAX_MASK = 1 << 26  # characters of a mask
 
 
@@ -122,7 +123,7 @@ def _content(folder: Path, name: str, errors: AnnotationErrors | None) -> dict |
         if errors is not None:
             errors.add("label_file", name, str(error))
         return None
-    return content
+    return {key: content.get(key) for key in USED}  # pictures inside the file are not kept
 
 
 def _classes(folder: Path, contents: dict[str, dict]) -> dict[str, int]:
