@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,18 @@ def test_auto_is_the_newest_run_that_was_saved(tmp_path):
     for name in ("last.ckpt", "best.safetensors"):
         with pytest.raises(UserError, match=f"did you mean {newest}"):
             find_run_dir(tmp_path, ["detection"], str(newest / name))
+
+
+def test_auto_takes_a_run_on_the_same_folder(tmp_path):
+    runs = {}
+    for number, settings in enumerate([{"data": "pets"}, {"train_json": "cells.json"}, {}]):
+        run = run_folder(tmp_path, f"2026-01-0{number + 1}_00-00-00", "last.ckpt")
+        (run / "settings.json").write_text(json.dumps(settings))
+        runs[next(iter(settings.values()), None)] = run
+    for name, run in runs.items():  # without a folder: the newest, whatever it trains on
+        data = None if name is None else Path(name)
+        assert find_run_dir(tmp_path, ["detection"], "auto", data=data) == run
+    assert find_run_dir(tmp_path, ["detection"], "auto", data=Path("birds")) is None
 
 
 def test_auto_takes_a_run_on_the_same_dataset(tmp_path):

@@ -79,7 +79,8 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
     """
     with session() as world:
         cfg = load(inherited=None)
-        run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, dataset=cfg.dataset))
+        places = {"dataset": cfg.dataset, "data": cfg.data or cfg.train_json}
+        run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, **places))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
             return _run(start_settings(load, tasks), tasks, world)

@@ -102,13 +102,19 @@ def new_run_dir(runs_dir: Path, tasks: Iterable[str]) -> Path:
 
 
 def find_run_dir(
-    runs_dir: Path, tasks: Iterable[str], name: str, *, dataset: str | None = None
+    runs_dir: Path,
+    tasks: Iterable[str],
+    name: str,
+    *,
+    dataset: str | None = None,
+    data: Path | None = None,
 ) -> Path | None:
     """The run folder that `--resume` names.
 
     Args:
         name: a path, or "auto" for the newest of these tasks that has been saved.
         dataset: what it must train on; None = anything.
+        data: the folder or file that "auto" must train on; None = any.
 
     Returns:
         None: "auto", and there is none yet.
@@ -122,7 +128,8 @@ def find_run_dir(
 
     if name == "auto":
         found = {path.parent for path in (runs_dir / "+".join(tasks)).glob("*/last*.ckpt")}
-        return next(filter(fits, sorted(found, key=_started, reverse=True)), None)
+        newest = sorted(found, key=_started, reverse=True)
+        return next((run for run in newest if fits(run) and _trains_on(run, data)), None)
     run_dir = Path(name)
     if not (run_dir / "settings.json").is_file():
         hint = "--resume wants a run folder or auto"
@@ -133,6 +140,13 @@ def find_run_dir(
         trained_on = read_settings(run_dir)["dataset"]
         raise UserError(f"{run_dir} trains on {trained_on}, this script on {dataset}")
     return run_dir
+
+
+def _trains_on(run_dir: Path, data: Path | None) -> bool:
+    """Whether the settings `data` or `train_json` of a run name this; None = whatever they are."""
+    settings = read_settings(run_dir) if data is not None else {}
+    named = settings.get("data") or settings.get("train_json") or ""
+    return data is None or Path(named).absolute() == data.absolute()
 
 
 def _started(run_dir: Path) -> tuple[str, int]:
