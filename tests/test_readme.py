@@ -56,8 +56,9 @@ def place(tmp_path, monkeypatch, demo_set, multi_weights, tiny_weights, caption_
     """A folder with the files that the commands name; every preset is that of a tiny model."""
     pictures = sorted((demo_set / "val2017").iterdir())
     work = tmp_path / "work"
-    for folder in ("images", "photos", "weights", "data"):
+    for folder in ("images", "photos", "weights", "data", "dataset"):
         (work / folder).mkdir(parents=True)
+    (work / "dataset" / "bccd").symlink_to(ROOT / "dataset" / "bccd")
     (work / "data" / "VOC").symlink_to(demo_set)
     for name in ("images/demo.jpg", "photo.jpg", "street.jpg", "photos/a.jpg", "photos/b.jpg"):
         shutil.copy(pictures[0], work / name)
@@ -146,8 +147,6 @@ def dry_run():
 def test_make_demo_works(dry_run, place, capsys):
     lines = [line for line in dry_run("demo") if re.match(r"\.venv/bin/python (?!-)", line)]
     assert len(lines) == 5
-    (place / "dataset").mkdir()
-    (place / "dataset" / "bccd").symlink_to(ROOT / "dataset" / "bccd")
     for line in lines:
         for there, here in MAKE.items():
             line = line.replace(there, here)
