@@ -137,14 +137,26 @@ def test_positions_of_another_image_size_are_interpolated():
 
 @pytest.mark.parametrize(("old", "new"), [(8, 16), (16, 8)])
 def test_positions_of_a_sequence_are_shared_as_far_as_both_go(old, new):
+    """Behind them every object is as the last one that the weights know, token by token."""
     given, model = make(f"max_objects={old}", seed=1), make(f"max_objects={new}", seed=2)
-    before = model.decoder.positions.detach().clone()
     report = start_from(model, given)
     after, source = model.decoder.positions.detach(), given.decoder.positions.detach()
-    shared = min(len(after), len(source))
+    shared = 5 * min(old, new)
     assert torch.equal(after[:shared], source[:shared])
+    for further in after[shared:].split(5):
+        assert torch.equal(further, source[shared - 5 : shared][: len(further)])
+    text = f"the first {min(len(after), len(source))} of {len(after)}"
+    assert report.adapted["decoder.positions"].startswith(text)
+
+
+def test_positions_behind_those_of_another_task_start_anew(multi_settings):
+    """Only where detection is known is it known what comes next."""
+    given, model = make("max_objects=8", seed=1), make("max_objects=16", seed=2)
+    given.meta["tasks"] = {"captioning": {}}
+    before = model.decoder.positions.detach().clone()
+    start_from(model, given)
+    after, shared = model.decoder.positions.detach(), len(given.decoder.positions)
     assert torch.equal(after[shared:], before[shared:])
-    assert report.adapted["decoder.positions"] == f"the first {shared} of {len(after)}"
 
 
 def test_the_report_names_what_did_not_fit():

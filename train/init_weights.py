@@ -21,6 +21,7 @@ from models import ModelConfig, Pix2Seq, build_model
 from models.config import RATES, different_settings
 from models.encoder import image_statistics
 from models.weights import read_header
+from tokenizer.detection import TOKENS_PER_OBJECT
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
 from utils.cli import log
@@ -296,8 +297,19 @@ def _load(
     if name == "decoder.positions" and old.shape[1] == new.shape[1]:
         shared = min(len(old), len(new))
         new[:shared] = old[:shared]
-        return f"the first {shared} of {len(new)}"
+        text = f"the first {shared} of {len(new)}"
+        if len(new) > len(old) and (last := _last_position(models[1].meta)) >= 0:
+            further = torch.arange(min(last + 1, len(old)), len(new))
+            new[further] = old[last - (last - further) % TOKENS_PER_OBJECT]
+            text = f"the first {len(old)} of {len(new)}, further objects as the last one"
+        return text
     return None
+
+
+def _last_position(meta: dict) -> int:
+    """The last one from which a token of an object was predicted; -1 without detection."""
+    most = meta["tasks"].get("detection", {}).get("max_objects", 0)
+    return TOKENS_PER_OBJECT * most - 1
 
 
 def _token_rows(new_meta: dict, old_meta: dict) -> Tensor:
