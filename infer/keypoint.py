@@ -20,9 +20,9 @@ from infer.boxes import BoxSource
 from infer.detection import DetectionOptions
 from infer.results import Detections, Keypoints, Report, columns, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
-from models import Pix2Seq
 from models.generate import REMOVED, SamplingOptions, sample, uniforms_of_images
 from models.generate import draw as draw_tokens
+from models.pix2seq import Pix2Seq
 from tokenizer.keypoint import KeypointTokenizer, weighted_scores
 from utils.categories import Skeleton, check_sigmas
 from utils.errors import UserError

@@ -36,7 +36,7 @@ def test_weights_and_data_say_what_a_fine_tuning_is(settings, capsys):
     assert used["encoder"] == "test_vit" and used["dim"] == 32, "as the weights have it"
     assert used["max_objects"] == pick_budget(counts) > counts.max()
     assert used["batch_size"] == 14 // 8, "eight steps an epoch"
-    assert f"max_objects={used['max_objects']} batch_size=1 epochs=60" in capsys.readouterr().err
+    assert f"max_objects={used['max_objects']} batch_size=1 epochs=120" in capsys.readouterr().err
 
 
 def test_what_is_given_is_not_picked(settings):
@@ -58,7 +58,7 @@ def test_without_weights_there_is_no_fine_tuning(demo_set):
 def test_a_schedule_fits_every_size(num_images):
     picked = pick_schedule(num_images, 16)
     assert 1 <= picked["batch_size"] <= 16 and picked["batch_size"] <= num_images
-    assert 8 <= picked["epochs"] <= 60 and 1 <= picked["eval_every"] <= picked["epochs"]
+    assert 8 <= picked["epochs"] <= 120 and 1 <= picked["eval_every"] <= picked["epochs"]
     assert 0 < picked["warmup_epochs"] < picked["epochs"] / 2
 
 

@@ -38,8 +38,8 @@ ENOUGH = 0.5  # share of the model's parameters that must fit
 # of a fine-tuning
 MOST_OBJECTS = 100  # as in the papers
 SPARE_OBJECTS = 1.2  # budget of objects / the most of an image
-IMAGES_SHOWN = 12_000  # in a run, as far as the next two allow it
-EPOCHS = (8, 60)  # fewest and most
+IMAGES_SHOWN = 24_000  # in a run, as far as the next two allow it
+EPOCHS = (8, 120)  # fewest and most
 STEPS = 8  # of an epoch at least, where the images suffice
 EVALUATIONS = 12  # in a run
 WARMUP = 0.1  # share of the run
