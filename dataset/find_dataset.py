@@ -134,8 +134,9 @@ class Dataset:
 
     def _sources(self) -> str:
         """The files that it was told by, in brackets."""
-        folder = self.path if self.path.is_dir() else self.path.parent
-        places = [part.source for part in self.parts if part.source != folder]
+        folder = (self.path if self.path.is_dir() else self.path.parent).resolve()
+        places = [part.source.resolve() for part in self.parts]
+        places = [place for place in places if place != folder]
         inside = (p.relative_to(folder) if p.is_relative_to(folder) else p for p in places)
         places = list(dict.fromkeys(place.as_posix() for place in inside))
         more = ", …" * (len(places) > MANY)

@@ -174,3 +174,12 @@ def test_a_category_with_objects_is_no_heading(demo_set, tmp_path):
     path.unlink()
     write(path, content)
     assert "things" in CocoDetection(find_dataset(root), "train").categories.names.values()
+
+
+def test_a_relative_folder_is_described_as_an_absolute_one(demo_set, tmp_path, monkeypatch):
+    """With the files in it by their names in the folder."""
+    roboflow(demo_set, tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    whole = find_dataset(tmp_path / "set").describe("instances", ("train", "val"))
+    text = find_dataset("set").describe("instances", ("train", "val"))
+    assert text == whole.replace(f"{tmp_path}/", "") and "(train/_annotations.coco.json, " in text
