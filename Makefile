@@ -16,7 +16,7 @@ BENCH_OUT := results/bench
 DECODING_TESTS := $(addprefix tests/,test_generate.py test_native_step.py test_static_step.py \
     test_models.py test_draws.py)
 
-.PHONY: help install demo demo-data test test-processors test-slow journeys lint format bench clean
+.PHONY: help install extras demo demo-data test test-processors test-slow journeys lint format bench clean
 
 help:  ## this list
 	@echo "make <target>, with PYTHON=... to choose the interpreter that .venv is made from"
@@ -33,6 +33,12 @@ $(STAMP): requirements.txt requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    -r requirements.txt -r requirements-dev.txt
 	@touch $(STAMP)
+
+extras: $(VENV)/.extras  ## install what optional features need (requirements-extras.txt)
+
+$(VENV)/.extras: requirements-extras.txt $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
+	@touch $@
 
 demo-data: $(STAMP)  ## draw the synthetic demo set in data/demo (once)
 	@echo
