@@ -49,6 +49,10 @@ DIMS = {
         "encoder": "official_vit", "image_size": (640, 640),
         "dim": 512, "num_layers": 6, "num_heads": 16, "mlp_dim": 2048,
     },
+    "tiny": {  # to try a benchmark out
+        "encoder": "test_vit", "image_size": (64, 64),
+        "dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 64,
+    },
 }  # fmt: skip
 MATRIX = 1536  # side of the product that measures the matmul rate
 

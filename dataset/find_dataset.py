@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -33,6 +34,7 @@ COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # what Roboflow adds to the name of a
 FORMATS_PAGE = "docs/own_data.md shows the formats"
 MANY = 3  # places that a line lists
 NUM_FILES = 20_000  # that are looked at to say what there is
+_found: WeakKeyDictionary[object, "Dataset | None"] = WeakKeyDictionary()  # of settings
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,17 @@ class Dataset:
 def data_of(cfg) -> Dataset | None:
     """The dataset of the settings `data` or `train_json`; None: neither is set.
 
+    A folder is looked at once per settings, however many tasks and parts are opened.
+
     Raises:
         UserError: it cannot be found, or it is not clear what it is.
     """
+    if cfg not in _found:
+        _found[cfg] = _data_of(cfg)
+    return _found[cfg]
+
+
+def _data_of(cfg) -> Dataset | None:
     options = {"seed": cfg.seed, "val_share": cfg.val_share}
     if cfg.data is not None:
         return find_dataset(cfg.data, **options)
