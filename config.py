@@ -26,7 +26,7 @@ class CFG:
     demo_weights: Path = ROOT / "weights" / "demo.safetensors"  # used when the above are missing
 
     # ---- data --------------------------------------------------------------------------------
-    # your dataset: a folder (or a COCO / data.yaml file) in any of the formats of docs/own_data.md;
+    # your dataset: a folder (or a COCO / data.yaml file) in any of the formats of docs/formats.md;
     # it takes the place of coco_root and voc_root
     data: Path | None = None
     train_json: Path | None = None  # or your COCO files by path: the one to train on

@@ -31,7 +31,7 @@ from utils.images import FileNames, image_size, list_files, normal_form
 
 coco = import_module("dataset.formats.coco")  # by name, as `formats` finds all of them
 COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # what Roboflow adds to the name of a copy
-FORMATS_PAGE = "docs/own_data.md shows the formats"
+FORMATS_PAGE = "docs/formats.md shows the formats"
 MANY = 3  # places that a line lists
 NUM_FILES = 20_000  # that are looked at to say what there is
 _found: WeakKeyDictionary[object, "Dataset | None"] = WeakKeyDictionary()  # of settings

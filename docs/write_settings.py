@@ -16,12 +16,13 @@ from utils.setting_rules import describe
 PAGE = ROOT / "docs" / "settings.md"
 HEAD = """# Settings
 
-`config.py` holds every setting as a line of the class `CFG`. Edit it there, or pass `--set name=value` to any
-script. Lists are separated by commas: `--set classes=cat,dog`. `none` means no value.
+`config.py` holds every setting as a line of the class `CFG`. Edit it there, or pass
+`--set name=value` to any script. Lists are separated by commas: `--set classes=cat,dog`. `none`
+means no value.
 
-The later of these counts: `CFG`, the preset (`--preset NAME`), the run or the weights that one starts from,
-`--config FILE`, `--set`. Every script checks all settings before it does anything else. It names all that are wrong, and
-ends with exit status 2.
+The later of these counts: `CFG`, the preset (`--preset NAME`), the run or the weights that one
+starts from, `--config FILE`, `--set`. Every script checks all settings before it does anything
+else. It names all that are wrong, and ends with exit status 2.
 
 `python docs/write_settings.py` writes this page from the code.
 

@@ -16,6 +16,7 @@ import pytest
 
 from config import CFG, PRESETS
 from dataset.tasks import TASKS
+from docs.write_settings import PAGE, page
 from tests.conftest import ROOT, TINY
 from tests.test_download import coco, server, voc  # noqa: F401, the fixtures
 from tests.test_download_official import official  # noqa: F401
@@ -201,6 +202,12 @@ def test_commands_of_the_documents_are_understood(page):
             assert f'"{option}"' in texts, f"{name} has no {option}"
         for setting in re.findall(r"(?<=\s)([a-z_]+)=", rest):
             assert setting in kinds, f"no setting {setting}"
+
+
+def test_the_page_of_settings_is_that_of_the_code():
+    assert PAGE.read_text() == page(), "run python docs/write_settings.py"
+    described = [line.split("`")[1] for line in page().splitlines() if line.startswith("| `")]
+    assert set(settings_types(CFG)) <= set(described)
 
 
 def test_the_table_of_the_layout_is_true():
