@@ -33,4 +33,5 @@ def join_packages() -> None:
         package.__path__ = [*places, str(folder)]
 
 
-join_packages()
+if __name__ == "infer":  # as `pix2seq.infer` nothing can have the same name
+    join_packages()

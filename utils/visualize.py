@@ -104,7 +104,7 @@ def draw_masks(
         masks: (N, H, W) bool.
     """
     masks = np.asarray(masks, bool).reshape(-1, *image.shape[:2])
-    colors = _shades(names)
+    colors = class_shades(names)
     result = image.astype(np.float32)
     order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
     for i in order:
@@ -114,7 +114,7 @@ def draw_masks(
         outlines, _ = cv2.findContours(
             masks[i].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
         )
-        cv2.drawContours(result, outlines, -1, colors[i], max(1, _line_width(image) // 2))
+        cv2.drawContours(result, outlines, -1, colors[i], max(2, _line_width(image) // 2))
     return result
 
 
@@ -219,7 +219,7 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
 
 def _line_width(image: np.ndarray) -> int:
     """Three pixels in a picture of 640 x 480."""
-    return max(1, round(0.0048 * (image.shape[0] * image.shape[1]) ** 0.5))
+    return max(2, round(0.0048 * (image.shape[0] * image.shape[1]) ** 0.5))
 
 
 def _rectangle(draw: ImageDraw.ImageDraw, box: np.ndarray, color: tuple, line: int) -> None:
@@ -266,7 +266,7 @@ def _overlap(a: tuple, b: tuple) -> int:
     return max(w, 0) * max(h, 0)
 
 
-def _shades(names: Sequence[str]) -> list[tuple[int, int, int]]:
+def class_shades(names: Sequence[str]) -> list[tuple[int, int, int]]:
     """`class_colors`, lighter and darker in turn for further objects of a class."""
     by_name, seen, colors = class_colors(names), {}, []
     for name in names:
