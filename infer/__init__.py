@@ -33,5 +33,5 @@ def join_packages() -> None:
         package.__path__ = [*places, str(folder)]
 
 
-if __name__ == "infer":  # as `pix2seq.infer` nothing can have the same name
+if __name__ == "infer":  # as `pix2seq.infer` its names are its own
     join_packages()

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from infer.results import Captions, ImageResult, InstanceMasks, Keypoints, ObjectResult
+from infer.results import (
+    Captions,
+    ImageResult,
+    InstanceMasks,
+    Keypoints,
+    ObjectResult,
+    Origin,
+    with_origin,
+)
 from utils.categories import Categories
 from utils.errors import UserError
+from utils.files import write_text_atomic
 from utils.masks import rle_to_polygons
+from utils.visualize import save_image
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 VISIBLE, INVISIBLE = 2, 0  # of YOLO's keypoints
@@ -184,3 +197,66 @@ def cut_out(image: np.ndarray, found: ObjectResult) -> Iterator[tuple[str, np.nd
         start = np.clip(np.floor(box[:2]), 0, far - 1).astype(int)
         end = np.clip(np.ceil(box[2:]), start + 1, far).astype(int)
         yield name, image[start[1] : end[1], start[0] : end[0]]
+
+
+# ---- files of the scripts ----------------------------------------------------------------------
+
+
+class Exports:
+    """Writes the results of many images: one table, labels of YOLO, cut-outs.
+
+    Args:
+        csv: file of the table; None = none.
+        yolo: folder for `labels/NAME.txt` and `data.yaml`; with the pictures in its folder `images`
+            it is a dataset.
+        crops: folder for `CLASS/NAME_1.png` and so on.
+        categories: of the weights.
+    """
+
+    def __init__(
+        self,
+        csv: str | Path | None,
+        yolo: Path | None,
+        crops: Path | None,
+        categories: Categories,
+    ):
+        self.csv, self.yolo, self.crops = csv, yolo, crops
+        self.categories = categories
+        self.tables: list[pd.DataFrame] = []
+
+    def add(self, path: Path, name: str, image: np.ndarray, found: ObjectResult | Captions) -> None:
+        """Adds the result of an image.
+
+        Args:
+            name: of its files; no two images have the same.
+            image: (H, W, 3) uint8 RGB.
+        """
+        found = with_origin(found, Origin(image.shape[:2], path, self.categories))
+        self.tables.append(found.to_dataframe())
+        if self.yolo is not None:
+            if len(self.tables) == 1:
+                write_text_atomic(self.yolo / "data.yaml", self._yolo_settings(found))
+            write_text_atomic(self.yolo / "labels" / f"{name}.txt", found.to_yolo())
+        if self.crops is not None:
+            for number, (label, pixels) in enumerate(cut_out(image, found), 1):
+                folder = re.sub(r"[^\w .()-]|^\.+", "_", label)
+                save_image(self.crops / folder / f"{name}_{number}.png", pixels)
+
+    def close(self) -> None:
+        """Writes the table of all images."""
+        if self.csv is None:
+            return
+        filled = [table for table in self.tables if len(table)] or self.tables[:1]
+        write_text_atomic(self.csv, pd.concat(filled).to_csv(index=False))
+
+    def _yolo_settings(self, found: ObjectResult) -> str:
+        """Text of `data.yaml`; relative folders are beside that file."""
+        settings = {"train": "images"}
+        settings["names"] = dict(enumerate(self.categories.names.values()))
+        if isinstance(found, Keypoints):
+            order = list(range(len(found.skeleton)))
+            for left, right in found.skeleton.flip_pairs:
+                order[left], order[right] = right, left
+            settings |= {"kpt_shape": [len(order), 3], "flip_idx": order}
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        return f"# put the pictures into the folder images beside this file\n{text}"

@@ -135,8 +135,10 @@ class ObjectResult(ImageResult):
         """The objects that score at least `threshold`."""
         return self.select(np.flatnonzero(self.scores >= threshold))
 
-    def only(self: Objects, names: Sequence[str]) -> Objects:
-        """The objects of the classes with these names."""
+    def only(self: Objects, names: Sequence[str] | None) -> Objects:
+        """The objects of the classes with these names; None = all."""
+        if names is None:
+            return self
         wanted = {names} if isinstance(names, str) else set(names)
         return self.select(np.flatnonzero([name in wanted for name in self.names]))
 
@@ -281,11 +283,18 @@ class Keypoints(ObjectResult):
             }
         return rows
 
+    def draw_points(self, image: np.ndarray) -> np.ndarray:
+        """A copy of the image with the points and their lines, without boxes.
+
+        Points that the model calls invisible are left out.
+        """
+        shades = class_shades(self.names)
+        return draw_keypoints(image, self.points, self.skeleton.edges, colors=shades)
+
     def _drawn(self, image: np.ndarray) -> np.ndarray:
-        """Points that the model passed on are left out."""
         shades = class_shades(self.names)
         boxes = draw_detections(image, self.boxes, self.names, self.scores, colors=shades)
-        return draw_keypoints(boxes, self.points, self.skeleton.edges, colors=shades)
+        return self.draw_points(boxes)
 
 
 def _rows(column: np.ndarray | list, rows: np.ndarray) -> np.ndarray | list:
@@ -365,8 +374,8 @@ class AllTasks(ImageResult):
         found = (self.captions, self.objects, self.masks, self.keypoints)
         return [one for one in found if one is not None]
 
-    def only(self, names: Sequence[str]) -> AllTasks:
-        """The objects of the classes with these names, and the captions."""
+    def only(self, names: Sequence[str] | None) -> AllTasks:
+        """The objects of the classes with these names (None = all), and the captions."""
         kinds = ("objects", "masks", "keypoints")
         found = {name: getattr(self, name) for name in kinds}
         return replace(self, **{name: one and one.only(names) for name, one in found.items()})
@@ -380,9 +389,10 @@ class AllTasks(ImageResult):
     def _drawn(self, image: np.ndarray) -> np.ndarray:
         """Masks, or boxes without them, then the points, and the best caption below."""
         objects = self.objects if self.masks is None else self.masks
-        for one in (objects, self.keypoints, self.captions):
-            image = image if one is None else one.plot(image)
-        return image.copy()
+        image = image.copy() if objects is None else objects.plot(image)
+        if self.keypoints is not None:
+            image = self.keypoints.draw_points(image)
+        return image if self.captions is None else self.captions.plot(image)
 
 
 @dataclass(frozen=True)

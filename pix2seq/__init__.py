@@ -1,12 +1,12 @@
 """The library as one package, for programs that have a `utils` or a `config` of their own.
 
-`from pix2seq import Predictor`, or `pix2seq.infer.predictor`, `pix2seq.config` and so on: each of our
-top-level modules, under this name. It is the source of the fixed folders, loaded once more: while a
-module is loaded, the absolute imports in it (`from utils.files import …`) become imports of this
-package. So nothing is put into `sys.path` or found as `utils`, and nothing depends on what else is
-imported, before or afterwards. Objects pickle by these names, in processes that are started, too.
+`from pix2seq import Predictor`, or `pix2seq.infer.predictor`, `pix2seq.config` and so on: each of
+our top-level modules, under this name. It is the source of the fixed folders: while a module is
+loaded, the absolute imports in it (`from utils.files import …`) become imports of this package. So
+nothing is put into `sys.path` or found as `utils`, and it does not matter what else is imported,
+before or afterwards. Objects pickle by these names, also into processes that are started.
 
-A class that comes from `infer.results` is not the one of `pix2seq.infer.results`: use one of both ways.
+A class of `pix2seq.infer.results` is not the one of `infer.results`: use one of both ways.
 """
 
 import ast
