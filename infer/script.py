@@ -352,10 +352,10 @@ class Output:
         return self
 
     def __exit__(self, *error) -> None:
-        if self.exports is not None:
-            self.exports.close()
         if self.rows:
             print_results(self.args, self.rows, self.texts)
+        if self.exports is not None:
+            self.exports.close()
 
     def add(
         self,

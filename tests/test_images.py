@@ -163,7 +163,7 @@ def test_as_image_takes_tensors(scene):
 
 
 def test_as_image_refuses_other_things():
-    with pytest.raises(ValueError, match="a path, a PIL image or an RGB uint8 array .*, got list"):
+    with pytest.raises(ValueError, match="a path, a PIL image, an RGB uint8 array .*, got list"):
         as_image([[0, 0, 0]])
 
 

@@ -26,7 +26,8 @@ def size_of(image):
 def check():
     for name in {own}:
         assert sys.modules[name].mine == name and sys.modules[name].__file__.startswith({here!r})
-    ours = [m for m in sys.modules.values() if str(getattr(m, "__file__", "")).startswith({root!r})]
+    files = {{m: str(getattr(m, "__file__", "")) for m in list(sys.modules.values())}}
+    ours = [m for m, f in files.items() if f.startswith({root!r}) and "site-packages" not in f]
     assert ours and all(m.__name__.split(".")[0] == "pix2seq" for m in ours), ours
 
 if __name__ == "__main__":

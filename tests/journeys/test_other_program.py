@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 OWN = ("utils", "config", "models", "dataset", "train", "infer")
 MODULES = ("files", "images", "cli", "predictor")
-PIP = "pip install --quiet --no-index --no-deps --no-build-isolation"
+PIP = "install --quiet --no-index --no-deps --no-build-isolation"
 PROGRAM = """
 import sys
 import utils.files, config
@@ -49,12 +49,13 @@ def program(scratch) -> Path:
 @pytest.mark.parametrize("option", ["--editable", ""], ids=["editable", "copy"])
 def test_a_program_of_its_own_uses_the_package(fresh_clone: Clone, program, scratch, option):
     environment = scratch / f"environment{option}"
-    fresh_clone.run(f"{sys.executable} -m venv {environment}", seconds=300)
+    fresh_clone.run(f"{sys.executable} -m venv --without-pip {environment}", seconds=300)
     # what the project requires is borrowed: installing it takes minutes and a network
     paths = {"base": str(environment), "platbase": str(environment)}
     packages = Path(sysconfig.get_path("purelib", "venv", paths))
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
-    fresh_clone.run(f"{environment}/bin/{PIP} {option} .", seconds=300)
+    install = f"{sys.executable} -m pip --python {environment}/bin/python {PIP} {option} ."
+    fresh_clone.run(install, seconds=300)
 
     weights, image = fresh_clone.root / "weights/demo.safetensors", "images/demo.jpg"
     main = f"{environment}/bin/python main.py {weights} {fresh_clone.root / image}"
