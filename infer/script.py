@@ -300,21 +300,23 @@ def read_batches(paths: Sequence[Path], size: int) -> Iterator[list[tuple[Path, 
 
     batch, unread = [], []
     disable = None if len(paths) > 1 else True  # None: no bar without a terminal
-    for path in tqdm(paths, unit="image", disable=disable):
-        try:
-            image = load_image(path)
-        except UserError as error:
-            if len(paths) == 1:
-                raise
-            _note(f"left out: {error}")
-            unread.append(path)
-            continue
-        batch.append((path, image))
-        if len(batch) == size:
+    with tqdm(total=len(paths), unit="image", disable=disable) as bar:
+        for path in paths:
+            try:
+                batch.append((path, load_image(path)))
+            except UserError as error:
+                if len(paths) == 1:
+                    raise
+                _note(f"left out: {error}")
+                unread.append(path)
+                bar.update()
+            if len(batch) == size:
+                yield batch
+                bar.update(size)
+                batch = []
+        if batch:
             yield batch
-            batch = []
-    if batch:
-        yield batch
+            bar.update(len(batch))
     if unread:
         raise UserError(
             f"{len(unread)} of {len(paths)} images could not be read, {unread[0]} first"
