@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import numbers
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -12,19 +13,12 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
+from utils import visualize
 from utils.categories import Categories, Skeleton
 from utils.detection_metrics import detections_to_coco, evaluate_coco
 from utils.files import atomic_path, write_json_atomic
 from utils.images import as_image
 from utils.masks import rle_to_mask
-from utils.visualize import (
-    class_shades,
-    draw_caption,
-    draw_detections,
-    draw_keypoints,
-    draw_masks,
-    save_image,
-)
 
 if TYPE_CHECKING:
     import pandas as pd  # a second to import; what needs it loads it
@@ -80,9 +74,9 @@ class ImageResult:
             ValueError: the path is that of the image itself, or as for `plot`.
         """
         source = image if isinstance(image, (str, Path)) else self.origin and self.origin.path
-        if source and Path(path).exists() and Path(path).samefile(source):
+        if source and all(map(os.path.exists, (path, source))) and os.path.samefile(path, source):
             raise ValueError(f"{path} is the image itself; choose another path for the drawing")
-        save_image(path, self.plot(image))
+        visualize.save_image(path, self.plot(image))
 
     def _drawn(self, image: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -168,9 +162,9 @@ class ObjectResult(ImageResult):
     def to_yolo(self, size: tuple[int, int] | None = None, *, scores: bool = False) -> str:
         """A line of YOLO's labels per object, numbers relative to the image.
 
-        `class x y w h` of boxes (centre and size), `class x y x y ...` of masks (the parts of one
-        mask are joined) and `class x y w h x y v ...` of keypoints. Classes count from 0 in the
-        order of `Predictor.categories`.
+        `class x y w h` of boxes (centre and size), `class x y x y ...` of masks (their parts are
+        joined), `class x y w h x y v ...` of keypoints. Classes count from 0 in the order of
+        `Predictor.categories`.
 
         Args:
             size: (H, W) of the image; None = that of the origin.
@@ -218,7 +212,7 @@ class Detections(ObjectResult):
         return detections_to_coco(image_id, self.boxes, self.scores, ids)
 
     def _drawn(self, image: np.ndarray) -> np.ndarray:
-        return draw_detections(image, self.boxes, self.names, self.scores)
+        return visualize.draw_detections(image, self.boxes, self.names, self.scores)
 
 
 @dataclass(frozen=True, repr=False)
@@ -247,8 +241,8 @@ class InstanceMasks(ObjectResult):
         return [row | {"segmentation": rle} for row, rle in rows]
 
     def _drawn(self, image: np.ndarray) -> np.ndarray:
-        tinted = draw_masks(image, self.masks, self.names) if len(self) else image
-        return draw_detections(tinted, self.boxes, self.names, self.scores)
+        tinted = visualize.draw_masks(image, self.masks, self.names) if len(self) else image
+        return visualize.draw_detections(tinted, self.boxes, self.names, self.scores)
 
 
 @dataclass(frozen=True, repr=False)
@@ -286,15 +280,14 @@ class Keypoints(ObjectResult):
     def draw_points(self, image: np.ndarray) -> np.ndarray:
         """A copy of the image with the points and their lines, without boxes.
 
-        Points that the model calls invisible are left out.
+        Objects differ in colour. Points that the model calls invisible are left out.
         """
-        shades = class_shades(self.names)
-        return draw_keypoints(image, self.points, self.skeleton.edges, colors=shades)
+        return visualize.draw_keypoints(image, self.points, self.skeleton.edges)
 
     def _drawn(self, image: np.ndarray) -> np.ndarray:
-        shades = class_shades(self.names)
-        boxes = draw_detections(image, self.boxes, self.names, self.scores, colors=shades)
-        return self.draw_points(boxes)
+        colors = [visualize.PALETTE[i % len(visualize.PALETTE)] for i in range(len(self))]
+        posed = self.draw_points(image)  # names are above the points
+        return visualize.draw_detections(posed, self.boxes, self.names, self.scores, colors=colors)
 
 
 def _rows(column: np.ndarray | list, rows: np.ndarray) -> np.ndarray | list:
@@ -341,7 +334,7 @@ class Captions(ImageResult):
 
     def _drawn(self, image: np.ndarray) -> np.ndarray:
         """The best sentence is below the picture, which becomes higher."""
-        return draw_caption(image, self.texts[0]) if self.texts else image.copy()
+        return visualize.draw_caption(image, self.texts[0]) if self.texts else image.copy()
 
 
 def with_origin(result: ImageResult, origin: Origin) -> ImageResult:

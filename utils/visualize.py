@@ -108,7 +108,7 @@ def draw_masks(
         masks: (N, H, W) bool.
     """
     masks = np.asarray(masks, bool).reshape(-1, *image.shape[:2])
-    colors = class_shades(names)
+    colors = _shades(names)
     result = image.astype(np.float32)
     order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
     for i in order:
@@ -276,7 +276,7 @@ def _overlap(a: tuple, b: tuple) -> int:
     return max(w, 0) * max(h, 0)
 
 
-def class_shades(names: Sequence[str]) -> list[tuple[int, int, int]]:
+def _shades(names: Sequence[str]) -> list[tuple[int, int, int]]:
     """`class_colors`, lighter and darker in turn for further objects of a class."""
     by_name, seen, colors = class_colors(names), {}, []
     for name in names:
