@@ -33,4 +33,5 @@ def join_packages() -> None:
         package.__path__ = [*places, str(folder)]
 
 
-join_packages()
+if __name__ == "infer":  # as `pix2seq.infer` its names are its own
+    join_packages()

@@ -23,11 +23,11 @@ from utils.images import as_image
 
 BATCHES_AHEAD = 2  # that the model predicts while earlier ones are not finished
 
-ImageLike = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor  # see `utils.images.as_image`
 
 
 def as_tensor(image: ImageLike) -> Tensor:
-    """A path, a PIL image or an RGB array as (3, H, W) uint8."""
+    """A path, a PIL image, an RGB array or a tensor as (3, H, W) uint8, see `as_image`."""
     pixels = np.require(as_image(image), requirements=["C", "W"])  # copied only if it must be
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -38,7 +38,7 @@ def batches_of(
     """Reads one image, or a list of them, in batches.
 
     Args:
-        images: a path, a PIL image or an RGB uint8 array (H, W, 3), or a list of them.
+        images: one as `as_image` takes it, or a list of them.
         values: name -> what belongs to the images, such as boxes: for a list of images a list with
             an entry per image. None stays None, a name or a number counts for every image.
 

@@ -88,6 +88,11 @@ def check_box_values(boxes, labels: Labels, scores, threshold: float) -> None:
     """
     if boxes is None and not (labels is None and scores is None):
         raise ValueError("labels and scores belong to boxes; give boxes, too")
+    check_threshold(threshold)
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises a ValueError for a score that is none."""
     if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:
         raise ValueError(f"score_threshold must be a number from 0 to 1, got {threshold!r}")
 

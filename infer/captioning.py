@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -18,7 +17,6 @@ from models.beam_search import beam_search
 from models.generate import GenerationRequest, SamplingOptions, uniforms_of_images
 from tokenizer.captioning import CaptionTokenizer
 from utils.caption_metrics import ptb_tokenize, score_captions
-from utils.visualize import draw_caption
 
 
 @dataclass(frozen=True)
@@ -188,6 +186,8 @@ def score_results(references: dict[int, list[str]], results: list[dict]) -> Repo
     words = [ptb_tokenize(row["caption"]) for row in results]
     truth = [[ptb_tokenize(text) for text in references[row["image_id"]]] for row in results]
     metrics, each = score_captions(words, truth)
+    import pandas as pd  # a second, and evaluations alone need it
+
     per_image = pd.DataFrame(results)[["image_id", "caption"]].assign(**each)
     lines = [f"{name:<8} = {value:.3f}" for name, value in metrics.items()]
     return Report(metrics, per_image, "\n".join([f"{len(results)} images", *lines]), results)
@@ -195,7 +195,7 @@ def score_results(references: dict[int, list[str]], results: list[dict]) -> Repo
 
 def draw(image: np.ndarray, found: Captions) -> np.ndarray:
     """The image with its best caption."""
-    return draw_caption(image, found.texts[0])
+    return found.plot(image)
 
 
 def table(found: Captions) -> str:

@@ -20,7 +20,6 @@ from tokenizer.detection import DetectionTokenizer
 from utils.categories import Categories
 from utils.detection_metrics import evaluate_voc
 from utils.errors import UserError
-from utils.visualize import draw_detections
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def score_voc(source, found: dict[str, Detections], categories: Categories) -> R
 
 def draw(image: np.ndarray, found: Detections) -> np.ndarray:
     """A copy of the image with boxes, names and scores."""
-    return draw_detections(image, found.boxes, found.names, found.scores)
+    return found.plot(image)
 
 
 def table(path: Path, image: np.ndarray, found: Detections, threshold: float) -> str:

@@ -23,7 +23,7 @@ def main(argv=None):
     args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
-    paths = find_images(args.image)
+    paths = find_images(args.image, args.recursive)
 
     # What takes long to import comes after the command line is understood.
     from infer.captioning import CaptionOptions, table
@@ -33,11 +33,12 @@ def main(argv=None):
     predictor = load_predictor(args, cfg, cfg.coco_captioning_weights)
 
     # Describe and print; of several images the path comes first
-    with Output(args, paths) as output:  # prints the results when it is left
+    with Output(args, paths, predictor) as output:  # prints the results when it is left
         for path, image in read_images(paths):
             found = predictor.caption(image, options)
             head = f"{path}\n" if len(paths) > 1 else ""
-            output.add(path, image, head + table(found), {"captions": found.to_json()})
+            row = {"captions": found.to_json()}
+            output.add(path, image, head + table(found), row, found=found)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from infer.script import (
     find_images,
     infer_parser,
     load_predictor,
+    pick_classes,
     pick_threshold,
     read_box_arguments,
     read_images,
@@ -34,7 +35,7 @@ def main(argv=None):
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image)
+    paths = find_images(args.image, args.recursive)
     check_box_arguments(args, len(paths))
 
     # What takes long to import comes after the command line is understood.
@@ -44,15 +45,18 @@ def main(argv=None):
     options = KeypointOptions.from_settings(cfg)
     predictor = load_predictor(args, cfg, cfg.coco_keypoint_weights)
     check_boxes_known(args, predictor, "keypoint")
+    classes = pick_classes(args, predictor)
 
     # Keypoints of the persons in given or detected boxes: print and draw
-    with Output(args, paths) as output:  # prints the results when it is left
+    with Output(args, paths, predictor) as output:  # prints the results when it is left
         for path, image in read_images(paths):
             boxes, labels = read_box_arguments(args, image.shape[:2])
             found = predictor.keypoints(image, boxes, labels, options, score_threshold=threshold)
+            found = found.only(classes)
             text = table(path, image, found)
             pictures = {"keypoint_detection": draw(image, found)}
-            output.add(path, image, text, {"objects": found.to_json()}, pictures)
+            row = {"objects": found.to_json()}
+            output.add(path, image, text, row, pictures, found=found)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from infer.script import (
     find_images,
     infer_parser,
     load_predictor,
+    pick_classes,
     pick_threshold,
     read_images,
 )
@@ -36,7 +37,7 @@ def main(argv=None):
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image)
+    paths = find_images(args.image, args.recursive)
 
     # What takes long to import comes after the command line is understood.
     from infer.batches import as_tensor
@@ -63,14 +64,18 @@ def main(argv=None):
     )
     predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
     check_can_start(predictor)
+    classes = pick_classes(args, predictor)
 
     # Ask everything, print and draw
     stopwatch = Stopwatch(predictor.model)
-    with Output(args, paths) as output:  # prints the results when it is left
+    with Output(args, paths, predictor) as output:  # prints the results when it is left
         for path, image in read_images(paths):
             (found,) = find_all(predictor, [as_tensor(image)], options, stage=stopwatch.stage)
+            found = found.only(classes)
             text = table(path, image, found, threshold)
-            output.add(path, image, text, found.to_json(), draw(image, found))
+            objects = found.objects if found.masks is None else found.masks
+            pictures = draw(image, found)
+            output.add(path, image, text, found.to_json(), pictures, found=objects)
     if args.timing:
         log(stopwatch.table())
 

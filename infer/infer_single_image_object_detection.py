@@ -15,6 +15,7 @@ from infer.script import (
     find_images,
     infer_parser,
     load_predictor,
+    pick_classes,
     pick_threshold,
     read_batches,
 )
@@ -30,7 +31,7 @@ def main(argv=None):
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image)
+    paths = find_images(args.image, args.recursive)
 
     # What takes long to import comes after the command line is understood.
     from infer.detection import DetectionOptions, draw, table
@@ -38,16 +39,19 @@ def main(argv=None):
     # The weights
     options = DetectionOptions.from_settings(cfg, args.max_objects)
     predictor = load_predictor(args, cfg, cfg.coco_detection_weights)
+    classes = pick_classes(args, predictor)
 
     # Detect, print and draw
-    with Output(args, paths) as output:  # prints the results when it is left
+    with Output(args, paths, predictor) as output:  # prints the results when it is left
         for batch in read_batches(paths, BATCH):
-            found = predictor.detect([image for _, image in batch], options)
+            images = [image for _, image in batch]
+            found = predictor.detect(images, options, score_threshold=threshold)
             for (path, image), objects in zip(batch, found, strict=True):
-                objects = objects.above(threshold)
+                objects = objects.only(classes)
                 text = table(path, image, objects, threshold)
                 pictures = {"object_detection": draw(image, objects)}
-                output.add(path, image, text, {"objects": objects.to_json()}, pictures)
+                row = {"objects": objects.to_json()}
+                output.add(path, image, text, row, pictures, found=objects)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from infer.script import (
     find_images,
     infer_parser,
     load_predictor,
+    pick_classes,
     pick_threshold,
     read_box_arguments,
     read_images,
@@ -36,7 +37,7 @@ def main(argv=None):
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image)
+    paths = find_images(args.image, args.recursive)
     check_box_arguments(args, len(paths))
 
     # What takes long to import comes after the command line is understood.
@@ -46,15 +47,18 @@ def main(argv=None):
     options = SegmentationOptions.from_settings(cfg, args.num_samples)
     predictor = load_predictor(args, cfg, cfg.coco_segmentation_weights)
     check_boxes_known(args, predictor, "segmentation")
+    classes = pick_classes(args, predictor)
 
     # Segment the given or detected objects, print and draw
-    with Output(args, paths) as output:  # prints the results when it is left
+    with Output(args, paths, predictor) as output:  # prints the results when it is left
         for path, image in read_images(paths):
             boxes, labels = read_box_arguments(args, image.shape[:2])
             found = predictor.segment(image, boxes, labels, options, score_threshold=threshold)
+            found = found.only(classes)
             text = table(path, image, found)
             pictures = {"instance_segmentation": draw(image, found)}
-            output.add(path, image, text, {"objects": found.to_json()}, pictures)
+            row = {"objects": found.to_json()}
+            output.add(path, image, text, row, pictures, found=found)
 
 
 if __name__ == "__main__":

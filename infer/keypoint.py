@@ -26,7 +26,6 @@ from models.pix2seq import Pix2Seq
 from tokenizer.keypoint import KeypointTokenizer, weighted_scores
 from utils.categories import Skeleton, check_sigmas
 from utils.errors import UserError
-from utils.visualize import PALETTE, draw_detections, draw_keypoints
 
 MAX_OBJECTS = 20  # per image: COCO's keypoint AP looks at no more
 SUPPRESSION = 1e9  # taken off the logit of the invisible token
@@ -283,9 +282,7 @@ def draw(image: np.ndarray, found: Keypoints) -> np.ndarray:
 
     Points that the model passed on are left out.
     """
-    colors = [PALETTE[n % len(PALETTE)] for n in range(len(found))]
-    boxes = draw_detections(image, found.boxes, found.names, found.scores, colors=colors)
-    return draw_keypoints(boxes, found.points, found.skeleton.edges, colors=colors)
+    return found.plot(image)
 
 
 def table(path: Path, image: np.ndarray, found: Keypoints) -> str:

@@ -1,5 +1,6 @@
 """The Python API: `Predictor(weights).detect(image)`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,22 @@ import torch
 
 from infer import captioning, detection, keypoint, multi_task, segmentation
 from infer.batches import ImageLike, batches_of
-from infer.boxes import Labels, check_box_values, label_boxes
+from infer.boxes import Labels, check_box_values, check_threshold, label_boxes
 from infer.captioning import CaptionOptions
 from infer.detection import DetectionOptions
 from infer.keypoint import KeypointOptions
 from infer.multi_task import AllTasksOptions
-from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints, columns
+from infer.results import (
+    AllTasks,
+    Captions,
+    Detections,
+    ImageResult,
+    InstanceMasks,
+    Keypoints,
+    Origin,
+    columns,
+    with_origin,
+)
 from infer.segmentation import SegmentationOptions
 from infer.trained_model import TrainedModel
 from models.pix2seq import Pix2Seq
@@ -23,14 +34,17 @@ from models.weights import load_model
 class Predictor(TrainedModel):
     """Runs a weight file on images. Everything it needs to know stands in that file.
 
-    Images are a path, a PIL image or an RGB uint8 array (H, W, 3), or a list of them; the result of
-    a list is a list. Numbers may be numpy's. Batches of tensors, perhaps encoded already, go to the
-    functions of `infer/<task>.py`, which take a `Predictor` as their first argument.
+    An image is a path, a PIL image, a uint8 array (H, W, 3) or a tensor (3, H, W) of torch, uint8
+    or float from 0 to 1. Arrays and tensors are in RGB order: `image[..., ::-1]` turns the BGR of
+    OpenCV. Every method takes one image or a list of them; the result of a list is a list. Numbers
+    may be numpy's. Results know the size of their image and its path, so `found.plot()` needs no
+    image where it was a file. Images that are encoded already go to the functions of
+    `infer/<task>.py`, which take a `Predictor` as their first argument.
 
     Args:
         weights: path of a weight file, or a model that is loaded already.
         device: e.g. "cpu", "cuda", "cuda:1".
-        dtype, mode: how it computes, see `Pix2Seq.prepare`; a model that is given stays as it is.
+        dtype, mode: how it computes, see `Pix2Seq.prepare`; a model that is values stays as it is.
 
     Raises:
         UserError: no such weight file, or not one of ours.
@@ -57,21 +71,26 @@ class Predictor(TrainedModel):
         options: DetectionOptions = DetectionOptions(),
         *,
         max_objects: int | None = None,
+        score_threshold: float = 0.0,
         batch_size: int = 16,
     ) -> Detections | list[Detections]:
         """Finds objects.
 
         Args:
             max_objects: how many to ask for; fewer is faster.
+            score_threshold: objects that score lower are left out; 0 keeps all.
 
         Returns:
             `Detections` in pixels of the image, best first.
         """
         if max_objects is not None:
             options = replace(options, max_objects=max_objects)
-        found = []
-        for tensors, _ in batches_of(images, batch_size=batch_size):
-            found += detection.detect(self, tensors, options)
+        check_threshold(score_threshold)
+        found, paths = [], _paths_of(images)
+        for tensors, (p,) in batches_of(images, paths=paths, batch_size=batch_size):
+            objects = detection.detect(self, tensors, options)
+            objects = [one.above(score_threshold) for one in objects]
+            found += self._with_origins(objects, tensors, p)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def segment(
@@ -85,7 +104,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> InstanceMasks | list[InstanceMasks]:
-        """Masks of the objects in given boxes, or of all that the same weights detect.
+        """Masks of the objects in values boxes, or of all that the same weights detect.
 
         Args:
             images: of a list, boxes, labels and scores are lists too, or None.
@@ -101,10 +120,9 @@ class Predictor(TrainedModel):
         """
         crops = self.tokenizer("segmentation").crop is not None
         check_box_values(boxes, labels, scores, score_threshold)
-        found = []
-        for tensors, (b, k, s) in batches_of(
-            images, boxes=boxes, labels=labels, scores=scores, batch_size=batch_size
-        ):
+        found, values = [], {"boxes": boxes, "labels": labels, "scores": scores}
+        values["paths"] = _paths_of(images)
+        for tensors, (b, k, s, p) in batches_of(images, batch_size=batch_size, **values):
             # One encoder pass serves detection and masks, unless masks need crops.
             encoded = None if crops else self.encode(tensors)
             if b is None:
@@ -112,7 +130,8 @@ class Predictor(TrainedModel):
                 b, k, s = columns([one.above(score_threshold) for one in objects])
             else:
                 b, k, s = label_boxes(self, tensors, b, k, s, encoded)
-            found += segmentation.segment(self, tensors, b, k, s, options, encoded=encoded)
+            masks = segmentation.segment(self, tensors, b, k, s, options, encoded=encoded)
+            found += self._with_origins(masks, tensors, p)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def keypoints(
@@ -126,7 +145,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> Keypoints | list[Keypoints]:
-        """Keypoints of the objects in given boxes, or of the persons that the same weights detect.
+        """Keypoints of the objects in values boxes, or of the persons that the same weights detect.
 
         Args:
             images, boxes, scores, score_threshold: as for `segment`; scores are mixed with the
@@ -139,17 +158,17 @@ class Predictor(TrainedModel):
         check_box_values(boxes, labels, scores, score_threshold)
         if labels is None:
             labels = self.tokenizer("keypoint").labels[0]
-        found = []
-        for tensors, (b, k, s) in batches_of(
-            images, boxes=boxes, labels=labels, scores=scores, batch_size=batch_size
-        ):
-            # The given boxes, or those of the persons that are detected
+        found, values = [], {"boxes": boxes, "labels": labels, "scores": scores}
+        values["paths"] = _paths_of(images)
+        for tensors, (b, k, s, p) in batches_of(images, batch_size=batch_size, **values):
+            # The values boxes, or those of the persons that are detected
             if b is None:
                 objects = [one.above(score_threshold) for one in detection.detect(self, tensors)]
                 b, k, s = columns(keypoint.with_keypoints(self, objects))
             else:
                 b, k, s = label_boxes(self, tensors, b, k, s)
-            found += keypoint.find_keypoints(self, tensors, b, k, s, options)
+            points = keypoint.find_keypoints(self, tensors, b, k, s, options)
+            found += self._with_origins(points, tensors, p)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def caption(
@@ -160,9 +179,10 @@ class Predictor(TrainedModel):
         batch_size: int = 16,
     ) -> Captions | list[Captions]:
         """Describes images: `Captions`, best first."""
-        found = []
-        for tensors, _ in batches_of(images, batch_size=batch_size):
-            found += captioning.caption(self, tensors, options)
+        found, paths = [], _paths_of(images)
+        for tensors, (p,) in batches_of(images, paths=paths, batch_size=batch_size):
+            captions = captioning.caption(self, tensors, options)
+            found += self._with_origins(captions, tensors, p)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def all_tasks(
@@ -174,7 +194,27 @@ class Predictor(TrainedModel):
     ) -> AllTasks | list[AllTasks]:
         """Captions, objects, masks and persons' keypoints, as far as the weights know them."""
         multi_task.check_can_start(self)
-        found = []
-        for tensors, _ in batches_of(images, batch_size=batch_size):
-            found += multi_task.find_all(self, tensors, options)
+        found, paths = [], _paths_of(images)
+        for tensors, (p,) in batches_of(images, paths=paths, batch_size=batch_size):
+            everything = multi_task.find_all(self, tensors, options)
+            found += self._with_origins(everything, tensors, p)
         return found if isinstance(images, (list, tuple)) else found[0]
+
+    def _with_origins(
+        self,
+        results: Sequence[ImageResult],
+        tensors: Sequence[torch.Tensor],
+        paths: Sequence[Path | None] | None,
+    ) -> list[ImageResult]:
+        """B results with the sizes and paths of their images."""
+        paths = paths or [None] * len(results)
+        sizes = [tuple(image.shape[1:]) for image in tensors]
+        origins = [Origin(*one, self.categories) for one in zip(sizes, paths, strict=True)]
+        return list(map(with_origin, results, origins))
+
+
+def _paths_of(images: ImageLike | list[ImageLike]) -> Path | list[Path | None] | None:
+    """The path of each image that is a file."""
+    if isinstance(images, (list, tuple)):
+        return list(map(_paths_of, images))
+    return Path(images) if isinstance(images, (str, Path)) else None

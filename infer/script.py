@@ -4,6 +4,7 @@ Nothing here imports torch before the command line is understood.
 """
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.categories import check_class_names
 from utils.cli import log, parser
 from utils.errors import UserError
 from utils.files import check_place, find_weight_file, is_stream, write_json_atomic
@@ -35,14 +37,22 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         action="extend",
-        help="files, folders (not their subfolders) or globs",
+        help="files, folders (not their subfolders) or globs; several may be named",
     )
+    args.add_argument("--recursive", action="store_true", help="look into subfolders, too")
     args.add_argument("--weights", type=Path, help="default: the task's path in config.py")
     if pictures:
         args.add_argument(
             "--out-dir", type=Path, default=Path(), help="for the pictures; default: this folder"
         )
         args.add_argument("--score-threshold", type=float, help="default: the setting")
+        args.add_argument("--classes", metavar="NAMES", help="keep these alone, such as cat,dog")
+        args.add_argument(
+            "--crops", type=Path, metavar="DIR", help="write the cut-out of each object, by class"
+        )
+        args.add_argument(
+            "--yolo", type=Path, metavar="DIR", help="write labels of YOLO, and data.yaml"
+        )
     args.add_argument(
         "--json",
         nargs="?",
@@ -50,28 +60,40 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         metavar="FILE",
         help="print JSON instead of the table, or also write it to FILE",
     )
+    args.add_argument("--csv", metavar="FILE", help="write a table, a row for each object")
     args.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: the setting")
     return args
 
 
 def check_places(args: argparse.Namespace) -> None:
-    """Tries the places for pictures and JSON, before anything takes its time.
+    """Tries the places for all that is written, before anything takes its time.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: nothing can be written there, or what is there is not ours.
     """
     if getattr(args, "out_dir", None) is not None:
         check_place(args.out_dir)
-    if args.json in (None, "-") or is_stream(args.json):
-        return
-    path = Path(args.json)
-    if path.is_dir():
-        raise UserError(f"cannot write --json {path}: it is a folder; name a file in it")
-    check_place(path.parent)
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(1) not in (b"", b"["):  # an image, say
-                raise UserError(f"--json {path} is there and holds no results; name another file")
+    for option in ("crops", "yolo"):
+        if (folder := getattr(args, option, None)) is not None:
+            check_place(folder)
+            if next(folder.iterdir(), None) if folder.is_dir() else None:
+                raise UserError(f"--{option} {folder} is not empty; name a new folder")
+    for option, begin in (("json", b"["), ("csv", b"image,")):
+        path = getattr(args, option, None)
+        if path is None or (option, path) == ("json", "-") or is_stream(path):
+            continue
+        path = Path(path)
+        if str(path) == "-":
+            raise UserError("--csv writes a file; name it, or /dev/stdout")
+        if path.is_dir():
+            raise UserError(f"cannot write --{option} {path}: it is a folder; name a file in it")
+        check_place(path.parent)
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(begin)) not in (b"", begin):  # an image, say
+                    raise UserError(
+                        f"--{option} {path} is there and holds no results; name another file"
+                    )
 
 
 def pick_threshold(args: argparse.Namespace, cfg) -> float:
@@ -83,7 +105,7 @@ def pick_threshold(args: argparse.Namespace, cfg) -> float:
 
 
 def add_box_arguments(args: argparse.ArgumentParser) -> None:
-    """Adds `--box x y w h` and `--label NAME`, both repeatable."""
+    """Adds `--box x y w h` and `--label NAME`, both repeatable, and `--xyxy`."""
     args.add_argument(
         "--box",
         nargs="+",
@@ -91,6 +113,9 @@ def add_box_arguments(args: argparse.ArgumentParser) -> None:
         metavar="X",
         help="x y w h (or x,y,w,h) in pixels of the image; repeat it for more; "
         "default: what the same weights detect",
+    )
+    args.add_argument(
+        "--xyxy", action="store_true", help="a --box is xmin ymin xmax ymax, as the results have it"
     )
     args.add_argument(
         "--label",
@@ -138,22 +163,26 @@ def read_box_arguments(
         UserError: not four numbers, a box outside the image, or labels that fit no box.
     """
     if args.box is None:
+        if args.xyxy:
+            raise UserError("--xyxy says how a --box is written; give --box xmin ymin xmax ymax")
         if args.label:
             raise UserError("--label names what is in a --box; give --box x y w h too")
         return None, None
     # Boxes: four numbers, some part of them in the image
-    boxes = []
+    boxes, form = [], "xmin ymin xmax ymax" if args.xyxy else "x y w h"
     for words in args.box:
         text = " ".join(words)
         try:
             x, y, w, h = map(float, text.replace(",", " ").split())
         except ValueError:
-            raise UserError(f"--box must be four numbers x y w h, got {text!r}") from None
+            raise UserError(f"--box must be four numbers {form}, got {text!r}") from None
+        if args.xyxy:
+            w, h = w - x, h - y
         box = np.clip([x, y, x + w, y + h], 0, [size[1], size[0]] * 2)
         if not (w > 0 and h > 0 and box[2] > box[0] and box[3] > box[1]):
             raise UserError(
                 f"--box {text} holds no pixel of the image ({size[1]} x {size[0]}); "
-                "it is x y w h in pixels"
+                f"it is {form} in pixels"
             )
         boxes.append(box)
     # Labels: one for all, or one for each
@@ -227,13 +256,26 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
 # ---- images and results ----------------------------------------------------------------------
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
+def pick_classes(args: argparse.Namespace, predictor) -> list[str] | None:
+    """The names of `--classes`; None = all.
+
+    Raises:
+        UserError: the weights know no class of that name.
+    """
+    if args.classes is None:
+        return None
+    names = [name.strip() for name in args.classes.split(",")]
+    check_class_names(names, predictor.categories.names.values(), predictor.name)
+    return names
+
+
+def find_images(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
     """The images that `--image` names, each once.
 
     Raises:
         UserError: one of the patterns names none.
     """
-    paths = [path for pattern in patterns for path in list_images(pattern)]
+    paths = [path for one in patterns for path in list_images(one, recursive=recursive)]
     return list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
 
 
@@ -246,42 +288,63 @@ def read_images(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
 def read_batches(paths: Sequence[Path], size: int) -> Iterator[list[tuple[Path, np.ndarray]]]:
     """Reads images in batches; of several images, unreadable ones are reported and left out.
 
+    A terminal shows how many of several are done.
+
     Yields:
         up to `size` pairs of path and (H, W, 3) uint8 RGB pixels.
 
     Raises:
         UserError: at the end, if images were left out; at once if there is one image alone.
     """
+    from tqdm import tqdm
+
     batch, unread = [], []
-    for path in paths:
-        try:
-            image = load_image(path)
-        except UserError as error:
-            if len(paths) == 1:
-                raise
-            log(f"left out: {error}")
-            unread.append(path)
-            continue
-        batch.append((path, image))
-        if len(batch) == size:
+    disable = None if len(paths) > 1 else True  # None: no bar without a terminal
+    with tqdm(total=len(paths), unit="image", disable=disable) as bar:
+        for path in paths:
+            try:
+                batch.append((path, load_image(path)))
+            except UserError as error:
+                if len(paths) == 1:
+                    raise
+                _note(f"left out: {error}")
+                unread.append(path)
+                bar.update()
+            if len(batch) == size:
+                yield batch
+                bar.update(size)
+                batch = []
+        if batch:
             yield batch
-            batch = []
-    if batch:
-        yield batch
+            bar.update(len(batch))
     if unread:
         raise UserError(
             f"{len(unread)} of {len(paths)} images could not be read, {unread[0]} first"
         )
 
 
+def _note(text: str) -> None:
+    """`log`, above the bar of `read_batches`."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stderr):
+        log(text)
+
+
 class Output:
     """Writes the results of a script: pictures to `--out-dir`, the rest to stdout and `--json`.
 
-    It is a context. At its end the results are printed, also if an error ended it.
+    What other tools read goes to `--csv`, `--yolo` and `--crops`. It is a context. At its end the
+    results are printed, also if an error ended it.
+
+    Args:
+        predictor: whose classes they are; only what is given as `found` needs it.
     """
 
-    def __init__(self, args: argparse.Namespace, paths: Sequence[Path]):
-        self.args = args
+    def __init__(self, args: argparse.Namespace, paths: Sequence[Path], predictor=None):
+        self.args, self.predictor, self.exports = args, predictor, None
+        if predictor is None and getattr(args, "csv", None) is not None:
+            raise UserError("this script writes no --csv; --json FILE writes its results")
         self.begins = name_pictures(paths)
         self.inputs = {path.absolute() for path in paths}
         self.rows: list[dict] = []
@@ -293,6 +356,8 @@ class Output:
     def __exit__(self, *error) -> None:
         if self.rows:
             print_results(self.args, self.rows, self.texts)
+        if self.exports is not None:
+            self.exports.close()
 
     def add(
         self,
@@ -301,6 +366,8 @@ class Output:
         text: str,
         row: dict,
         pictures: dict[str, np.ndarray] | None = None,
+        *,
+        found=None,
     ) -> None:
         """Adds the result of an image; pictures are written at once.
 
@@ -308,6 +375,7 @@ class Output:
             text: for people.
             row: of the JSON, beside path and size of the image.
             pictures: name -> RGB uint8.
+            found: the result for tools: objects of one kind, or captions.
         """
         from utils.visualize import save_image
 
@@ -316,7 +384,13 @@ class Output:
             while target.absolute() in self.inputs:  # a picture of an earlier call, say
                 target = target.with_stem(target.stem + "-2")
             save_image(target, picture)
-            log(f"drew {target}")
+            _note(f"drew {target}")
+        places = [getattr(self.args, name, None) for name in ("csv", "yolo", "crops")]
+        if found is not None and any(places):
+            if self.exports is None:
+                formats = importlib.import_module("infer.result_formats")
+                self.exports = formats.Exports(*places, self.predictor.categories)
+            self.exports.add(path, self.begins[path][:-1] or path.stem, image, found)
         self.rows.append({"image": str(path), "size": [image.shape[1], image.shape[0]], **row})
         self.texts.append(text)
 

@@ -33,7 +33,6 @@ from tokenizer.segmentation import SegmentationTokenizer
 from utils.devices import num_cores
 from utils.errors import UserError, one_line
 from utils.masks import majority_mask
-from utils.visualize import draw_detections, draw_masks
 
 CROPS = 16  # that are encoded together
 WATCH_SECONDS = 1.0
@@ -371,10 +370,7 @@ def _start_mask_process(parent: int) -> None:
 
 def draw(image: np.ndarray, found: InstanceMasks) -> np.ndarray:
     """A copy of the image with masks and the boxes that they were asked for."""
-    if not len(found):
-        return image.copy()
-    tinted = draw_masks(image, found.masks, found.names)
-    return draw_detections(tinted, found.boxes, found.names, found.scores)
+    return found.plot(image)
 
 
 def table(path: Path, image: np.ndarray, found: InstanceMasks) -> str:

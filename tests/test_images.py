@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dataset.sample import read_annotated_image
@@ -147,8 +148,22 @@ def test_as_image_refuses_other_arrays(image):
         as_image(image)
 
 
+def test_as_image_takes_tensors(scene):
+    pixels = torch.from_numpy(scene).permute(2, 0, 1)  # (3, H, W)
+    for image in (pixels, pixels / 255, (pixels / 255).double(), (pixels / 255).requires_grad_()):
+        taken = as_image(image)
+        assert taken.dtype == np.uint8 and taken.flags.c_contiguous
+        np.testing.assert_array_equal(taken, scene)
+    normalised = (pixels / 255 - 0.5) / 0.25
+    other = (normalised, pixels / 1.0, pixels * torch.nan, pixels.int(), pixels[:1], pixels[0])
+    for image in (*other, pixels[None]):
+        with pytest.raises(ValueError, match="^image must be a tensor .*, got ") as caught:
+            as_image(image)
+        assert "\n" not in str(caught.value)
+
+
 def test_as_image_refuses_other_things():
-    with pytest.raises(ValueError, match="a path, a PIL image or an RGB uint8 array .*, got list"):
+    with pytest.raises(ValueError, match="a path, a PIL image, an RGB uint8 array .*, got list"):
         as_image([[0, 0, 0]])
 
 
@@ -179,6 +194,13 @@ def test_list_images_of_a_file_a_folder_and_a_glob(scene, tmp_path):
     assert names("**/*") == ["a.png", "a[1].png", "b.JPG", "sub/c.webp"]
     assert names("a[1].png") == ["a[1].png"]
     assert names("a*") == ["a.png", "a[1].png"]
+    (tmp_path / ".cache").mkdir()
+    Image.fromarray(scene).save(tmp_path / ".cache" / "d.png")
+    found = list_images(tmp_path, recursive=True)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == names("**/*")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    with pytest.raises(UserError, match="no image at .*deep; its subfolders .* --recursive"):
+        list_images(tmp_path / "deep")
     for nothing in ("missing.jpg", "*.gif", "sub/d*"):
         with pytest.raises(UserError, match="no image at .*; give a file, a folder or a glob"):
             list_images(tmp_path / nothing)

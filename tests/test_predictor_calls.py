@@ -1,5 +1,7 @@
 """What a caller of the predictor may give, and what is refused in one sentence."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -109,14 +111,46 @@ def test_no_images_and_no_boxes_give_no_results(predictor, image):
         lambda image: image[..., 0],
         lambda image: np.dstack([image, image[..., :1]]),
         lambda image: torch.from_numpy(image),
+        lambda image: torch.from_numpy(image).permute(2, 0, 1)[None],
         lambda image: image[None],
         lambda image: None,
     ],
-    ids=["float", "gray", "RGBA", "torch", "batch", "None"],
+    ids=["float", "gray", "RGBA", "torch HWC", "torch batch", "batch", "None"],
 )
 def test_other_images_are_refused_in_a_sentence(predictor, image, strange):
     with pytest.raises(ValueError, match=r"image must be .*RGB uint8 array \(H, W, 3\).*, got"):
         predictor.detect(strange(image))
+
+
+@pytest.mark.parametrize("address", ["https://a.org/b.jpg", "http://a/b.png", "s3://a/b.jpg"])
+def test_addresses_are_refused_in_a_sentence(predictor, address):
+    for image in (address, Path(address)):
+        with pytest.raises(UserError, match="is an address, .*; download it first$"):
+            predictor.detect(image)
+
+
+def test_a_threshold_of_detection_leaves_out_what_scores_lower(predictor, image):
+    every = predictor.detect(image)
+    threshold = float(every.scores[2])
+    assert 3 <= len(predictor.detect(image, score_threshold=threshold)) < len(every)
+    assert predictor.detect(image, score_threshold=threshold)[:3].to_json() == every[:3].to_json()
+    for strange in (50, np.nan, "0.5"):
+        with pytest.raises(ValueError, match="score_threshold must be a number from 0 to 1"):
+            predictor.detect(image, score_threshold=strange)
+
+
+def test_results_know_their_image(predictor, image):
+    path = ROOT / "images" / "demo.jpg"
+    from_file, from_pixels = predictor.detect([str(path), image], max_objects=4)
+    assert from_file.origin.path == path and from_pixels.origin.path is None
+    assert from_file.origin.size == from_pixels.origin.size == image.shape[:2]
+    np.testing.assert_array_equal(from_file.plot(), from_pixels.plot(image))
+    with pytest.raises(ValueError, match="does not come from a file; give the image"):
+        from_pixels.plot()
+    everything = predictor.all_tasks(path)
+    for part in everything.known():
+        assert part.origin.path == path and part.plot().shape[1:] == image.shape[1:]
+    assert len(everything.plot()) > len(image), "the caption is below the picture"
 
 
 def test_a_class_that_was_asked_for_comes_with_its_probability(predictor, image):

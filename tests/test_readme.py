@@ -6,6 +6,7 @@ out.
 """
 
 import importlib
+import importlib.util
 import re
 import shlex
 import shutil
@@ -174,6 +175,21 @@ def test_the_python_example_works(place):
     assert names["everything"].captions.texts and names["people"].points.shape[1:] == (17, 3)
 
 
+def test_the_examples_of_the_api_page_work(tmp_path, monkeypatch, capsys):
+    """All in one program, with the demo weights; what comments say is printed is printed."""
+    for name in ("images", "weights"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    text, names = (ROOT / "docs" / "api.md").read_text(), {}
+    for code in blocks(text, "python"):
+        if "supervision" not in code or importlib.util.find_spec("supervision"):
+            exec(code, names)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert f"print(found)  # {first}\n" in text
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"frame.png", "drawn.png", "all.png", "found.csv"} <= written
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
 def test_links_and_paths_lead_somewhere(page):
     text = page.read_text()
@@ -212,7 +228,7 @@ def test_the_page_of_settings_is_that_of_the_code():
 
 def test_the_table_of_the_layout_is_true():
     table = README.split("## Layout")[1]
-    rows = re.findall(r"^\| ((?:`[a-z_.]+/?`(?:, )?)+) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| ((?:`[a-z0-9_.]+/?`(?:, )?)+) \|", table, re.MULTILINE)
     named = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
     folders = {path.parts[0] for path in tracked() if len(path.parts) > 1}
     assert folders - {".ci"} <= named

@@ -7,9 +7,6 @@ import itertools
 import json
 import multiprocessing
 import re
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -322,22 +319,6 @@ def test_a_program_that_computes_is_seen_and_this_process_is_not():
     process.join()
     assert others > 0.5  # the machine may be busy besides, so `alone` has no upper limit here
     assert alone <= len(watch.cores)
-
-
-# ---- installing ------------------------------------------------------------------------------
-
-
-def test_what_pip_says_when_it_is_asked_to_install(tmp_path):
-    for name in ("pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--dry-run"]
-    for command in (["setup.py", "install"], ["-m", *pip[2:], str(tmp_path)]):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120
-        )
-        said = done.stdout + done.stderr
-        assert done.returncode != 0 and "pip install -r requirements.txt" in said
-        assert "Traceback" not in said and "top-level" not in said
 
 
 # ---- evaluation ------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ from PIL import Image
 from utils.errors import UserError
 from utils.files import atomic_path, write_json_atomic, write_text_atomic
 from utils.visualize import (
+    CLASS_COLORS,
     PALETTE,
     class_colors,
     contact_sheet,
     draw_detections,
     draw_keypoints,
     draw_masks,
+    ink_on,
     save_image,
 )
 
@@ -36,13 +38,33 @@ def changed(image, drawn):
 
 
 def test_colours_are_distinct_and_depend_on_the_name_alone():
-    assert len(set(class_colors(VOC).values())) == len(VOC)
-    alone = {name: class_colors([name])[name] for name in VOC}
     together = class_colors(VOC)
-    assert sum(alone[name] == together[name] for name in VOC) >= 18
-    assert class_colors(["cat", "dog"]) == class_colors(["dog", "cat", "dog"])
-    many = [f"class {i}" for i in range(100)]
-    assert set(class_colors(many).values()) == set(PALETTE)
+    colors = np.array(list(together.values()), int)
+    distances = np.abs(colors[:, None] - colors[None]).sum(2) + 999 * np.eye(len(VOC), dtype=int)
+    assert distances.min() > 40  # of the sum of the three channels
+    assert together == {name: class_colors([name])[name] for name in VOC}
+    assert class_colors(["cat", "猫"]) == {"cat": (178, 215, 109), "猫": (0, 79, 79)}
+    many = [f"class {i}" for i in range(600)]
+    assert set(class_colors(many).values()) == set(CLASS_COLORS)
+
+
+def test_the_ink_of_a_plate_can_be_read():
+    def luminance(color):
+        linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    for color in CLASS_COLORS:
+        light, dark = sorted((luminance(color), luminance(ink_on(color))), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, color
+
+
+@pytest.mark.parametrize("side", [60, 300, 4000])
+def test_lines_have_two_pixels_and_more_in_large_pictures(side):
+    image = np.zeros((side, side, 3), np.uint8)
+    box = [0.3 * side, 0.3 * side, 0.8 * side, 0.9 * side]
+    inked = changed(image, draw_detections(image, [box], [""]))
+    row = np.flatnonzero(inked[round(0.85 * side), : side // 2])
+    assert len(row) == max(2, round(0.0048 * side))
 
 
 def test_a_box_is_drawn_on_its_own_edge_pixels(gray):

@@ -6,16 +6,21 @@ xmax - xmin. Here boxes are continuous (xmin - 1, ymin - 1, xmax, ymax of the an
 areas are then the same numbers.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
+
+if TYPE_CHECKING:
+    import pandas as pd  # a second, and evaluations alone need it
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_KEYS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -124,6 +129,8 @@ def _coco(images: list[dict], categories: list[dict], annotations: list[dict]) -
 
 def _per_class(evaluation: COCOeval) -> pd.DataFrame:
     """One row per category, in the order of their ids."""
+    import pandas as pd
+
     truth, found = evaluation.cocoGt, evaluation.cocoDt
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, categories)
     recall = evaluation.eval["recall"][:, :, 0, -1]  # (thresholds, categories)
@@ -177,6 +184,8 @@ def evaluate_voc(
         `mAP50` (area under the curve, VOC2010 on), `mAP50_11point` (VOC2007); 0 if no class has
         ground truth; `per_class`, a DataFrame (AP and AP_11point are NaN without ground truth).
     """
+    import pandas as pd
+
     # match detections and objects
     unknown = [i for i in detections if i not in ground_truth]
     if unknown:

@@ -6,6 +6,8 @@ A JPEG file that is larger than needed can be decoded at a half, a quarter or an
 import glob
 import io
 import os
+import re
+import sys
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
@@ -24,6 +26,7 @@ from utils.files import foreign, nearest_path, shown
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".gif", ".ppm")
 MAX_PIXELS = 178_956_970  # of a picture; Pillow, too, refuses what is larger
 MAX_SIDE = 65_535  # pixels; a JPEG cannot be longer
+ADDRESS = re.compile(r"(?:https?|ftp|s3|gs|file):/", re.IGNORECASE)  # `Path` leaves one slash
 # Said from half that size on, about pictures that are read; `_opened` refuses the larger ones.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 ORIENTATION_TAG = 0x0112
@@ -128,7 +131,11 @@ def _check_size(image: Image.Image) -> None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The file as Pillow opens it; whatever goes wrong with it is an error of the user."""
+    """The file as Pillow opens it; whatever goes wrong with it is an error of the user.
+
+    Every picture file is opened here, whatever function was called with its path.
+    """
+    refuse_address(path)
     try:
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content)) as image:
@@ -149,21 +156,35 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def as_image(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    """A path, a PIL image (EXIF orientation applied) or an RGB array -> (H, W, 3) uint8 RGB.
+def refuse_address(path: str | Path) -> None:
+    """Raises a `UserError` for an address of the web, which is no path of a file."""
+    if ADDRESS.match(str(path)) and not Path(path).exists():
+        raise UserError(f"{path} is an address, images are read from files; download it first")
+
+
+def as_image(image: object) -> np.ndarray:
+    """A picture of any kind -> (H, W, 3) uint8 RGB.
 
     Args:
-        image: arrays must be (H, W, 3) uint8 in RGB order already; they are not copied.
+        image: a path; a PIL image (EXIF orientation applied); an array (H, W, 3) uint8 in RGB
+            order, which is not copied; a tensor of torch (3, H, W) in RGB order, uint8 or float
+            from 0 to 1. OpenCV reads BGR: give `image[..., ::-1]`.
+
+    Raises:
+        UserError: a path that holds no image.
+        ValueError: something else.
     """
     if isinstance(image, (str, Path)):
         return load_image(image)
     if isinstance(image, Image.Image):
         return _turned(_rgb_array(image), _orientation(image))
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    if torch and isinstance(image, torch.Tensor):
+        return _tensor_array(image.detach().cpu())
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
-        raise ValueError(
-            f"image must be a path, a PIL image or an RGB uint8 array (H, W, 3), got {kind}"
-        )
+        kinds = "a path, a PIL image, an RGB uint8 array (H, W, 3) or a tensor (3, H, W)"
+        raise ValueError(f"image must be {kinds}, got {kind}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
             f"image must be an RGB uint8 array (H, W, 3), got {image.dtype} {image.shape}"
@@ -171,17 +192,48 @@ def as_image(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def list_images(pattern: str | Path) -> list[Path]:
-    """The images of a file, a folder (not its subfolders) or a glob, sorted by path."""
+def _tensor_array(image) -> np.ndarray:
+    """A tensor of torch as an array, see `as_image`."""
+    kind = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise ValueError(
+            f"image must be a tensor (3, H, W) or an RGB uint8 array (H, W, 3), got {kind}; "
+            "give a list of images for several"
+        )
+    real = image.is_floating_point()
+    pixels = image.float().numpy() * 255 if real else image.numpy()
+    if pixels.dtype != np.uint8 and not (real and pixels.min() >= 0 and pixels.max() <= 255):
+        low, high = image.min().item(), image.max().item()
+        raise ValueError(
+            "image must be a tensor of uint8, or of floats from 0 to 1 that are not normalised, "
+            f"got {kind} from {low:.3g} to {high:.3g}"
+        )
+    rounded = pixels if pixels.dtype == np.uint8 else (pixels + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(rounded.transpose(1, 2, 0))
+
+
+def list_images(pattern: str | Path, *, recursive: bool = False) -> list[Path]:
+    """The images of a file, a folder or a glob, sorted by path.
+
+    Args:
+        recursive: those in the subfolders of a folder, too.
+    """
+    refuse_address(pattern)
     path = Path(pattern).expanduser()
     if path.is_file():
         return [path]
-    names = path.iterdir() if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))
+    if path.is_dir():
+        inside = list_files(path) if recursive else os.listdir(path)
+        names = [path / name for name in inside if "/." not in f"/{name}"]  # none that is hidden
+    else:
+        names = map(Path, glob.iglob(str(path), recursive=True))
     found = sorted(p for p in names if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     found = [p for p in found if p.is_file()]
     if not found:
         near = None if path.is_dir() else nearest_path(path)
         advice = f"give a file, a folder or a glob of {' '.join(SUFFIXES)}"
+        if path.is_dir() and not recursive and any(p.is_dir() for p in path.iterdir()):
+            advice = "its subfolders are read with --recursive"
         raise UserError(f"no image at {pattern}; {f'did you mean {near}?' if near else advice}")
     return found
 

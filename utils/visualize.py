@@ -27,22 +27,26 @@ GAP = 6  # pixels between the pictures of a sheet
 MATPLOTLIB = Path(importlib.util.find_spec("matplotlib").origin).parent  # it is not imported here
 DEJAVU = MATPLOTLIB / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
 TRIAL_SIZE = 16  # pixels
-PALETTE_SALT = 37174  # found by search: keeps the common classes of VOC and COCO apart
+CLASS_COLORS = (  # these, lighter and darker
+    *PALETTE,
+    *(tuple(round(0.62 * v + 0.38 * 255) for v in color) for color in PALETTE),
+    *(tuple(round(0.62 * v) for v in color) for color in PALETTE),
+)
+COLOR_SALT = 101356  # found by search: keeps the classes of VOC and the commonest of COCO apart
 
 
 def class_colors(names: Iterable[str]) -> dict[str, tuple[int, int, int]]:
     """One colour per class, by its name alone: the same in every picture, run and process.
 
-    Only where two of the given classes meet on one colour, the alphabetically later one moves on
-    to a free one; past `len(PALETTE)` classes colours repeat.
+    Two classes may meet on one colour of `CLASS_COLORS`; those of VOC do not.
     """
-    chosen: dict[str, int] = {}
-    for name in sorted(set(names)):
-        digest = hashlib.blake2b(f"{PALETTE_SALT}{name}".encode(), digest_size=4).digest()
-        first = int.from_bytes(digest, "little") % len(PALETTE)
-        tries = [(first + step) % len(PALETTE) for step in range(len(PALETTE))]
-        chosen[name] = next((i for i in tries if i not in chosen.values()), first)
-    return {name: PALETTE[i] for name, i in chosen.items()}
+    return {name: _class_color(name) for name in set(names)}
+
+
+@cache
+def _class_color(name: str) -> tuple[int, int, int]:
+    digest = hashlib.blake2b(f"{COLOR_SALT}{name}".encode(), digest_size=4).digest()
+    return CLASS_COLORS[int.from_bytes(digest, "little") % len(CLASS_COLORS)]
 
 
 def draw_detections(
@@ -114,7 +118,7 @@ def draw_masks(
         outlines, _ = cv2.findContours(
             masks[i].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
         )
-        cv2.drawContours(result, outlines, -1, colors[i], max(1, _line_width(image) // 2))
+        cv2.drawContours(result, outlines, -1, colors[i], max(2, _line_width(image) // 2))
     return result
 
 
@@ -218,8 +222,8 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
 
 
 def _line_width(image: np.ndarray) -> int:
-    """Three pixels in a picture of 640 x 480."""
-    return max(1, round(0.0048 * (image.shape[0] * image.shape[1]) ** 0.5))
+    """Three pixels in a picture of 640 x 480, two in small ones."""
+    return max(2, round(0.0048 * (image.shape[0] * image.shape[1]) ** 0.5))
 
 
 def _rectangle(draw: ImageDraw.ImageDraw, box: np.ndarray, color: tuple, line: int) -> None:
@@ -255,10 +259,16 @@ def _plate(
         rects.append((x, y, x + w, y + h))
     rect = min(rects, key=lambda r: sum(_overlap(r, other) for other in taken))
     taken.append(rect)
-    luminance = float(np.dot(color, (0.299, 0.587, 0.114)))
     draw.rectangle((rect[0], rect[1], rect[2] - 1, rect[3] - 1), fill=color)
-    ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)
-    draw.text((rect[0] + pad, rect[1] + pad // 2), text, fill=ink, font=font)
+    draw.text((rect[0] + pad, rect[1] + pad // 2), text, fill=ink_on(color), font=font)
+
+
+def ink_on(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever has the larger contrast (at least 4.5, by the rule of WCAG 2)."""
+    shares = np.array(color) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
 def _overlap(a: tuple, b: tuple) -> int:
