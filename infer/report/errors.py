@@ -178,9 +178,10 @@ def _overlaps(judged: Judged) -> dict:
 
 
 def error_costs(judged: Judged, matches: Matches, errors: Errors, threshold: float) -> pd.DataFrame:
-    """A row per kind: how often, how often above a score threshold, and the AP50 that it costs.
+    """A row per kind: how often, how often at a score threshold, and the AP50 that it costs.
 
-    The cost is AP50 with all errors of the kind corrected, minus AP50.
+    The cost is AP50 with all errors of the kind corrected, minus AP50. At a threshold, those
+    objects are missed that no result above it finds.
     """
     base, scores = mean_ap50(judged), matches.found["score"]
     rows = []
@@ -188,12 +189,13 @@ def error_costs(judged: Judged, matches: Matches, errors: Errors, threshold: flo
         mine = errors.results[errors.results["kind"] == kind]
         count, above = len(mine), int((scores[mine.index] >= threshold).sum())
         if kind == "missed":
-            count = above = len(errors.missed)
+            count = len(errors.missed)
+            above = int((~(matches.wanted()["score"] >= threshold)).sum())
         fixed = base
         if count:
             fixed = mean_ap50(judged, *corrected(judged, matches, errors, kind))
         rows.append((kind, count, above, fixed - base))
-    columns = ["kind", "errors", "above threshold", "cost in AP50"]
+    columns = ["kind", "errors", "at the threshold", "cost in AP50"]
     return pd.DataFrame(rows, columns=columns)
 
 

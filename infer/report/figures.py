@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from infer.report.curves import Curve
 from infer.report.poses import Joints, pck_curve
@@ -86,16 +87,16 @@ def draw_curves(
         look = {"color": CYCLE[i % 6], "linestyle": STYLES[i // 6 % 2], "label": name, "zorder": 4}
         if i >= named:
             look = {"color": "#C4C4C4", "linewidth": 0.7, "zorder": 3}
-        left.plot(*_steps(curve.recall, curve.precision), **look)
-        right.plot(curve.threshold, curve.f1, **look)
+        _plot(left, right, curve, look)
     if len(curves) > 1 and len(pooled):
         look = {"color": INK, "linewidth": 2.4, "label": "all classes together", "zorder": 5}
-        left.plot(*_steps(pooled.recall, pooled.precision), **look)
-        right.plot(pooled.threshold, pooled.f1, **look)
+        _plot(left, right, pooled, look)
     if pooled.best is not None:
         right.axvline(threshold, color=GREY, linestyle=":", zorder=2)
-        place = {"xytext": (4, -10), "textcoords": "offset points", "fontsize": 8}
-        right.annotate(f"{threshold:.3f}", (threshold, 1), color="#555555", **place)
+        place = {"textcoords": "offset points", "fontsize": 8, "color": "#555555", "zorder": 6}
+        near_end = threshold > 0.8
+        place |= {"xytext": (-4 if near_end else 4, 6), "ha": "right" if near_end else "left"}
+        right.annotate(f"best {threshold:.3f}", (threshold, 0), **place)
     left.set(title="Precision and recall", xlabel="recall", ylabel="precision")
     right.set(title="F1 at a score threshold", xlabel="score threshold", ylabel="F1")
     for axes in (left, right):
@@ -107,10 +108,17 @@ def draw_curves(
     return figure
 
 
-def _steps(recall: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a curve, which begins at recall 0; few enough to draw."""
-    keep = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), 2000)).astype(int))
-    return np.append(0, recall[keep]), np.append(precision[0], precision[keep])
+def _plot(left: Axes, right: Axes, curve: Curve, look: dict) -> None:
+    """Draws a curve, which begins at recall 0, with few enough points; a single point as a dot."""
+    if len(curve) == 1:
+        look = look | {"marker": "o", "linestyle": "none"}
+        left.plot(curve.recall, curve.precision, **look)
+        right.plot(curve.threshold, curve.f1, **look)
+        return
+    keep = np.unique(np.linspace(0, len(curve) - 1, min(len(curve), 2000)).astype(int))
+    recall, precision = curve.recall[keep], curve.precision[keep]
+    left.plot(np.append(0, recall), np.append(precision[0], precision), **look)
+    right.plot(curve.threshold[keep], curve.f1[keep], **look)
 
 
 def _short(text: str, most: int = 24) -> str:
@@ -144,7 +152,7 @@ def draw_confusion(matrix: pd.DataFrame) -> Figure:
         axes.text(j, i, text, ha="center", va="center", fontsize=font, color=color)
     axes.axhline(size - 1.5, color=GREY, linewidth=0.8)
     axes.axvline(size - 1.5, color=GREY, linewidth=0.8)
-    bar = figure.colorbar(image, shrink=0.7, label="share of the row")
+    bar = figure.colorbar(image, shrink=0.6, pad=0.02, aspect=30, label="share of the row")
     bar.outline.set_visible(False)
     return figure
 
@@ -156,7 +164,7 @@ def draw_errors(costs: pd.DataFrame) -> Figure:
     kinds, places = costs["kind"], np.arange(len(costs))
     for axes, column, color, form in (
         (left, "cost in AP50", BLUE, "{:.3f}"),
-        (right, "above threshold", ORANGE, "{:.0f}"),
+        (right, "at the threshold", ORANGE, "{:.0f}"),
     ):
         bars = axes.barh(places, costs[column].clip(lower=0), color=color, height=0.62)
         axes.bar_label(bars, [form.format(v) for v in costs[column]], padding=3, fontsize=8)
@@ -165,7 +173,7 @@ def draw_errors(costs: pd.DataFrame) -> Figure:
     left.set_yticks(places, kinds)
     left.invert_yaxis()
     left.set(title="What each kind of error costs", xlabel="AP50 gained if it were corrected")
-    right.set(title="Errors above the threshold", xlabel="results, or missed objects")
+    right.set(title="Errors at the score threshold", xlabel="results, or missed objects")
     right.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
 
@@ -184,7 +192,7 @@ def draw_calibration(
     shares.plot(full["score"], full["right"], "o", color=BLUE, markersize=4, label="at mean score")
     shares.set(title=f"Reliability (ECE {error:.3f})", xlabel="score", ylabel="share right")
     shares.set(xlim=(0, 1), ylim=(0, 1.03))
-    shares.legend(loc="upper left")
+    shares.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
     edges = np.linspace(0, 1, 21)
     look = {"bins": edges, "stacked": True, "edgecolor": "white", "linewidth": 0.4}
     numbers.hist([scores[right], scores[~right]], color=[BLUE, ORANGE],
@@ -192,10 +200,11 @@ def draw_calibration(
     if len(scores) and len(scores) > 50 * max(1, np.median(np.histogram(scores, edges)[0])):
         numbers.set_yscale("log")
         numbers.set_ylabel("results (logarithmic)")
+        numbers.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         numbers.set_ylabel("results")
     numbers.set(title="How many results have which score", xlabel="score", xlim=(0, 1))
-    numbers.legend(loc="upper right")
+    numbers.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
     return figure
 
 

@@ -163,6 +163,8 @@ def error_section(found: Findings) -> Section:
         "Each wrong result and each object that is not found has one kind, as TIDE defines them. "
         "The cost is what AP50 would gain if all errors of the kind were corrected. Each kind is "
         "corrected alone, so costs do not add up to 1 - AP50.",
+        f"At the threshold: results that score at least {found.threshold:.3f}, and all objects "
+        "that none of these finds.",
     ]
     chart = Chart("errors", to_png(draw_errors(costs)), "Cost and number of each kind of error")
     table = costs.assign(meaning=[KINDS[kind] for kind in costs["kind"]])
@@ -216,7 +218,7 @@ def overlap_section(found: Findings) -> Section:
     """How well objects are covered by the best result of their class."""
     values = found.matches.wanted()["overlap"].to_numpy()
     if not len(values):
-        return Section("Overlap", ["There are no objects."])
+        return Section("Overlap of objects and results", ["There are no objects."])
     shares = ", ".join(f"{(values >= t).mean():.0%} at least {t:g}" for t in (0.5, 0.75, 0.9))
     name = OVERLAP[found.judged.kind]
     text = [
@@ -224,7 +226,8 @@ def overlap_section(found: Findings) -> Section:
         f"Mean {values.mean():.3f}; of {len(values)} objects {shares}."
     ]
     one = ("Best overlap of each object", name, {"objects": values}, np.linspace(0, 1, 26))
-    return Section("Overlap", text, [Chart("overlap", to_png(draw_histograms([one])), name)])
+    chart = Chart("overlap", to_png(draw_histograms([one])), name)
+    return Section("Overlap of objects and results", text, [chart])
 
 
 def joint_section(found: Findings, skeleton: Skeleton) -> Section:

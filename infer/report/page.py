@@ -34,8 +34,9 @@ section { background: #fff; border: 1px solid #e3e6ea; border-radius: 8px;
 .tile b { display: block; font-size: 24px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tile span { color: #5a626d; font-size: 13px; }
 img { max-width: 100%; height: auto; display: block; margin: 6px 0 10px; }
-img.figure { width: 100%; } img.narrow { width: auto; max-height: 760px; }
-.scroll { overflow: auto; max-height: 460px; margin: 6px 0 10px; }
+img.figure { width: 100%; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 56px; }
+.scroll { overflow: auto; max-height: 600px; margin: 6px 0 10px; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px; text-align: right; border-bottom: 1px solid #eceef1;
   white-space: nowrap; }
@@ -47,7 +48,7 @@ th:first-child, td:first-child, th.text, td.text { text-align: left; }
 .card { border: 1px solid #e3e6ea; border-radius: 6px; padding: 10px 12px; }
 .card b { font-size: 14px; } .card p { margin: 4px 0; font-size: 14px; }
 .card.side { display: grid; grid-template-columns: 190px 1fr; gap: 14px; }
-.muted { color: #5a626d; } footer { color: #5a626d; font-size: 13px; }
+.card p + p { color: #5a626d; } footer { color: #5a626d; font-size: 13px; }
 @media print { body { background: #fff; } section { break-inside: avoid; }
   .scroll { max-height: none; } }
 """
@@ -135,17 +136,25 @@ def _section(number: int, section: Section) -> str:
     parts = [f'<section id="part{number}"><h2>{_text(section.title)}</h2>']
     parts += [f"<p>{_text(paragraph)}</p>" for paragraph in section.text]
     for chart in section.charts:
-        look = "narrow" if chart.narrow else "figure"
-        parts.append(
-            f'<img class="{look}" alt="{_text(chart.describes)}" src="{_inline(chart.png, "png")}">'
-        )
-    for title, table in section.tables:
-        parts.append(f"<h3>{_text(title)}</h3>" * bool(title) + _table(table))
+        look = f'style="width: {_width(chart.png)}px"' if chart.narrow else 'class="figure"'
+        image = _inline(chart.png, "png")
+        parts.append(f'<img {look} alt="{_text(chart.describes)}" src="{image}">')
+    tables = [
+        f"<div>{f'<h3>{_text(title)}</h3>' * bool(title)}{_table(table)}</div>"
+        for title, table in section.tables
+    ]
+    if tables:
+        parts.append(f'<div class="tables">{"".join(tables)}</div>')
     if section.cards:
         cards = "".join(_card(card, section.side_by_side) for card in section.cards)
         columns = " two" if section.side_by_side else ""
         parts.append(f'<div class="cards{columns}">{cards}</div>')
     return "\n".join([*parts, "</section>"])
+
+
+def _width(png: bytes) -> int:
+    """Pixels of the page: letters are as large as those of figures that fill its width."""
+    return int.from_bytes(png[16:20], "big") * 2 // 3
 
 
 def _card(card: Card, side_by_side: bool) -> str:

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.mask import toBbox
 
 from infer.report.matching import Judged, Matches
 from utils.categories import Skeleton
@@ -16,6 +18,7 @@ from utils.errors import UserError
 from utils.visualize import contact_sheet, draw_detections, draw_keypoints, draw_masks
 
 SIDE = 520  # pixels of the longer side of a picture
+ENLARGE = 3.0  # times at most, so that names can be read in small pictures
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)  # colours that everybody tells apart
 
 
@@ -65,7 +68,7 @@ def draw_pair(
 
     Objects that no result finds and results that find no object are orange, the others blue.
     """
-    scale = min(1.0, SIDE / max(image.shape[:2]))
+    scale = min(ENLARGE, SIDE / max(image.shape[:2]))
     objects = matches.objects[matches.objects["image_id"] == image_id]
     objects = objects[~objects["ignored"]]
     found = matches.counted()
@@ -77,15 +80,18 @@ def draw_pair(
     if judged.kind == "keypoints":
         right = [row | {"bbox": box_of_points(row["keypoints"])} for row in right]
     if judged.kind == "segm":
-        right = [row | {"bbox": _mask_box(row["segmentation"])} for row in right]
+        right = [row | {"bbox": toBbox(row["segmentation"]).tolist()} for row in right]
     hit = (objects["score"] >= threshold).tolist()
     pairs = (left, hit, None), (right, (found["object"] > 0).tolist(), scores)
     pictures = []
     for rows, good, numbers in pairs:
         names = [judged.names[row["category_id"]] for row in rows]
-        picture = _shapes(image, rows, names, judged, truth)
-        picture = _smaller(picture, scale)
         colors = [RIGHT if one else WRONG for one in good]
+        picture = image
+        if judged.kind == "segm" and rows:
+            masks = [_mask(row, truth, image.shape[:2]) for row in rows]
+            picture = draw_masks(image, np.array(masks), names, colors=colors)
+        picture = _scaled(picture, scale)
         if judged.kind == "keypoints" and skeleton is not None:
             points = [np.reshape(row["keypoints"], (-1, 3)) * [scale, scale, 1] for row in rows]
             points = np.reshape(points, (-1, len(skeleton), 3))
@@ -96,21 +102,10 @@ def draw_pair(
     return contact_sheet(pictures, 2, max_side=SIDE)
 
 
-def _shapes(image: np.ndarray, rows: list[dict], names: list[str], judged, truth) -> np.ndarray:
-    """The picture with masks, if these are judged."""
-    if judged.kind != "segm" or not rows:
-        return image
-    masks = []
-    for row in rows:
-        mask = truth.annToMask(row).astype(bool)
-        masks.append(mask if mask.shape == image.shape[:2] else np.zeros(image.shape[:2], bool))
-    return draw_masks(image, np.array(masks), names)
-
-
-def _mask_box(rle: dict) -> list[float]:
-    from pycocotools import mask
-
-    return mask.toBbox(rle).tolist()
+def _mask(row: dict, truth: COCO, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool; empty where an annotation is about a picture of another size."""
+    mask = truth.annToMask(row).astype(bool)
+    return mask if mask.shape == size else np.zeros(size, bool)
 
 
 def box_of_points(points: list[float]) -> list[float]:
@@ -121,16 +116,14 @@ def box_of_points(points: list[float]) -> list[float]:
     return [*low.tolist(), *(high - low).tolist()]
 
 
-def _smaller(image: np.ndarray, scale: float) -> np.ndarray:
-    if scale >= 1:
-        return image
+def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
 def small_picture(image: np.ndarray, side: int = 360) -> np.ndarray:
     """The picture with a longer side of at most `side` pixels."""
-    return _smaller(image, min(1.0, side / max(image.shape[:2])))
+    return _scaled(image, min(1.0, side / max(image.shape[:2])))
 
 
 def encode(image: np.ndarray, kind: str) -> bytes:
