@@ -100,7 +100,7 @@ def draw_curves(
     left.set(title="Precision and recall", xlabel="recall", ylabel="precision")
     right.set(title="F1 at a score threshold", xlabel="score threshold", ylabel="F1")
     for axes in (left, right):
-        axes.set(xlim=(0, 1.01), ylim=(0, 1.03))
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.03))
     handles, labels = left.get_legend_handles_labels()
     if handles:
         handles, labels = handles[::-1], [_short(label) for label in labels[::-1]]
@@ -111,7 +111,8 @@ def draw_curves(
 def _plot(left: Axes, right: Axes, curve: Curve, look: dict) -> None:
     """Draws a curve, which begins at recall 0, with few enough points; a single point as a dot."""
     if len(curve) == 1:
-        look = look | {"marker": "o", "linestyle": "none"}
+        marker = "s" if look.get("linestyle") == STYLES[1] else "o"
+        look = look | {"marker": marker, "linestyle": "none"}
         left.plot(curve.recall, curve.precision, **look)
         right.plot(curve.threshold, curve.f1, **look)
         return

@@ -102,8 +102,6 @@ def curve_section(found: Findings) -> Section:
         "of precision and recall.",
         _say_threshold(found, pooled),
     ]
-    if found.one_score:
-        text.append("All results have the same score, so each curve is one point.")
     if len(named) > MOST_NAMED:
         text.append(
             f"Of {len(named)} classes with objects, the {MOST_NAMED} with the most objects have "
@@ -126,6 +124,12 @@ def _say_threshold(found: Findings, pooled) -> str:
             f"what follows uses {found.threshold:g}."
         )
     at = pooled.best
+    if found.one_score:
+        return (
+            f"All results have the same score, {found.threshold:g}, so each curve is one point. "
+            f"All classes together: precision {pooled.precision[at]:.3f}, recall "
+            f"{pooled.recall[at]:.3f}, F1 {pooled.f1[at]:.3f}."
+        )
     return (
         f"All classes together have their highest F1, {pooled.f1[at]:.3f}, at a score threshold of "
         f"{found.threshold:.3f} (precision {pooled.precision[at]:.3f}, recall "
