@@ -116,7 +116,7 @@ def evaluate_all(
         the report; that of the other processes is without the rows of the results.
     """
     found = predict_all(source, predict, loop)
-    report = score(found) if loop.world.is_main else None
+    report = replace(score(found), image_ids=list(found)) if loop.world.is_main else None
     if loop.world.size == 1:
         return report
     numbers = loop.world.broadcast(replace(report, results=[]) if report else None)

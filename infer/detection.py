@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.detection import DetectionTokenizer
 from utils.categories import Categories
-from utils.detection_metrics import evaluate_voc
+from utils.detection_metrics import coco_truth, evaluate_coco, evaluate_voc, voc_truth
 from utils.errors import UserError
 
 
@@ -145,7 +145,8 @@ def evaluate(
     Classes are matched by name: what the weights call something else does not count.
 
     Args:
-        source: `CocoDetection` or `VocDetection`, whose own metric is computed.
+        source: `CocoDetection` or `VocDetection`, whose own metric comes first; that of the other
+            one follows with `voc/` or `coco/` before its names.
     """
     categories = shared_categories(trained.categories, source.categories)
     detection_tokenizer(trained, options.max_objects)  # complains before images are loaded
@@ -157,10 +158,22 @@ def evaluate(
 
     def score(found: dict[int | str, Detections]) -> Report:
         if hasattr(source, "coco"):
-            return score_coco(source, found, categories, "bbox")
-        return score_voc(source, found, categories)
+            report = score_coco(source, found, categories, "bbox")
+            return with_other_metric(report, voc_figures(source, found, categories), "voc")
+        report = score_voc(source, found, categories)
+        truth = coco_truth(source.ground_truth(), source.categories.names)
+        others = evaluate_coco(truth, report.results, image_ids=list(found))
+        return with_other_metric(report, others, "coco")
 
     return evaluate_all(source, predict, score, loop)
+
+
+def with_other_metric(report: Report, others: dict, prefix: str) -> Report:
+    """Adds the numbers of the other benchmark after those of the dataset's own."""
+    names = {"mAP50": "AP50", "mAP50_11point": "AP50_11point"}
+    numbers = {k: v for k, v in others.items() if isinstance(v, float)}
+    named = {f"{prefix}/{names.get(k, k)}": value for k, value in numbers.items()}
+    return replace(report, metrics=report.metrics | named)
 
 
 def score_voc(source, found: dict[str, Detections], categories: Categories) -> Report:
@@ -172,6 +185,18 @@ def score_voc(source, found: dict[str, Detections], categories: Categories) -> R
         categories: with the class ids of the data.
     """
     rows = [row for image_id, one in found.items() for row in one.to_coco(image_id, categories)]
+    metrics = voc_figures(source, found, categories)
+    per_class = metrics.pop("per_class")
+    table = (
+        f"{per_class.to_string(index=False, float_format='{:.3f}'.format)}\n\n"
+        f"mAP50 (area under the curve) = {metrics['mAP50']:.3f}\n"
+        f"mAP50 (11-point)             = {metrics['mAP50_11point']:.3f}"
+    )
+    return Report(metrics, per_class, table, rows)
+
+
+def voc_figures(source, found: dict[int | str, Detections], categories: Categories) -> dict:
+    """What `evaluate_voc` returns, for data in VOC's or COCO's layout."""
     detections = {
         image_id: {
             "boxes": one.boxes,
@@ -180,15 +205,13 @@ def score_voc(source, found: dict[str, Detections], categories: Categories) -> R
         }
         for image_id, one in found.items()
     }
-    truth = {image_id: one for image_id, one in source.ground_truth().items() if image_id in found}
-    metrics = evaluate_voc(truth, detections, source.categories.names)
-    per_class = metrics.pop("per_class")
-    table = (
-        f"{per_class.to_string(index=False, float_format='{:.3f}'.format)}\n\n"
-        f"mAP50 (area under the curve) = {metrics['mAP50']:.3f}\n"
-        f"mAP50 (11-point)             = {metrics['mAP50_11point']:.3f}"
-    )
-    return Report(metrics, per_class, table, rows)
+    ids = source.categories.source_ids
+    names = {ids[label]: name for label, name in source.categories.names.items()}
+    if hasattr(source, "coco"):
+        truth = voc_truth(source.coco, found)
+    else:
+        truth = {key: one for key, one in source.ground_truth().items() if key in found}
+    return evaluate_voc(truth, detections, names)
 
 
 def draw(image: np.ndarray, found: Detections) -> np.ndarray:

@@ -10,14 +10,16 @@ python infer/evaluate.py --set data=FOLDER --split test --weights W
 torchrun --nproc-per-node 8 infer/evaluate.py --task all --weights W
 
 Prints the table of average precision and writes into --out-dir: results.json (rows of the COCO
-results format), metrics.json and per_class.csv (of captioning: one row per image). Of several tasks
-("a,b", or all that the weights know and the dataset has) it prints a line each, and each has a
-folder of its own in --out-dir.
+results format), metrics.json, per_class.csv (of captioning: one row per image) and report.html, a
+page with figures and the worst pictures (docs/evaluation.md). Of several tasks ("a,b", or all that
+the weights know and the dataset has) it prints a line each, and each has a folder of its own in
+--out-dir.
 
 Weights in the folder of a run are evaluated with the settings of that run (dataset, folders, sets,
 decoding), below those of --config and --set.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -47,8 +49,6 @@ def main(argv=None):
     weights = find_weight_file(args.weights)
 
     # What takes long to import comes after the command line is understood.
-    from infer.likelihood import likelihood_table
-    from infer.results import compact_table
     from infer.tasks import Request, check_request, evaluate_task
     from utils.devices import (
         CoreWatch,
@@ -75,24 +75,47 @@ def main(argv=None):
 
         # Evaluate one task after the other; the first process has the results
         reports = {}
+        folders = {task: out_dir / task if len(tasks) > 1 else out_dir for task in tasks}
         for task, source in sources.items():
             with memory_errors(device):
                 reports[task] = evaluate_task(task, cfg, predictor, source, request, world=world)
             if world.is_main:
-                reports[task].save(out_dir / task if len(tasks) > 1 else out_dir)
-        if not world.is_main:
-            return
+                reports[task].save(folders[task])
+    if not world.is_main:
+        return
+    _print(reports, sources, args.likelihood)
+    several = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
+    log(f"wrote results.json, metrics.json and per_class.csv to {several}")
+    if args.report:
+        facts = [predictor.name, name_of_data(cfg, dataset), split]
+        for task, report in reports.items():
+            boxed = task in ("segmentation", "keypoint")
+            more = [f"boxes: {args.boxes}"] * boxed
+            _write_report(task, cfg, sources[task], report, folders[task], [*facts, *more])
 
-        # Print
-        if len(tasks) == 1:
-            _print(reports[tasks[0]])
-        else:
-            print(compact_table(reports, {task: len(source) for task, source in sources.items()}))
-        if args.likelihood:
-            for task, report in reports.items():
-                print(f"\n{task}: {likelihood_table(report.metrics)}")
-        folder = f"{out_dir}/{{{','.join(tasks)}}}" if len(tasks) > 1 else out_dir
-        log(f"wrote results.json, metrics.json and per_class.csv to {folder}")
+
+def _write_report(task: str, cfg, source, report, folder: Path, facts: list[str]) -> None:
+    """Writes the page about one task, if the task has one."""
+    write_report = importlib.import_module("infer.report.write").write_report
+    page = write_report(task, cfg, source, report, folder, facts)
+    log(f"wrote {page}" if page else f"notice: {task} has no report, see infer/report/write.py")
+
+
+def _print(reports: dict, sources: dict, likelihood: bool) -> None:
+    """The table of one task, or a line per task; and the likelihood of the annotation."""
+    from infer.likelihood import likelihood_table
+    from infer.results import compact_table
+
+    if len(reports) == 1:
+        (report,) = reports.values()
+        print(report.table)
+        if "AP" in report.metrics:
+            print(report.per_class.to_string(index=False, float_format="{:.3f}".format))
+    else:
+        print(compact_table(reports, {task: len(source) for task, source in sources.items()}))
+    if likelihood:
+        for task, report in reports.items():
+            print(f"\n{task}: {likelihood_table(report.metrics)}")
 
 
 def settings_beside(weights: Path) -> dict | None:
@@ -150,6 +173,9 @@ def _parser():
         action="store_true",
         help="also the teacher-forced loss and token accuracy of the annotation",
     )
+    args.add_argument(
+        "--no-report", dest="report", action="store_false", help="do not write report.html"
+    )
     args.add_argument("--device", help="default: the setting")
     return args
 
@@ -192,12 +218,6 @@ def _source(cfg, task: str, dataset: str, split: str):
     classes = cfg.classes or None
     options = {"limit": limit or None, "skip_bad": cfg.bad_samples == "skip"}
     return build_source(task, dataset, root, split, classes=classes, **options)
-
-
-def _print(report) -> None:
-    print(report.table)
-    if "AP" in report.metrics:
-        print(report.per_class.to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

@@ -396,6 +396,7 @@ class Report:
     per_class: pd.DataFrame
     table: str  # for people
     results: list[dict]  # rows of the COCO results format
+    image_ids: Sequence[int | str] = ()  # the images that count
 
     def save(self, folder: str | Path) -> None:
         """Writes results.json, metrics.json and per_class.csv."""

@@ -51,6 +51,27 @@ def evaluate_coco(
         (as pycocotools reports it); `per_class`, a DataFrame with one row per category (AP, AP50,
         AR, objects, results; NaN without ground truth); `table`, the printed summary.
     """
+    evaluation = open_evaluation(coco_gt, results, iou_type, image_ids, sigmas=sigmas)
+    run_evaluation(evaluation)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        evaluation.summarize()
+    metrics = dict(zip(KEYS_OF[iou_type], map(float, evaluation.stats), strict=True))
+    return metrics | {"per_class": _per_class(evaluation), "table": printed.getvalue().rstrip()}
+
+
+def open_evaluation(
+    coco_gt: COCO,
+    results: Sequence[dict],
+    iou_type: str = "bbox",
+    image_ids: Iterable | None = None,
+    *,
+    sigmas: Sequence[float] | None = None,
+) -> COCOeval:
+    """pycocotools' evaluation of copies, before it runs; arguments as those of `evaluate_coco`.
+
+    The ids of its results are their numbers in `results`, from 1.
+    """
     if iou_type not in KEYS_OF:
         raise ValueError(f"iou_type must be one of {list(KEYS_OF)}, got {iou_type!r}")
     image_ids = list(coco_gt.imgs if image_ids is None else image_ids)
@@ -58,18 +79,20 @@ def evaluate_coco(
     unknown += [row["image_id"] for row in results if row["image_id"] not in coco_gt.imgs]
     if unknown or not image_ids:
         raise ValueError(f"image ids must be some of the ground truth's, got {unknown[:5]}")
-    printed = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = _ground_truth(coco_gt, image_ids)
         evaluation = COCOeval(ground_truth, _detections(ground_truth, results, iou_type), iou_type)
-        if sigmas is not None:
-            evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
+    if sigmas is not None:
+        evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
+    return evaluation
+
+
+def run_evaluation(evaluation: COCOeval) -> None:
+    """Matches and accumulates, without pycocotools' prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
-        evaluation.accumulate()
-        with contextlib.redirect_stdout(printed):
-            evaluation.summarize()
-    metrics = dict(zip(KEYS_OF[iou_type], map(float, evaluation.stats), strict=True))
-    return metrics | {"per_class": _per_class(evaluation), "table": printed.getvalue().rstrip()}
+        if evaluation.params.useCats:
+            evaluation.accumulate()
 
 
 def detections_to_coco(
@@ -218,6 +241,39 @@ def evaluate_voc(
         "mAP50_11point": float(means["AP_11point"]),
         "per_class": table,
     }
+
+
+def voc_truth(coco: COCO, image_ids: Iterable) -> dict[Hashable, dict[str, np.ndarray]]:
+    """The ground truth of some images as `evaluate_voc` takes it; crowds become difficult."""
+    truth = {}
+    for image_id in image_ids:
+        rows = coco.imgToAnns.get(image_id, [])
+        boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        truth[image_id] = {
+            "boxes": boxes,
+            "labels": np.array([row["category_id"] for row in rows], np.int64),
+            "difficult": np.array([row.get("iscrowd", 0) for row in rows], bool),
+        }
+    return truth
+
+
+def coco_truth(ground_truth: Mapping[Hashable, Mapping], class_names: Mapping[int, str]) -> COCO:
+    """The ground truth of `evaluate_voc` as pycocotools takes it; difficult objects become crowds.
+
+    A crowd is what COCO's scoring ignores. It has no other mark for that.
+    """
+    rows = []
+    for image_id, truth in ground_truth.items():
+        boxes = np.array(truth["boxes"], np.float64).reshape(-1, 4)
+        boxes[:, 2:] -= boxes[:, :2]
+        values = boxes.tolist(), np.asarray(truth["labels"]).tolist(), _difficult(truth).tolist()
+        for box, label, difficult in zip(*values, strict=True):
+            row = {"id": len(rows) + 1, "image_id": image_id, "category_id": int(label)}
+            rows.append(row | {"bbox": box, "area": box[2] * box[3], "iscrowd": int(difficult)})
+    categories = [{"id": label, "name": name} for label, name in class_names.items()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return _coco([{"id": image_id} for image_id in ground_truth], categories, rows)
 
 
 def _difficult(truth: Mapping) -> np.ndarray:

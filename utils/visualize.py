@@ -100,15 +100,18 @@ def draw_masks(
     image: np.ndarray,
     masks: np.ndarray,
     names: Sequence[str],
+    *,
+    colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
     """Tints objects and draws their contours; objects of one class differ in shade.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
         masks: (N, H, W) bool.
+        colors: one per mask; default shades of `class_colors` of the names.
     """
     masks = np.asarray(masks, bool).reshape(-1, *image.shape[:2])
-    colors = _shades(names)
+    colors = _shades(names) if colors is None else colors
     result = image.astype(np.float32)
     order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
     for i in order:
