@@ -15,7 +15,7 @@ from dataset import check_dataset
 from dataset.find_dataset import find_dataset
 from infer import evaluate
 from infer.results import Report
-from infer.tasks import add_own_figures
+from infer.tasks import Request, add_own_figures, check_request
 from models import load_model
 from tests.conftest import ROOT, TINY
 from tests.test_loss_in_parts import a_batch, a_model, loss_and_gradients
@@ -82,9 +82,7 @@ def test_the_probability_of_a_bin_is_the_integral_over_its_width(bin_, sigma):
 
 def test_a_narrow_gaussian_is_cross_entropy_with_its_gradient():
     logits, targets = draws()
-    (narrow, _), (plain, _) = (
-        (token_losses(logits, targets, parse(text)), None) for text in ("hl_gauss@0.05", "xent")
-    )
+    narrow, plain = (token_losses(logits, targets, parse(t)) for t in ("hl_gauss@0.05", "xent"))
     torch.testing.assert_close(narrow, plain, rtol=1e-6, atol=1e-6)
     grads = [torch.autograd.grad(loss.sum(), logits)[0] for loss in (narrow, plain)]
     torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-6)
@@ -103,10 +101,11 @@ def test_only_coordinates_are_softened():
 
 def test_its_gradient_is_the_difference_of_the_distributions():
     logits, targets = draws()
+    few = Vocabulary(num_bins=5, class0=42, coord0=44, text0=50)
     assert torch.autograd.gradcheck(
-        lambda x: token_losses(x, targets[:12], parse("hl_gauss@1.5")), logits[:12].detach()
-        .requires_grad_()
-    )  # fmt: skip
+        lambda x: token_losses(x, torch.tensor([44, 46, 43]), parse("hl_gauss@1.5", few)),
+        torch.randn(3, few.size, dtype=torch.double, requires_grad=True),
+    )
     (grad,) = torch.autograd.grad(
         token_losses(logits, targets, parse("hl_gauss@0.75")).sum(), logits
     )
@@ -117,9 +116,7 @@ def test_its_gradient_is_the_difference_of_the_distributions():
 
 
 @pytest.mark.parametrize("loss", ["hl_gauss@0.75", "my_loss:expected_distance"])
-def test_losses_that_see_the_vocabulary_are_the_same_in_parts_and_compiled(
-    folder, monkeypatch, loss
-):
+def test_losses_that_see_the_vocabulary_are_the_same_in_parts(folder, monkeypatch, loss):
     write(folder, "my_loss")
     model, batch, kind = a_model().double(), a_batch(), LossType.parse(loss, SMALL)
     assert ((batch.target_tokens >= 100) & (batch.target_tokens < 200)).any()
@@ -129,15 +126,23 @@ def test_losses_that_see_the_vocabulary_are_the_same_in_parts_and_compiled(
     )
     for one, other in zip(parts, whole, strict=True):
         assert (one - other).abs().max() <= 1e-6 * other.abs().max()
-    model, compiled = a_model(), a_model()
-    torch._dynamo.reset()
-    compiled.compile(backend="eager")
-    values = [batch_loss(m, batch, kind) for m in (model, compiled)]
-    torch.testing.assert_close(*values)
+    model = a_model()
+    value = batch_loss(model, batch, kind)
     with torch.autocast("cpu", torch.bfloat16):
         half = batch_loss(model, batch, kind)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, values[0], rtol=0.02, atol=0)
+    torch.testing.assert_close(half, value, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["hl_gauss@0.75", "my_loss:expected_distance"])
+def test_losses_that_see_the_vocabulary_compile(folder, loss):
+    """Without a break of the graph, as a training with compile=true does it."""
+    write(folder, "my_loss")
+    torch._dynamo.reset()
+    logits, targets = draws()
+    compiled = torch.compile(token_losses, backend="eager", fullgraph=True)
+    ours = [f(logits, targets, parse(loss)) for f in (compiled, token_losses)]
+    torch.testing.assert_close(*ours)
     torch._dynamo.reset()
 
 
@@ -273,15 +278,14 @@ def test_a_metric_that_fails_costs_its_own_figures(folder, capsys):
     assert "no figures of my_several:e" in lines and "no figures of my_several:a" not in lines
 
 
-def test_a_metric_that_cannot_be_called_is_one_line_before_the_data(folder, settings, tiny_weights):
+def test_a_metric_that_cannot_be_called_is_one_line_before_the_data(folder, settings):
     (folder / "my_wrong.py").write_text("def f(results):\n    return {}\n")
     settings = [*settings, "metrics=my_wrong:f", "coco_root=none"]
     with pytest.raises(UserError, match="cannot be called with .results, source, task."):
         check_settings(snapshot(CFG, settings), ["detection"], ALONE)
-    argv = ["--weights", str(tiny_weights), "--set", *settings, "metrics=my_wrong:g"]
-    with pytest.raises(UserError, match="no function 'g'"):
-        evaluate.main(argv)
-    with pytest.raises(UserError, match="metrics must be values, each package.module:function"):
+    with pytest.raises(UserError, match="no function 'g'"):  # of evaluate.py
+        check_request(snapshot(CFG, ["metrics=my_wrong:g"]), None, [], Request())
+    with pytest.raises(UserError, match="metrics must be package.module:function, got"):
         snapshot(CFG, ["metrics=my_wrong.f"])
 
 
