@@ -187,7 +187,9 @@ class CFG:
     batch_size: int = 32  # images of a task on one process (GPU) at a time
     accumulate_steps: int = 1  # batches whose gradients one optimiser step adds up
     whole_epochs: bool = True  # False = official: epochs * images // batch_size + 1 steps in all
-    loss: str = "xent"  # "xent" | "xent@SMOOTHING" | "focal@GAMMA" | "logistic@SMOOTHING"
+    # "xent" | "xent@SMOOTHING" | "focal@GAMMA" | "logistic@SMOOTHING" | "hl_gauss@SIGMA" (soft
+    # coordinates, SIGMA in bins) | a function of your own, "package.module:function"
+    loss: str = "xent"
     # "adamw" and "lamb" step as officially; or another of timm.optim's: "sgd", "adafactor", "muon"
     optimizer: str = "adamw"
     lr: float = 3e-5  # learning rate after the warm-up
@@ -228,6 +230,8 @@ class CFG:
     log_every: int = 20  # steps between points of the curves
 
     # ---- evaluation and inference --------------------------------------------------------------
+    # functions of your own, "package.module:function", whose figures an evaluation adds
+    metrics: tuple[str, ...] = ()
     eval_batch_size: int = 16  # images that are evaluated at a time
     infer_dtype: str = "float32"  # what scripts in infer/ compute in: "float32" | "bfloat16"
     # how tokens are decoded: "auto" = native on a CPU with a C++ compiler, else plain | "plain" |

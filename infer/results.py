@@ -397,6 +397,7 @@ class Report:
     table: str  # for people
     results: list[dict]  # rows of the COCO results format
     image_ids: Sequence[int | str] = ()  # the images that count
+    own: tuple[str, ...] = ()  # names of the metrics that functions of the user's give
 
     def save(self, folder: str | Path) -> None:
         """Writes results.json, metrics.json and per_class.csv."""
@@ -416,7 +417,8 @@ def compact_table(reports: dict[str, Report], num_images: dict[str, int]) -> str
     """
     lines = [f"{'task':<14}{'images':>6}  metrics"]
     for task, report in reports.items():
-        leading = {k: v for k, v in report.metrics.items() if k in LEADING} or report.metrics
+        names = [name for name in report.metrics if name in LEADING] or list(report.metrics)
+        leading = {name: report.metrics[name] for name in dict.fromkeys([*names, *report.own])}
         numbers = "  ".join(f"{name} {value:.3f}" for name, value in leading.items())
         lines.append(f"{task:<14}{num_images[task]:>6}  {numbers}")
     return "\n".join(lines)

@@ -5,8 +5,9 @@ docs/tasks.md, "A fifth task".
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from infer.likelihood import build_sequence_tokenizer, measure_likelihood
 from infer.results import Report, columns
 from infer.segmentation import SegmentationOptions
 from infer.trained_model import TrainedModel, shared_categories
+from utils.cli import log
 from utils.devices import ALONE, World
-from utils.errors import UserError
+from utils.errors import UserError, import_function, one_line
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ def check_request(cfg, trained: TrainedModel, tasks: Sequence[str], request: Req
     """Checks that an evaluation can be done with these weights, before it opens a dataset.
 
     Raises:
-        UserError: the weights do not know a task or not as many objects, or there are no boxes.
+        UserError: the weights do not know a task or not as many objects, there are no boxes, or a
+            metric of one's own cannot be imported.
     """
+    load_metrics(cfg)
     for task in tasks:
         trained.require(task)
         if request.likelihood is not None:
@@ -107,7 +111,42 @@ def evaluate_task(
     if request.likelihood is not None:
         found = measure_likelihood(cfg, task, trained, source, loop, request.likelihood)
         report.metrics.update({f"likelihood/{name}": value for name, value in found.items()})
-    return report
+    return add_own_figures(cfg, task, report, source) if world.is_main and cfg.metrics else report
+
+
+def load_metrics(cfg) -> dict[str, Callable[[list[dict], object, str], dict[str, float]]]:
+    """The functions that the setting `metrics` names, by their import paths.
+
+    Raises:
+        UserError: one cannot be imported, or takes other arguments.
+    """
+    return {path: import_function("metrics", path, "results, source, task") for path in cfg.metrics}
+
+
+def add_own_figures(cfg, task: str, report: Report, source) -> Report:
+    """The report with the figures of `metrics`; a function that fails costs its figures alone.
+
+    Called as function(results, source, task): rows of the COCO results format with the annotation
+    file's ids, and the images with their annotation, see `dataset.tasks.Task`.
+    """
+    figures: dict[str, float] = {}
+    for path, function in load_metrics(cfg).items():
+        try:
+            rows = function(report.results, source, task)
+            found = {name: float(value) for name, value in rows.items()}
+        except Exception as error:  # the function is not ours, and the evaluation took its time
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            log(f"notice: {task}: no figures of {path} ({reason})")
+            continue
+        known = report.metrics.keys() | figures.keys()
+        for name in [n for n, value in found.items() if n in known or not math.isfinite(value)]:
+            reason = "the evaluation has one of that name" if name in known else "not finite"
+            log(f"notice: {task}: {path} gives {name}={found.pop(name):.4g}, left out: {reason}")
+        figures |= found
+    lines = [report.table, *(f"{name} = {value:.4g}" for name, value in figures.items())]
+    return replace(
+        report, metrics=report.metrics | figures, table="\n".join(lines), own=tuple(figures)
+    )
 
 
 def draw_task(task: str, cfg, trained: TrainedModel, source, most: int) -> list[np.ndarray]:

@@ -7,11 +7,7 @@ docs/own_encoder.md.
 """
 
 import difflib
-import importlib
 import math
-import os
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +26,7 @@ from utils.encoder_weights import (
     timm_messages,
     timm_tensors_of,
 )
-from utils.errors import UserError, one_line
+from utils.errors import UserError, import_named, is_import_path, one_line
 
 
 class TimmEncoder(nn.Module):
@@ -220,7 +216,7 @@ ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {
 
 def is_class(encoder: str) -> bool:
     """Whether an encoder is named as "package.module:Class"."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", encoder) is not None
+    return is_import_path(encoder)
 
 
 def load_class(encoder: str) -> type[nn.Module]:
@@ -229,25 +225,10 @@ def load_class(encoder: str) -> type[nn.Module]:
     Raises:
         UserError: there is none, or it is no `nn.Module`.
     """
-    module_name, _, class_name = encoder.partition(":")
-    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a weight file may name anything
-        raise UserError(f"encoder {encoder!r} is in Python's own library; name a class of yours")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"encoder {encoder!r} needs the module {error.name!r}, which is not found; install the "
-            "package that holds it, or run this in the folder of its file"
-        ) from error
-    except Exception as error:  # the module is not ours
-        raise UserError(
-            f"cannot import the module of encoder {encoder!r} ({type(error).__name__}: "
-            f"{one_line(error)}); correct it"
-        ) from error
+    found = import_named("encoder", encoder)
     if not isinstance(found, type):
-        raise UserError(f"module {module_name!r} has no class {class_name!r}; correct encoder=...")
+        module_name, _, name = encoder.partition(":")
+        raise UserError(f"module {module_name!r} has no class {name!r}; correct encoder=...")
     if not issubclass(found, nn.Module):
         raise UserError(f"encoder {encoder!r} is no torch.nn.Module; derive it from that")
     return found

@@ -421,7 +421,7 @@ def build_state(
         scheduler,
         scaler,
         task_streams,
-        LossType.parse(cfg.loss),
+        LossType.parse(cfg.loss, Vocabulary.from_json(model.meta["vocabulary"])),
         task_weights(cfg, list(task_streams)),
         wrapped=wrapped,
         world=world,

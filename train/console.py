@@ -192,8 +192,9 @@ def figures_text(reports: dict[str, Report]) -> str:
         names = list(report.metrics)[:3]
         if len(reports) > 1:
             names = [leading_metric(report, alone=False)]
-        values = {name: report.metrics[name] for name in names}
-        figures = (f"{name} {f'{v:.3f}' if v >= 0 else 'none'}" for name, v in values.items())
+        values = {name: report.metrics[name] for name in (*names, *report.own)}
+        own = report.own
+        figures = (f"{n} {f'{v:.3f}' if v >= 0 or n in own else 'none'}" for n, v in values.items())
         text += f"  {task} " + ", ".join(figures)
     return text
 

@@ -1,7 +1,7 @@
 """The one loss: a token-weighted mean of cross entropies or their kin (official `compute_loss`)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,37 +10,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.batch import Batch, pad_batch
+from tokenizer.vocabulary import Vocabulary
+from utils.errors import UserError, import_function, is_import_path, one_line
+from utils.setting_rules import RULES
 
 IGNORED = -100  # a target that costs nothing
 
 
 @dataclass(frozen=True)
 class LossType:
-    """What a token costs (official `get_loss`).
+    """What a token costs (official `get_loss`, but for "hl_gauss" and functions of one's own).
 
     - "xent": cross entropy; `parameter` is the label smoothing a: y (1 - a) + a / V
     - "focal": cross entropy times (1 - p) ** `parameter`
     - "logistic": a yes or no per token id; `parameter` is the label smoothing a: a + y (1 - 2 a)
+    - "hl_gauss": cross entropy; the target of a coordinate is a Gaussian over the bins, with
+      `parameter` bins as its standard deviation (HL-Gauss, arXiv 1806.04613; see `gaussian_bins`)
+    - "package.module:function": called as function(logits (M, V) float32, targets (M,), `vocab`),
+      returns (M,); see docs/extending.md
     """
 
     name: str = "xent"
     parameter: float = 0.0
+    vocab: Vocabulary | None = None  # what the ids mean; "xent", "focal", "logistic" need it not
+    function: Callable[[Tensor, Tensor, Vocabulary], Tensor] | None = None  # one's own
 
     @classmethod
-    def parse(cls, text: str) -> "LossType":
-        """From "name" or "name@parameter"."""
+    def parse(cls, text: str, vocab: Vocabulary | None = None) -> "LossType":
+        """From "name", "name@parameter" or "package.module:function".
+
+        Raises:
+            ValueError: there is no such loss.
+            UserError: the function cannot be imported, or takes other arguments.
+        """
+        if is_import_path(text):
+            function = import_function("loss", text, "logits, targets, vocab")
+            return cls(text, vocab=vocab, function=function)
+        if wanted := RULES["loss"].problem(text):
+            raise ValueError(f"loss must be {wanted}, got {text!r}")
         name, _, parameter = text.partition("@")
-        try:
-            parsed = cls(name, float(parameter or 0))
-        except ValueError:
-            parsed = None
-        limit = {"xent": 1.0, "focal": float("inf"), "logistic": 0.5}.get(name, -1.0)
-        if parsed is None or not 0 <= parsed.parameter <= limit:
-            raise ValueError(
-                "loss must be xent, focal or logistic, or one with a number that fits it such as "
-                f"xent@0.1, focal@2 or logistic@0.1, got {text!r}"
-            )
-        return parsed
+        return cls(name, float(parameter or 0), vocab)
 
 
 XENT = LossType()
@@ -64,6 +73,11 @@ def token_losses(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     parameter = loss_type.parameter
     inside = (targets >= 0) & (targets < logits.shape[1])
+    if loss_type.function is not None:
+        losses = loss_type.function(
+            logits, targets.where(inside, loss_type.vocab.pad), loss_type.vocab
+        )
+        return losses * inside
     if loss_type.name == "logistic":
         logits = logits - math.log(length)
         of_target = _pick(logits, targets, inside)
@@ -77,15 +91,68 @@ def token_losses(
     loss = F.cross_entropy(
         logits, targets.where(inside, IGNORED), reduction="none", ignore_index=IGNORED
     )
-    if parameter:
+    if loss_type.name == "hl_gauss":
+        low, high = loss_type.vocab.coord_range
+        bins = gaussian_bins(targets - low, high - low, parameter)  # (M, bins)
+        soft = logits.logsumexp(1) - (bins * logits[:, low:high]).sum(1)
+        loss = soft.where((targets >= low) & (targets < high), loss)
+    elif parameter:
         spread = logits.logsumexp(1) - logits.mean(1)  # cross entropy with a uniform guess
         loss = (1 - parameter) * loss + parameter * spread
     return loss
 
 
+def gaussian_bins(bins: Tensor, num_bins: int, sigma: float) -> Tensor:
+    """A normal distribution around a bin, cut off at the first and the last (HL-Gauss).
+
+    The probability of a bin is the integral over its width, as in the histogram loss of Imani and
+    White (arXiv 1806.04613). Farebrother et al. (arXiv 2403.03950) use `sigma` = 0.75.
+
+    Args:
+        bins: (M,) the true ones; one outside counts as the nearest.
+        sigma: standard deviation, in bins; towards 0 it becomes the one-hot.
+
+    Returns:
+        (M, num_bins) float32, sums to 1.
+    """
+    edges = torch.arange(num_bins + 1, device=bins.device) - 0.5
+    distances = edges - bins.clamp(0, num_bins - 1)[:, None]  # (M, num_bins + 1)
+    below = torch.special.ndtr(distances.float() / sigma)
+    return below.diff(dim=1) / (below[:, -1:] - below[:, :1])
+
+
 def _pick(values: Tensor, targets: Tensor, inside: Tensor) -> Tensor:
     """(M, V) at targets (M,); 0 where a target is outside."""
     return values.gather(1, targets.where(inside, 0)[:, None])[:, 0] * inside
+
+
+def check_loss(text: str, vocab: Vocabulary) -> None:
+    """Tries a function of one's own on a few tokens of all kinds.
+
+    Raises:
+        UserError: it cannot be imported, fails, or does not return a loss per token.
+    """
+    loss_type = LossType.parse(text, vocab)
+    if loss_type.function is None:
+        return
+    ids = [vocab.pad, vocab.class0 + 1, vocab.coord0, vocab.coord_range[1] - 1, vocab.size - 1]
+    logits = torch.zeros(len(ids), vocab.size, requires_grad=True)
+    try:
+        losses = loss_type.function(logits, torch.tensor(ids), vocab)
+        shape = tuple(getattr(losses, "shape", (type(losses).__name__,)))
+        if shape != (len(ids),):
+            raise ValueError(
+                f"it returns {shape} for logits {tuple(logits.shape)}, not one loss "
+                f"per token, ({len(ids)},)"
+            )
+        losses.sum().backward()
+        if not (losses.isfinite().all() and logits.grad.isfinite().all()):
+            raise ValueError("a loss or its gradient is no finite number where all logits are 0")
+    except Exception as error:  # the function is not ours
+        raise UserError(
+            f"loss {text!r} does not work ({type(error).__name__}: {one_line(error)}); correct it, "
+            "see docs/extending.md"
+        ) from error
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:

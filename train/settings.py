@@ -13,13 +13,14 @@ import torch
 from dataset.tasks import build_tokenizer
 from dataset.transforms import load_pixel_transforms
 from infer.likelihood import sequence_options
+from infer.tasks import load_metrics
 from models import ModelConfig, build_model
 from models.encoder import ENCODERS, build_encoder, check_encoder, image_statistics, is_class
 from tokenizer.base import TaskTokenizer
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.init_weights import find_init_weights
-from train.loss import amp_dtype
+from train.loss import amp_dtype, check_loss
 from train.optim import check_optimizer, freeze_parameters, lr_factors
 from utils.categories import Categories, check_sigmas
 from utils.cli import log, settings_dict, snapshot
@@ -282,6 +283,8 @@ def check_settings(
     fixed = {task: one for task, one in task_tokenizers.items() if task not in LENGTH_FROM_DATA}
     config = build_model_config(cfg, vocab, fixed or task_tokenizers)
     check_encoder(config)
+    check_loss(cfg.loss, vocab)
+    load_metrics(cfg)
     if not resumed and cfg.init_weights is None:
         _check_first_weights(cfg, config)
     if cfg.layer_decay != 1 or cfg.freeze:

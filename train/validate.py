@@ -42,7 +42,8 @@ def evaluate(
             report, picture = validate(run.cfg, task, model, source, state.world)
             reports[task] = report
             figures = report.metrics | likelihood(run.cfg, task, model, source, state.world)
-            values = {f"val/{task}/{k}": v for k, v in figures.items() if v >= 0}
+            shown = {k: v for k, v in figures.items() if v >= 0 or k in report.own}
+            values = {f"val/{task}/{k}": v for k, v in shown.items()}
             records.scalars(state.step, values)
             records.image(state.step, f"val/{task}", picture)
 

@@ -1,4 +1,12 @@
-"""The one exception that ends in one line on stderr instead of a traceback."""
+"""Errors that the person at the keyboard can fix, and code of theirs that a setting names."""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+
+IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:name
 
 
 class UserError(Exception):
@@ -13,3 +21,61 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """What an exception of a library says, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a text is "package.module:name"."""
+    return re.fullmatch(IMPORT_PATH, text) is not None
+
+
+def import_named(setting: str, path: str) -> object:
+    """What "package.module:name" names, None without that name; the current directory counts.
+
+    Args:
+        setting: where the path stands, for errors.
+
+    Raises:
+        UserError: the module is not found, cannot be imported, or is one of Python's own.
+    """
+    module_name, _, name = path.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a weight file may name anything
+        raise UserError(f"{setting} {path!r} is in Python's own library; name code of yours")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), name, None)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{setting} {path!r} needs the module {error.name!r}, which is not found; install the "
+            "package that holds it, or run this in the folder of its file"
+        ) from error
+    except Exception as error:  # the module is not ours
+        raise UserError(
+            f"cannot import the module of {setting} {path!r} ({type(error).__name__}: "
+            f"{one_line(error)}); correct it"
+        ) from error
+
+
+def import_function(setting: str, path: str, arguments: str):
+    """The function that "package.module:name" names.
+
+    Args:
+        arguments: names of what it is called with, by position, such as "logits, targets".
+
+    Raises:
+        UserError: as `import_named`; there is none, or it does not take these arguments.
+    """
+    found = import_named(setting, path)
+    module_name, _, name = path.partition(":")
+    if not callable(found):
+        raise UserError(f"module {module_name!r} has no function {name!r}; correct {setting}=...")
+    try:
+        inspect.signature(found).bind(*arguments.split(", "))
+    except TypeError as error:
+        raise UserError(
+            f"{setting} {path!r} cannot be called with ({arguments}): {one_line(error)}; correct "
+            "its parameters"
+        ) from error
+    except ValueError:  # of code without a signature: its first call shows it
+        pass
+    return found

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.errors import IMPORT_PATH
 from utils.files import shown
 
 HUGE = 10**9  # no count or weight is larger: a slip of the keyboard
@@ -120,10 +121,10 @@ VOC_SETS = Text(
     r"\s*[^\s,:]+\s*:\s*[^\s,:][^,:]*(,\s*[^\s,:]+\s*:\s*[^\s,:][^,:]*)*",
 )
 LOSS = Text(
-    "xent, focal or logistic, or one with a number that fits it such as xent@0.1, focal@2 or "
-    "logistic@0.1",
-    rf"(xent|focal|logistic)(@{NUMBER})?",
-    (("xent", 0, 1), ("focal", 0, HUGE), ("logistic", 0, 0.5)),
+    "xent, focal or logistic, one with a number that fits it such as xent@0.1, focal@2, "
+    "logistic@0.1 or hl_gauss@0.75, or package.module:function",
+    rf"(xent|focal|logistic)(@{NUMBER})?|hl_gauss@{NUMBER}|{IMPORT_PATH}",
+    (("xent", 0, 1), ("focal", 0, HUGE), ("logistic", 0, 0.5), ("hl_gauss", 1e-3, 1e3)),
 )
 SCHEDULE = Text(
     "linear, cosine, constant, or one with a number such as cosine@0.8 or exp@0.1",
@@ -236,6 +237,7 @@ RULES: dict[str, object] = {
     "device": DEVICE,
     "matmul_precision": OneOf(("highest", "high", "medium")),
     "seed": Number(0, 2**32 - 1),
+    "metrics": Each(Text("package.module:function", IMPORT_PATH)),
     "max_minutes": Number(0),
     "loss": LOSS,
     "optimizer": Text("the name of an optimiser", r"\S+"),
