@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -178,7 +179,10 @@ def test_without_a_logger_the_folder_has_it_all(settings):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_logger_that_is_not_installed_is_one_line_before_any_data(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(loggers, "find_spec", lambda package: package != name or None)
+    (tmp_path / name).mkdir()  # results of earlier runs, in the folder that one works in
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, name, raising=False)
     overrides = [*TINY, "coco_root=/nowhere", f"runs_dir={tmp_path / 'runs'}"]
     with pytest.raises(UserError, match=f"needs the package {name}: pip install {name}") as error:
         train(snapshot(CFG, [*overrides, f"logger=tensorboard,{name}"]), DETECTION)
@@ -201,10 +205,11 @@ def write_records(folder, logger):
         records.image(step + 1, "val/detection", np.zeros((8, 8, 3), np.uint8))
         records.text(step + 1, "best", "AP 0.5 at step 1")
         records.close()
+        time.sleep(1.1)  # wandb names a folder by the second
 
 
 def test_wandb_keeps_a_run_without_a_network(tmp_path, monkeypatch, capfd):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb").teardown()  # it reads the environment once
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tmp_path / "detection" / "2026-01-31_12-00-00"
     folder.mkdir(parents=True)
@@ -219,7 +224,7 @@ def test_wandb_keeps_a_run_without_a_network(tmp_path, monkeypatch, capfd):
 
 
 def test_wandb_without_an_account_is_one_line(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb").teardown()
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

@@ -46,6 +46,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
         self.writer = SummaryWriter(run_dir, purge_step=step + 1 if step else None)
+        if not step:
+            self.add_text(0, "settings", "\n".join(f"{k} = {v}" for k, v in settings.items()))
 
     def add_scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -148,7 +150,7 @@ def check_loggers(setting: str) -> None:
         UserError: a package is missing, or nobody is logged in.
     """
     for name in logger_names(setting):
-        if find_spec(name) is None:
+        if not _is_installed(name):
             raise UserError(
                 f"logger={setting} needs the package {name}: pip install {name}; or use another "
                 f"of {', '.join(LOGGERS)}, none"
@@ -159,6 +161,12 @@ def check_loggers(setting: str) -> None:
             raise UserError(
                 "logger=wandb finds no API key; run `wandb login`, or set WANDB_MODE=offline"
             )
+
+
+def _is_installed(name: str) -> bool:
+    """Whether there is such a package; a folder of results of that name is none."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def open_loggers(setting: str, run_dir: Path, settings: dict, step: int) -> list[Logger]:

@@ -189,8 +189,6 @@ class RunRecords:
         self.lines, self.pictures = run_dir / "metrics.jsonl", run_dir / "pictures"
         if self.lines.exists():
             _cut(self.lines, step, evaluated)
-        if settings and not step:
-            self.text(0, "settings", "\n".join(f"{k} = {v}" for k, v in settings.items()))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         row = {"step": step, **{k: round(v, 6) for k, v in values.items()}}
