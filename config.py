@@ -227,7 +227,9 @@ class CFG:
     keep_checkpoints: int = 2  # newest checkpoints that are kept: last.ckpt, last-1.ckpt, ...
     early_stop_patience: int = 0  # end after so many evaluations without a better one; 0 = never
     ema_decay: float = 0.0  # moving average of the weights, evaluated and kept; 0 = off, or 0.9999
-    log_every: int = 20  # steps between points of the curves
+    log_every: int = 20  # steps between points of the curves, which are means over so many steps
+    # where curves and pictures go beside the run folder, with commas: "tensorboard" | "wandb" |
+    logger: str = "tensorboard"  # "trackio" | "none"
 
     # ---- evaluation and inference --------------------------------------------------------------
     # functions of your own, "package.module:function", whose figures an evaluation adds

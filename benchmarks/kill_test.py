@@ -155,6 +155,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
     states = [torch.load(run / "last.ckpt", weights_only=True) for run in (whole, killed)]
     for state in states:
         del state["seconds"]  # the time that it took
+        state["window"].pop("times", None)
     found = list(different("", *states))
     for name in ("last.safetensors", "last_ema.safetensors", "best.safetensors"):
         found += different(name, *(load_file(run / name) for run in (whole, killed)))

@@ -202,11 +202,11 @@ def kinds_of(targets: Tensor, vocab: Vocabulary, eos_id: int | None) -> Tensor:
         (classes, vocab.class_range),
         (text, (vocab.text0, vocab.size)),
     ):
-        kinds[(targets >= lo) & (targets < hi)] = kind
-    kinds[targets == vocab.invisible] = coordinates
-    kinds[targets == vocab.fake] = classes
+        kinds = kinds.masked_fill((targets >= lo) & (targets < hi), kind)
+    kinds = kinds.masked_fill(targets == vocab.invisible, coordinates)
+    kinds = kinds.masked_fill(targets == vocab.fake, classes)
     if eos_id is not None:
-        kinds[targets == eos_id] = ends
+        kinds = kinds.masked_fill(targets == eos_id, ends)
     return kinds
 
 

@@ -121,7 +121,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_tasks(settings):
         train_step(alone, [{task: batch}], None, 0.0)
         gradient = torch.cat([p.grad.flatten() for p in alone.model.parameters()])
         expected = expected + weights[task] * gradient
-    losses, norm = train_step(state, [batches], None, 0.0)
+    losses, norm, _ = train_step(state, [batches], None, 0.0)
     gradient = torch.cat([p.grad.flatten() for p in state.model.parameters()])
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(norm, expected.norm(), rtol=1e-4, atol=1e-6)

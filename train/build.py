@@ -26,7 +26,7 @@ from tokenizer.base import TaskTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.distributed import parallelise, recompute_activations
 from train.init_weights import settings_taken, start_from
-from train.loss import LossType, amp_dtype
+from train.loss import LossType, TokenKinds, amp_dtype
 from train.optim import (
     Freeze,
     average_of,
@@ -45,7 +45,7 @@ from train.settings import (
     task_settings,
     task_weights,
 )
-from train.state import TaskStream, TrainState, seed_all
+from train.state import TaskStream, TrainState, Window, seed_all
 from utils.categories import Categories
 from utils.cli import log
 from utils.devices import ALONE, World, pick_device
@@ -70,6 +70,7 @@ class Run:
     world: World
     sources: dict[str, object]  # task -> samples to train on
     eval_sources: dict[str, object]  # task -> samples to validate on
+    tokenizers: dict[str, TaskTokenizer]
     categories: Categories
     weights_from: str  # where the first weights come from
     steps: Steps
@@ -134,9 +135,21 @@ def build_run(
         cfg, vocab, tokenizers, categories, device, resumed=resumed
     )
     state = build_state(cfg, model, streams, steps, world)
+    state.token_kinds = {task: TokenKinds(vocab, one.eos_id) for task, one in tokenizers.items()}
     if world.rank:  # all processes draw the same weights, but not the same dropout
         seed_all(cfg.seed + world.rank)
-    return Run(cfg, tasks, world, sources, eval_sources, categories, weights_from, steps, state)
+    return Run(
+        cfg,
+        tasks,
+        world,
+        sources,
+        eval_sources,
+        tokenizers,
+        categories,
+        weights_from,
+        steps,
+        state,
+    )
 
 
 def build_source_of(cfg, task: str, *, train: bool):
@@ -429,4 +442,5 @@ def build_state(
         ema=ema,
         freeze=freeze,
         optimizer_name=cfg.optimizer,
+        window=Window(cfg.log_every),
     )

@@ -21,7 +21,7 @@ from train.build import Run
 from train.loss import amp_dtype
 from train.settings import batch_sizes
 from train.validate import leading_metric
-from utils.cli import settings_types
+from utils.cli import pass_on, settings_types
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN_SECONDS = 30.0  # between two lines of progress where there is no bar
@@ -36,10 +36,9 @@ def start_text(run: Run, run_dir: Path) -> str:
     Args:
         run_dir: the run folder.
     """
-    curves = f"curves: tensorboard --logdir {_short(run.cfg.runs_dir)}"
     base, changed = changed_settings(run.cfg)
     rows = [
-        ("run folder", f"{_short(run_dir)} ({curves})"),
+        ("run folder", f"{_short(run_dir)} ({_curves(run)})"),
         ("model", _model(run)),
         ("weights", run.weights_from),
         *(("data", _data(run, task)) for task in run.tasks),
@@ -49,6 +48,14 @@ def start_text(run: Run, run_dir: Path) -> str:
         ("settings", f"{base.__name__} with {' '.join(changed) or 'no change'}"),
     ]
     return "\n".join(f"{name:10}  {text}" for name, text in rows)
+
+
+def _curves(run: Run) -> str:
+    """Where the curves are, and where the first batch can be seen."""
+    names = run.cfg.logger.split(",")
+    places = [f"tensorboard --logdir {_short(run.cfg.runs_dir)}"] * ("tensorboard" in names)
+    places += [name for name in names if name in ("wandb", "trackio")]
+    return f"curves: {', '.join(places) or 'metrics.jsonl'}; first batch: pictures/"
 
 
 def changed_settings(cfg) -> tuple[type, list[str]]:
@@ -141,8 +148,8 @@ class Progress:
         if self.has_bar:
             self.bar.set_description(f"epoch {self._epoch()}", refresh=False)
             self.bar.set_postfix(numbers, refresh=False)
-        elif time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self.say(f"{self._place()}  {_joined(numbers)}")
+        if time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self.say(f"{self._place()}  {_joined(numbers)}", shown=not self.has_bar)
 
     def epoch(self, loss: float, seconds: float, reports: dict[str, Report]) -> None:
         """A line about the epoch that ended.
@@ -153,26 +160,34 @@ class Progress:
             reports: task -> its validation; empty if there was none.
         """
         numbers = f"loss {loss:.3f}  {seconds:.0f} s"
-        self.say(f"{self._place()}  {numbers}{figures_text(reports)}")
+        self.say(f"{self._place()}  {numbers}{figures_text(reports)}{self._mark(reports)}")
 
     def evaluation(self, reports: dict[str, Report]) -> None:
         """A line about an evaluation that a resumed run had still to do."""
         if reports:
-            self.say(f"{self._place()}{figures_text(reports)}")
+            self.say(f"{self._place()}{figures_text(reports)}{self._mark(reports)}")
 
-    def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
+    def say(self, text: str, *, shown: bool = True) -> None:
+        """A line that stays, above the bar; where it is not shown it is in log.txt alone."""
         if self.is_main:
-            tqdm.write(text, sys.stderr)
-            sys.stderr.flush()
+            if shown:
+                tqdm.write(text, sys.stderr)
+                sys.stderr.flush()
+            pass_on(text)
             self._last_line = time.monotonic()
 
     def warn(self, text: str) -> None:
         """A line about this process alone, whichever it is."""
         tqdm.write(text, sys.stderr)
+        pass_on(text)
 
     def close(self) -> None:
         self.bar.close()
+
+    def _mark(self, reports: dict[str, Report]) -> str:
+        """The best evaluation so far is marked."""
+        state = self.run.state
+        return "  best" if reports and state.best_step == state.step and state.best >= 0 else ""
 
     def _epoch(self) -> str:
         return f"{-(-self.run.state.step // self.run.steps.epoch)}/{num_epochs(self.run)}"
@@ -193,10 +208,14 @@ def figures_text(reports: dict[str, Report]) -> str:
         if len(reports) > 1:
             names = [leading_metric(report, alone=False)]
         values = {name: report.metrics[name] for name in (*names, *report.own)}
-        own = report.own
-        figures = (f"{n} {f'{v:.3f}' if v >= 0 or n in own else 'none'}" for n, v in values.items())
+        figures = (f"{n} {_figure(v, n in report.own)}" for n, v in values.items())
         text += f"  {task} " + ", ".join(figures)
     return text
+
+
+def _figure(value: float, any_sign: bool = False) -> str:
+    """COCO's -1, which says that there is no such object, is a dash."""
+    return f"{value:.3f}" if value >= 0 or any_sign else "-"
 
 
 def end_text(run: Run, run_dir: Path) -> str:
@@ -207,7 +226,9 @@ def end_text(run: Run, run_dir: Path) -> str:
     lines += [f"trained: {state.step} steps in {minutes} min {seconds} s"]
     if best.is_file() and math.isfinite(state.best):
         step = f" at step {state.best_step}" if state.best_step else ""
-        lines += [f"best: {_leading_name(run, run_dir)} {state.best:.3f}{step}, {_short(best)}"]
+        lines += [
+            f"best: {_leading_name(run, run_dir)} {_figure(state.best)}{step}, {_short(best)}"
+        ]
         lines += [f"evaluate it: {evaluate_command(run, run_dir)}"]
         if command := infer_command(run, run_dir):
             lines += [f"use it: {command}"]

@@ -3,11 +3,10 @@
 One task is a list of length one.
 """
 
-import math
+import importlib
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,20 +27,22 @@ from train.guards import (
     report_skipped,
 )
 from train.init_weights import start_settings
-from train.loss import amp_dtype, autocast, batch_loss, token_weights
+from train.loss import LOSS_KINDS, amp_dtype, autocast, supervised_losses, token_weights
 from train.optim import guarded_step
 from train.run_folder import (
     NoRecords,
     RunRecords,
+    TextLog,
     find_run_dir,
     new_run_dir,
     settings_of_run,
+    text_log,
     write_caption_vocab,
     write_environment,
     write_settings,
 )
 from train.settings import check_settings, settle_encoder
-from train.state import TrainState
+from train.state import StepRecord, TrainState, finite_mean
 from train.validate import evaluate
 from utils.cli import log, settings_dict
 from utils.devices import (
@@ -63,8 +64,8 @@ def train(cfg, tasks: list[str]) -> Path:
     state), last.safetensors and best.safetensors (weights alone), metrics.jsonl and the
     TensorBoard files.
     """
-    with session() as world:
-        return _run(cfg, tasks, world)
+    with session() as world, text_log() as lines:
+        return _run(cfg, tasks, world, lines)
 
 
 def resume(name: str, tasks: list[str], load: Callable) -> Path:
@@ -77,14 +78,14 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
         name: the run folder, or "auto".
         load: called as load(inherited=settings of the run, or None) -> settings.
     """
-    with session() as world:
+    with session() as world, text_log() as lines:
         cfg = load(inherited=None)
         places = {"dataset": cfg.dataset, "data": cfg.data or cfg.train_json}
         run_dir = world.broadcast(find_run_dir(cfg.runs_dir, tasks, name, **places))
         if run_dir is None:
             log(f"no run to resume in {cfg.runs_dir / '+'.join(tasks)}: a new one starts")
-            return _run(start_settings(load, tasks), tasks, world)
-        return _run(load(inherited=settings_of_run(run_dir)), tasks, world, run_dir)
+            return _run(start_settings(load, tasks), tasks, world, lines)
+        return _run(load(inherited=settings_of_run(run_dir)), tasks, world, lines, run_dir)
 
 
 def start(tasks: list[str], load: Callable) -> Path:
@@ -93,11 +94,11 @@ def start(tasks: list[str], load: Callable) -> Path:
     Args:
         load: called as load(inherited=settings of the weight file, or None) -> settings.
     """
-    with session() as world:
-        return _run(start_settings(load, tasks), tasks, world)
+    with session() as world, text_log() as lines:
+        return _run(start_settings(load, tasks), tasks, world, lines)
 
 
-def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Path:
+def _run(cfg, tasks: list[str], world: World, lines: TextLog, run_dir: Path | None = None) -> Path:
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
     watch, resumed = CoreWatch(), run_dir is not None
     cfg = settle_encoder(cfg, resumed=resumed)
@@ -108,7 +109,7 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
     with memory_errors(device):
         run = build_run(cfg, tasks, world, device, resumed=resumed)
         warn_if_busy(watch, device)
-        saver = _open_folder(run, run_dir)
+        saver = _open_folder(run, lines, run_dir)
         if world.is_main:
             log(start_text(run, saver.run_dir))
         _loop(run, saver)
@@ -117,12 +118,14 @@ def _run(cfg, tasks: list[str], world: World, run_dir: Path | None = None) -> Pa
     return saver.run_dir
 
 
-def _open_folder(run: Run, run_dir: Path | None) -> Saver:
+def _open_folder(run: Run, lines: TextLog, run_dir: Path | None) -> Saver:
     """A new run folder, or an existing one, whose newest checkpoint is loaded into `run`."""
     cfg, world, state = run.cfg, run.world, run.state
     resumed = run_dir is not None
     if not resumed:  # only now: settings or data that are wrong leave no folder behind
         run_dir = world.broadcast(new_run_dir(cfg.runs_dir, run.tasks) if world.is_main else None)
+    if world.is_main:
+        lines.open(run_dir)
     saver = Saver(
         run_dir, keep=cfg.keep_checkpoints, steps=cfg.save_steps, minutes=cfg.save_minutes
     )
@@ -146,14 +149,19 @@ def _loop(run: Run, saver: Saver) -> None:
     cfg, state, run_dir = run.cfg, run.state, saver.run_dir
     records = NoRecords()
     if run.world.is_main:
-        records = RunRecords(run_dir, step=state.step, evaluated=state.evaluated)
+        records = RunRecords(
+            run_dir,
+            step=state.step,
+            evaluated=state.evaluated,
+            logger=cfg.logger,
+            settings=settings_dict(cfg),
+        )
     scaled = state.scaler.is_enabled()
     watch = NonFiniteWatch(
         run_dir / "nonfinite", cfg.max_nonfinite, rank=run.world.rank, scaled=scaled
     )
     stop = StopSignal(cfg.max_minutes)
     progress = Progress(run)
-    window = Window()
     try:
         # A resumed run may have been stopped after an epoch, before its evaluation.
         if run.evaluation_due:
@@ -161,7 +169,7 @@ def _loop(run: Run, saver: Saver) -> None:
 
         while not run.ended:
             try:
-                loss, seconds = train_epoch(run, saver, records, watch, stop, progress, window)
+                loss, seconds = train_epoch(run, saver, records, watch, stop, progress)
             except Stopped as reason:
                 if stop.signal:
                     raise
@@ -205,15 +213,6 @@ def _end_in_time(
         progress.evaluation(evaluate(run, records, run_dir, stop))
 
 
-@dataclass
-class Window:
-    """What happened since the last point of the curves; an epoch that ends does not close it."""
-
-    outcomes: list[Tensor] = field(default_factory=list)  # of each step (tasks + 1,)
-    images: int = 0
-    seconds: float = 0.0
-
-
 def train_epoch(
     run: Run,
     saver: Saver,
@@ -221,7 +220,6 @@ def train_epoch(
     watch: NonFiniteWatch,
     stop: StopSignal,
     progress: Progress,
-    window: Window,
 ) -> tuple[float, float]:
     """Steps until the end of the epoch or of the run; a point of the curves every few steps.
 
@@ -232,33 +230,46 @@ def train_epoch(
     dtype = amp_dtype(cfg.amp, state.model.device)
     end = min((state.step // run.steps.epoch + 1) * run.steps.epoch, run.steps.total)
     began = since = time.perf_counter()
-    outcomes = []  # of this epoch
+    epoch_losses = []  # (tasks,) of each step
     state.model.train()
     while state.step < end:
         # One optimiser step, on as many batches of each task as are accumulated.
         micro = _next_batches(state, stop)
+        if not state.step and state.world.is_main:
+            _show_batches(run, records, micro[0])
         state.before_step()
-        losses, grad_norm = train_step(state, micro, dtype, cfg.clip_grad)
+        losses, grad_norm, kinds = train_step(state, micro, dtype, cfg.clip_grad)
         state.after_step()
-        outcomes.append(torch.stack([*losses.values(), grad_norm]))  # (tasks + 1,)
-        for line in watch.add(state.step, outcomes[-1], micro):
+        now = StepRecord(torch.stack([*losses.values()]), grad_norm, torch.stack([*kinds.values()]))
+        now.images = sum(stream.images_per_step for stream in state.streams.values())
+        state.window.steps.append(now)
+        epoch_losses.append(now.losses)
+        outcome = torch.cat([now.losses, grad_norm[None]])  # (tasks + 1,)
+        for line in watch.add(state.step, outcome, micro):
             progress.warn(line)
-        window.outcomes.append(outcomes[-1])
-        window.images += sum(stream.images_per_step for stream in state.streams.values())
         progress.step()
 
         # A point of the curves; beside the end of the epoch all that waits for the device.
+        since = _add_time(state, since)
         if state.step % cfg.log_every == 0 or state.step == run.steps.total:
-            since = _add_time(state, window, since)
-            _point(run, records, progress, window)
+            _point(run, records, progress)
 
         # Between two steps the run may stop or be saved; after the last one it is evaluated first.
         check_stop(stop, state.world)
         if state.step < end and state.world.broadcast(saver.due(state.step)):
             saver.save(state)
-    means = _means(torch.stack(outcomes), list(state.streams), state)
-    _add_time(state, window, since)
-    return means.get("train/loss", math.nan), time.perf_counter() - began
+    of_tasks = finite_mean(state.world.sum(torch.stack(epoch_losses))).tolist()
+    loss = sum(state.task_weights.get(t, 1.0) * v for t, v in zip(losses, of_tasks, strict=True))
+    _add_time(state, since)
+    return loss, time.perf_counter() - began
+
+
+def _show_batches(run: Run, records: RunRecords | NoRecords, batches: dict[str, Batch]) -> None:
+    """Pictures of the first batch of each task, as the model sees them."""
+    draw = importlib.import_module("train.pictures").draw_batch
+    for task, batch in batches.items():
+        picture = draw(batch, run.state.model, run.tokenizers[task], run.categories)
+        records.image(0, f"train/{task}", picture)
 
 
 def _next_batches(state: TrainState, stop: StopSignal) -> list[dict[str, Batch]]:
@@ -280,28 +291,27 @@ def _next_batches(state: TrainState, stop: StopSignal) -> list[dict[str, Batch]]
         raise
 
 
-def _add_time(state: TrainState, window: Window, since: float) -> float:
-    """Counts the time since then; returns the time now."""
+def _add_time(state: TrainState, since: float) -> float:
+    """Counts the time since then as that of the last step; returns the time now."""
     now = time.perf_counter()
-    window.seconds += now - since
+    state.window.steps[-1].seconds += now - since
     state.seconds += now - since
     return now
 
 
-def _point(run: Run, records: RunRecords | NoRecords, progress: Progress, window: Window) -> None:
-    """Writes and shows the means of the window, and starts the next one."""
+def _point(run: Run, records: RunRecords | NoRecords, progress: Progress) -> None:
+    """Writes and shows the means of the last `log_every` steps."""
     state = run.state
-    values = _means(torch.stack(window.outcomes), list(state.streams), state)
+    values = state.window.means(run.tasks, state.world, state.task_weights)
     values["train/lr"] = state.scheduler.get_last_lr()[0]
-    values["train/images_per_s"] = window.images / window.seconds
+    values["train/images_per_s"] = state.window.images_per_second
     records.scalars(state.step, values)
     progress.point(values)
-    window.outcomes, window.images, window.seconds = [], 0, 0.0
 
 
 def train_step(
     state: TrainState, micro: list[dict[str, Batch]], dtype: torch.dtype | None, clip_grad: float
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
     """One optimiser step on the weighted sum of the tasks' losses.
 
     Each loss is the mean over the token weights of the whole step: how its images are shared out
@@ -311,14 +321,16 @@ def train_step(
         micro: batches of each task, on the host, that are accumulated one after the other.
 
     Returns:
-        this process's share of the loss of each task, not weighted, and the norm of the gradient,
-        still on the device. The optimiser makes no step where the norm is no finite number.
+        this process's share of the loss of each task, not weighted, the norm of the gradient, and
+        of each task (kinds, 2), see `TokenKinds.sums`; all still on the device. The optimiser makes
+        no step where the norm is no finite number.
     """
     device, world = state.model.device, state.world
     state.optimizer.zero_grad(set_to_none=True)
     statistics = Statistics(state.model)
     totals = dict(zip(micro[0], world.sums(token_weights(micro)), strict=True))
     losses = {task: torch.zeros((), dtype=torch.float32, device=device) for task in totals}
+    kinds = {task: torch.zeros(len(LOSS_KINDS), 2, device=device) for task in totals}
 
     # Gradients add up over the batches of all tasks.
     parts = [part for batches in micro for part in batches.items()]
@@ -326,11 +338,13 @@ def train_step(
         batch = batch.to(device, non_blocking=True)
         with synchronised(state.forward, last=number == len(parts)):
             with autocast(device, dtype):
-                loss = batch_loss(state.forward, batch, state.loss_type, totals[task])
+                tokens = supervised_losses(state.forward, batch, state.loss_type)
+                loss = (tokens[0] * tokens[1]).sum() / (totals[task] + 1e-9)
             # times the processes: their gradients are averaged, not added
             factor = state.task_weights.get(task, 1.0) * world.size
             state.scaler.scale(factor * loss).backward()
         losses[task] += loss.detach()
+        kinds[task] += state.token_kinds[task].sums(*tokens)
 
     # Clip, then step, or skip the step if the gradient is not finite.
     state.scaler.unscale_(state.optimizer)
@@ -341,20 +355,7 @@ def train_step(
     statistics.keep_if(grad_norm.isfinite())
     state.scheduler.step()
     state.step += 1
-    return losses, grad_norm
-
-
-def _means(outcomes: Tensor, tasks: list[str], state: TrainState) -> dict[str, float]:
-    """Means over the steps (steps, tasks + 1) that were not skipped, over all processes."""
-    losses, norms = outcomes[:, :-1].clone(), outcomes[:, -1:]
-    rows = torch.cat([state.world.sum(losses), norms], dim=1)
-    means = rows.where(rows.isfinite(), torch.nan).nanmean(0).tolist()
-    weights = [state.task_weights.get(task, 1.0) for task in tasks]
-    values = {"train/loss": sum(w * v for w, v in zip(weights, means[:-1], strict=True))}
-    if len(tasks) > 1:
-        values |= {f"train/loss/{task}": v for task, v in zip(tasks, means[:-1], strict=True)}
-    values["train/grad_norm"] = means[-1]
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+    return losses, grad_norm, kinds
 
 
 def _evaluate_and_save(

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dataset.batch import Batch, padding_of
 from models.weights import write_tensors
 from train.state import TaskStream
+from utils.cli import pass_on
 from utils.devices import ALONE, World
 from utils.errors import UserError
 
@@ -213,8 +214,9 @@ def report_skipped(streams: dict[str, TaskStream], epoch: int, world: World = AL
         if not reasons or not world.is_main:
             continue
         shown = "; ".join(list(reasons)[:SHOWN]) + "; …" * (len(reasons) > SHOWN)
-        tqdm.write(
+        line = (
             f"epoch {epoch}: {sum(reasons.values())} {task} samples of {len(reasons)} images could "
-            f"not be used, others took their place: {shown}",
-            sys.stderr,
+            f"not be used, others took their place: {shown}"
         )
+        tqdm.write(line, sys.stderr)
+        pass_on(line)

@@ -10,10 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.batch import Batch, pad_batch
+from infer.likelihood import KINDS, kinds_of
 from tokenizer.vocabulary import Vocabulary
 from utils.errors import UserError, import_function, is_import_path, one_line
 from utils.setting_rules import RULES
 
+# Kinds of tokens whose loss the curves show apart; "noise" is the class of a noise object,
+# "invisible" the place of a keypoint that is not labelled.
+LOSS_KINDS = (*KINDS, "noise", "invisible")
 IGNORED = -100  # a target that costs nothing
 
 
@@ -165,12 +169,26 @@ def batch_loss(
 ) -> Tensor:
     """Loss of one task's batch, on the device the batch is on.
 
-    Only positions that carry weight are projected onto the vocabulary, and of many positions not
-    all at a time (`Decoder.measure_logits`).
-
     Args:
         total: token weights of all that the mean is over, where this batch is a part of it;
             the parts' losses then add up to the mean. None = those of this batch.
+    """
+    losses, weights, _ = supervised_losses(model, batch, loss_type)
+    if total is None:
+        return weighted_mean(losses, weights)
+    return (losses * weights).sum() / (total + 1e-9)
+
+
+def supervised_losses(
+    model: nn.Module, batch: Batch, loss_type: LossType = XENT
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The M tokens of a batch that carry weight, on the device the batch is on.
+
+    Only these positions are projected onto the vocabulary, and of many not all at a time
+    (`Decoder.measure_logits`).
+
+    Returns:
+        (M,) losses, (M,) weights, (M,) targets.
     """
     images = pad_batch(batch.images, batch.unpadded)
     targets, weights = batch.target_tokens.flatten(), batch.token_weights.flatten()
@@ -179,11 +197,35 @@ def batch_loss(
         supervised = weights.nonzero()[:, 0]
     length = batch.full_length or batch.target_tokens.shape[-1]
     measure = partial(token_losses, loss_type=loss_type, length=length)
-    losses = model(images, batch.input_tokens, supervised, targets[supervised], measure)  # (M,)
-    weights = weights[supervised]
-    if total is None:
-        return weighted_mean(losses, weights)
-    return (losses * weights).sum() / (total + 1e-9)
+    targets = targets[supervised]
+    losses = model(images, batch.input_tokens, supervised, targets, measure)  # (M,)
+    return losses, weights[supervised], targets
+
+
+@dataclass(frozen=True)
+class TokenKinds:
+    """The kinds of the tokens of one task, in the order of `LOSS_KINDS`."""
+
+    vocab: Vocabulary
+    eos_id: int | None = None  # of the task's tokenizer
+
+    def sums(self, losses: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """Sums over the tokens of each kind, on their device; nothing waits for it.
+
+        Args:
+            losses, weights, targets: (M,) of `supervised_losses`.
+
+        Returns:
+            (kinds, 2) float32: weight * loss, weight.
+        """
+        kinds = kinds_of(targets, self.vocab, self.eos_id)
+        for kind, token in (("noise", self.vocab.fake), ("invisible", self.vocab.invisible)):
+            if token is not None:
+                kinds = kinds.masked_fill(targets == token, LOSS_KINDS.index(kind))
+        numbers = torch.arange(len(LOSS_KINDS), device=targets.device)[:, None]
+        of_kind = (kinds == numbers)[..., None]  # (kinds, M, 1)
+        rows = torch.stack([losses.detach() * weights, weights], 1).float()  # (M, 2)
+        return torch.where(of_kind, rows, 0).sum(1)
 
 
 def token_weights(micro: Sequence[dict[str, Batch]]) -> list[float]:

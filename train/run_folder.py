@@ -6,23 +6,28 @@ It also records what the run was computed with: versions, code, machine.
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import platform
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.cli import listening
 from utils.errors import UserError
-from utils.files import cannot_write, read_json, write_json_atomic, write_text_atomic
+from utils.files import atomic_path, cannot_write, read_json, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:  # takes seconds to import, and a script looks for its run folder before it does
     import torch
@@ -30,7 +35,7 @@ if TYPE_CHECKING:  # takes seconds to import, and a script looks for its run fol
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     *("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "albumentations"),
-    *("pycocotools", "safetensors", "tensorboard"),
+    *("pycocotools", "safetensors", "tensorboard", "wandb", "trackio"),
 )
 VARIABLES = (  # beginnings of names of environment variables that change what is computed, or where
     *("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "OMP_", "MKL_", "CUBLAS_"),
@@ -156,20 +161,32 @@ def _started(run_dir: Path) -> tuple[str, int]:
 
 
 class RunRecords:
-    """TensorBoard curves and pictures, and the same numbers as JSON lines."""
+    """Curves and pictures of a run: in its folder, and where the setting `logger` says.
 
-    def __init__(self, run_dir: Path, *, step: int = 0, evaluated: int = 0):
+    The numbers are JSON lines, the pictures PNG files, the newest of each name.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        step: int = 0,
+        evaluated: int = 0,
+        logger: str = "tensorboard",
+        settings: dict | None = None,
+    ):
         """
         Args:
             step: the step a resumed run starts from; later points are dropped from the curves.
             evaluated: the step of its last evaluation; evaluations after it are dropped too.
+            logger: names with commas, see `train/loggers.py`.
+            settings: of the run, for loggers that show them.
         """
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
-
         threading.excepthook = _leave_to_the_main_thread
+        loggers = importlib.import_module("train.loggers")
         with _written(run_dir):
-            self.writer = SummaryWriter(run_dir, purge_step=step + 1 if step else None)
-        self.lines = run_dir / "metrics.jsonl"
+            self.loggers = loggers.open_loggers(logger, run_dir, settings or {}, step)
+        self.lines, self.pictures = run_dir / "metrics.jsonl", run_dir / "pictures"
         if self.lines.exists():
             _cut(self.lines, step, evaluated)
 
@@ -177,18 +194,37 @@ class RunRecords:
         row = {"step": step, **{k: round(v, 6) for k, v in values.items()}}
         with _written(self.lines), self.lines.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        with _written(self.writer.log_dir):
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        for logger in self.loggers:
+            with _written(self.lines.parent):
+                logger.add_scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """image: (H, W, 3) uint8 RGB"""
-        with _written(self.writer.log_dir):
-            self.writer.add_image(name, image, step, dataformats="HWC")
+        from utils.visualize import save_image  # with what it imports
+
+        save_image(self._file(name), image)
+        for logger in self.loggers:
+            with _written(self.lines.parent):
+                logger.add_image(step, name, image)
+
+    def keep_picture(self, name: str, other: str) -> None:
+        """Copies the newest picture of a name to another name, in the folder alone."""
+        with atomic_path(self._file(other)) as path:
+            shutil.copyfile(self._file(name), path)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text for the loggers."""
+        for logger in self.loggers:
+            with _written(self.lines.parent):
+                logger.add_text(step, name, text)
 
     def close(self) -> None:
-        with _written(self.writer.log_dir):
-            self.writer.close()
+        for logger in self.loggers:
+            with _written(self.lines.parent):
+                logger.close()
+
+    def _file(self, name: str) -> Path:
+        return self.pictures / f"{name.replace('/', '_')}.png"
 
 
 @contextmanager
@@ -213,7 +249,56 @@ class NoRecords:
 
     def image(self, *_) -> None: ...
 
+    def keep_picture(self, *_) -> None: ...
+
+    def text(self, *_) -> None: ...
+
     def close(self) -> None: ...
+
+
+class TextLog:
+    """log.txt of a run: what the terminal says, also what it said before there was the folder."""
+
+    def __init__(self):
+        self.path: Path | None = None
+        self._waiting: list[str] = []
+
+    def add(self, text: str) -> None:
+        if self.path is None:
+            self._waiting.append(text)
+            return
+        with (
+            _written(self.path),
+            self.path.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            file.write(text + "\n")
+
+    def open(self, run_dir: Path) -> None:
+        """Goes on in this folder, with a line on when and by which command."""
+        self.path = run_dir / "log.txt"
+        now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        lines, self._waiting = [f"== {now}  {shlex.join(sys.argv)}", *self._waiting], []
+        self.add("\n".join(lines))
+
+    def fail(self, text: str) -> None:
+        """Adds what ended the run; the log is not what it fails by."""
+        with suppress(UserError):
+            self.add(text)
+
+
+@contextmanager
+def text_log() -> Iterator[TextLog]:
+    """What is said in this context is kept; an error that leaves it is written too."""
+    lines = TextLog()
+    with listening(lines.add):
+        try:
+            yield lines
+        except UserError as error:
+            lines.fail("\n".join(f"error: {line}" for line in str(error).splitlines()))
+            raise
+        except Exception:
+            lines.fail(traceback.format_exc())
+            raise
 
 
 def _cut(lines: Path, step: int, evaluated: int) -> None:

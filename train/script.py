@@ -9,7 +9,7 @@ from pathlib import Path
 from config import PRESETS
 from tokenizer import vocabulary
 from train.run_folder import find_run_dir, read_settings
-from utils.cli import load_settings, parser, pick_names
+from utils.cli import load_settings, log, parser, pick_names, read_config, settings_types
 from utils.errors import UserError
 from utils.files import shown
 from utils.setting_rules import TRAINING_PAIRS
@@ -51,6 +51,11 @@ def train_script(
             tasks = pick_names("--task", args.task, known)
         elif args.resume not in (None, "auto"):
             tasks = _tasks_of_run(cfg.runs_dir, args.resume, known)
+        elif args.config is not None:
+            tasks = _checked_tasks(read_config(args.config).get("tasks", known), args.config, known)
+
+    if args.config is not None:
+        log(_config_text(args.config, base, args.set))
 
     from train import engine  # torch and all that needs it
 
@@ -62,6 +67,22 @@ def train_script(
 def _tasks_of_run(runs_dir: Path, name: str, known: list[str]) -> list[str]:
     """The tasks that a run folder trains."""
     tasks = read_settings(find_run_dir(runs_dir, known, name)).get("tasks", known)
+    return _checked_tasks(tasks, name, known)
+
+
+def _checked_tasks(tasks: object, name: str | Path, known: list[str]) -> list[str]:
     if not isinstance(tasks, list) or not tasks or any(task not in known for task in tasks):
         raise UserError(f"the settings of {name} name no tasks of ours, got {shown(tasks)}")
     return tasks
+
+
+def _config_text(file: Path, base: type, overrides: list[str]) -> str:
+    """What is taken from the file of `--config`, which has been checked."""
+    values, known = read_config(file), settings_types(base)
+    tasks = values.pop("tasks", None)
+    origin = f"a run of {', '.join(map(str, tasks))}" if isinstance(tasks, list) else "a file"
+    others = sorted(set(values) - set(known))
+    text = f"settings of {file} ({origin}): {len(values) - len(others)} of {len(known)} taken"
+    if overrides:
+        text += f"; --set replaces {' '.join(overrides)}"
+    return text + (f"; no settings any more: {', '.join(others)}" if others else "")

@@ -4,14 +4,16 @@ The states of the random generators are kept in types that load without unpickli
 """
 
 import json
+import math
 import random
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +27,7 @@ from train.distributed import (
     whole_model,
     wrap_again,
 )
-from train.loss import XENT, LossType
+from train.loss import LOSS_KINDS, XENT, LossType, TokenKinds
 from train.optim import Freeze
 from utils.devices import ALONE, World
 
@@ -124,6 +126,99 @@ class TaskStream:
         self.skipped = list(values["skipped"])
 
 
+def finite_mean(rows: Tensor) -> Tensor:
+    """(steps, N) -> (N,) means of the finite values; NaN where there are none."""
+    return rows.where(rows.isfinite(), torch.nan).nanmean(0)
+
+
+@dataclass
+class StepRecord:
+    """What one step gave, still on the device, and how long it took."""
+
+    losses: Tensor  # (tasks,) this process's share of the loss of each task, not weighted
+    grad_norm: Tensor  # ()
+    kinds: Tensor  # (tasks, kinds, 2) weighted loss and weight, see `TokenKinds`
+    images: int = 0  # of all processes
+    seconds: float = 0.0
+
+
+class Window:
+    """The last steps, whose means are the points of the curves.
+
+    It goes on over the end of an epoch and, in the checkpoint, over the end of a sitting: a point
+    is always the mean over the same steps.
+    """
+
+    def __init__(self, size: int):
+        """
+        Args:
+            size: steps that it holds.
+        """
+        self.steps: deque[StepRecord] = deque(maxlen=size)
+
+    def means(self, tasks: list[str], world: World, weights: dict[str, float]) -> dict[str, float]:
+        """Means over the steps that were not skipped, over all processes, which all have to call.
+
+        Args:
+            weights: task -> factor of its loss in the sum; 1 where there is none.
+
+        Returns:
+            names of the curves -> finite values; of the kinds of tokens those that occurred.
+        """
+        losses, norms, kinds = self._stacked(world)
+        rows = torch.cat([losses, norms[:, None]], dim=1)
+        sums = kinds.where(kinds.isfinite().all(-1, keepdim=True), 0).sum(0)  # (tasks, kinds, 2)
+        # one transfer, which waits for the device
+        values = torch.cat([finite_mean(rows), sums.flatten()]).tolist()
+        of_tasks, norm = values[: len(tasks)], values[len(tasks)]
+        pairs = zip(tasks, of_tasks, strict=True)
+        means = {"train/loss": sum(weights.get(task, 1.0) * value for task, value in pairs)}
+        if len(tasks) > 1:
+            means |= {f"train/loss/{t}": value for t, value in zip(tasks, of_tasks, strict=True)}
+        numbers = iter(values[len(tasks) + 1 :])
+        for task in tasks:
+            for kind in LOSS_KINDS:
+                loss, weight = next(numbers), next(numbers)
+                means[f"train/loss/{task}/{kind}"] = loss / weight if weight > 0 else math.nan
+        means["train/grad_norm"] = norm
+        return {name: value for name, value in means.items() if math.isfinite(value)}
+
+    @property
+    def images_per_second(self) -> float:
+        return sum(s.images for s in self.steps) / max(sum(s.seconds for s in self.steps), 1e-9)
+
+    def _stacked(self, world: World) -> tuple[Tensor, Tensor, Tensor]:
+        """(steps, tasks), (steps,), (steps, tasks, kinds, 2), the sums of all processes."""
+        losses = world.sum(torch.stack([step.losses for step in self.steps]))
+        kinds = world.sum(torch.stack([step.kinds for step in self.steps]))
+        return losses, torch.stack([step.grad_norm for step in self.steps]), kinds
+
+    def state_dict(self, world: World) -> dict:
+        """Sums of all processes, which all have to call it."""
+        if not self.steps:
+            return {}
+        losses, norms, kinds = self._stacked(world)
+        times = [[step.images, step.seconds] for step in self.steps]
+        return {"losses": losses, "grad_norms": norms, "kinds": kinds, "times": times}
+
+    def load_state_dict(self, values: dict, world: World, device: torch.device) -> None:
+        """Inverse of `state_dict`; the first process holds the sums, the others nothing.
+
+        Values of other kinds of tokens, as another version had, count for nothing.
+        """
+        self.steps.clear()
+        if not values or values["kinds"].shape[2] != len(LOSS_KINDS):
+            return
+        share = float(world.is_main)
+        losses, norms, kinds = (
+            values[name].to(device) for name in ("losses", "grad_norms", "kinds")
+        )
+        for row, norm, of_kinds, (images, seconds) in zip(
+            losses, norms, kinds, values["times"], strict=True
+        ):
+            self.steps.append(StepRecord(share * row, norm, share * of_kinds, images, seconds))
+
+
 @dataclass
 class TrainState:
     """A run between two steps."""
@@ -147,6 +242,8 @@ class TrainState:
     world: World = ALONE
     accumulate_steps: int = 1  # batches of each task in an optimiser step
     optimizer_name: str = "adamw"  # one of `optimizer_names`
+    token_kinds: dict[str, TokenKinds] = field(default_factory=dict)  # of each task
+    window: Window = field(default_factory=lambda: Window(1))  # the last steps
 
     @property
     def forward(self) -> nn.Module:
@@ -186,6 +283,7 @@ class TrainState:
         for task, stream in self.streams.items():  # of all processes
             lines = self.world.gather(stream.skipped)
             values["streams"][task]["skipped"] = [line for part in lines for line in part]
+        values["window"] = whole(self.window.state_dict(self.world), to_host=True)
         values |= {name: getattr(self, name) for name in NUMBERS}
         values |= {"format": FORMAT, "rng": self.world.gather(rng_state())}  # by rank
         record = {"config": self.model.config.to_json(), "meta": self.model.meta}
@@ -240,6 +338,8 @@ class TrainState:
         older = {"best_step": 0}  # checkpoints of earlier versions do not hold it
         for name in NUMBERS:
             setattr(self, name, (older | values)[name])
+        # checkpoints of earlier versions do not hold the last steps
+        self.window.load_state_dict(values.get("window", {}), self.world, self.model.device)
         if len(values["rng"]) == self.world.size:
             set_rng_state(values["rng"][self.world.rank])
 

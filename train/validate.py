@@ -1,5 +1,7 @@
 """Validation is inference: the evaluation of `infer/`, pictures to look at, the best weights."""
 
+import importlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,6 @@ from train.distributed import share_statistics
 from train.guards import StopSignal
 from train.run_folder import NoRecords, RunRecords
 from utils.devices import ALONE, World
-from utils.visualize import contact_sheet
 
 NUM_PICTURES = 8
 # How it decodes, by setting; "auto" for the others: what cannot run here must not end a training.
@@ -37,15 +38,16 @@ def evaluate(
     share_statistics(model, state.world)
 
     # Score and draw each task; -1 is no value but says that no object is of that size.
+    pictures = {}
     with stop.interrupts():
         for task, source in run.eval_sources.items():
-            report, picture = validate(run.cfg, task, model, source, state.world)
+            report, pictures[task] = validate(run.cfg, task, model, source, state.world)
             reports[task] = report
             figures = report.metrics | likelihood(run.cfg, task, model, source, state.world)
             shown = {k: v for k, v in figures.items() if v >= 0 or k in report.own}
             values = {f"val/{task}/{k}": v for k, v in shown.items()}
             records.scalars(state.step, values)
-            records.image(state.step, f"val/{task}", picture)
+            records.image(state.step, f"val/{task}", pictures[task])
 
     # Compare with the best so far.
     alone = len(reports) == 1
@@ -59,7 +61,20 @@ def evaluate(
             save_model(model, run_dir / "best.safetensors")
             for task, report in reports.items():
                 report.save(run_dir / "best" / ("" if len(reports) == 1 else task))
+                records.keep_picture(f"val/{task}", f"best/{task}")
+    _mark_best(run, reports, records)
     return reports
+
+
+def _mark_best(run: Run, reports: dict[str, Report], records: RunRecords | NoRecords) -> None:
+    """The best value so far and its step, as curves and as a text."""
+    state = run.state
+    if state.best < 0:  # no object was there to be found
+        return
+    records.scalars(state.step, {"val/best": state.best, "val/best_step": state.best_step})
+    if state.best_step == state.step:
+        name = "mean" if len(reports) > 1 else leading_metric(*reports.values(), alone=True)
+        records.text(state.step, "best", f"{name} {state.best:.4f} at step {state.best_step}")
 
 
 def leading_metric(report: Report, *, alone: bool) -> str:
@@ -71,7 +86,7 @@ def leading_metric(report: Report, *, alone: bool) -> str:
 def validate(
     cfg, task: str, model: Pix2Seq, source, world: World = ALONE
 ) -> tuple[Report, np.ndarray]:
-    """Scores the model on a task's source and draws its predictions on a few images.
+    """Scores the model on a task's source; draws annotation and predictions of a few images.
 
     Masks and keypoints are asked for in the boxes of the ground truth: nothing else is judged.
 
@@ -86,12 +101,18 @@ def validate(
     model.prepare(dtype=model.dtype, mode=MODES.get(cfg.decode_mode, "auto"))
     trained = TrainedModel(model)
     report = evaluate_task(task, cfg, trained, source, world=world)
-    pictures = draw_task(task, cfg, trained, source, NUM_PICTURES)
+    picture = draw_pairs(task, cfg, trained, source)
     model.train(was_training)
     model.decode_mode = mode
     release_graphs(model.decoder)  # their memory is that of the next training steps
     torch.set_rng_state(rng)  # how often we look must not change the training
-    return report, contact_sheet(pictures, 4)
+    return report, picture
+
+
+def draw_pairs(task: str, cfg, trained: TrainedModel, source) -> np.ndarray:
+    """Annotation beside prediction, (H, W, 3) uint8 RGB, of always the same images."""
+    predict = partial(draw_task, task, cfg, trained, most=NUM_PICTURES)
+    return importlib.import_module("train.pictures").draw_pairs(source, NUM_PICTURES, predict)
 
 
 def likelihood(cfg, task: str, model: Pix2Seq, source, world: World = ALONE) -> dict[str, float]:

@@ -190,6 +190,25 @@ def _leave(status: int | str | None) -> typing.NoReturn:
     sys.exit(status)
 
 
+_listeners: list[Callable[[str], None]] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """In this context `listener` gets all that is said to the person at the terminal."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def pass_on(text: str) -> None:
+    """Gives a line that was shown in another way than by `log` to those who listen."""
+    for listener in _listeners:
+        listener(text)
+
+
 def log(text: str) -> None:
     """A line for the person at the terminal; stdout is for results alone.
 
@@ -197,6 +216,7 @@ def log(text: str) -> None:
     """
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
+        pass_on(text)
 
 
 def _refuse(self, name, value):
@@ -251,8 +271,7 @@ def snapshot(
 
     Args:
         saved: values of an earlier run (`settings_dict`), below the file and the overrides.
-        file: JSON object of settings, below the overrides; `tasks`, which a run's settings.json
-            holds too, does not count.
+        file: JSON object of settings, below the overrides, such as a run's settings.json.
         pairs: conditions on several settings; none while values of a run are still to come in
             between.
 
@@ -267,7 +286,7 @@ def snapshot(
 
     # From an earlier run; what it has more does not count. Then from --config.
     damaged = "the saved settings are damaged: ", "; correct them (settings.json)"
-    for rows, (head, tail) in ((known, damaged), (_read_config(file), (f"{file}: ", ""))):
+    for rows, (head, tail) in ((known, damaged), (_read_config(file, kinds), (f"{file}: ", ""))):
         for name, value in rows.items():
             wrong = _complain_of_name(name, kinds) or _complain_of_type(name, value, kinds[name])
             if wrong:
@@ -315,13 +334,28 @@ def _complain_of_type(name: str, value: object, kind: object) -> str:
     return f"{name} must be of type {expected}, got {shown(value)}"
 
 
-def _read_config(file: Path | None) -> dict:
-    if file is None:
-        return {}
+def read_config(file: Path) -> dict:
+    """All that stands in a file of `--config`."""
     values = read_json(file, "name a JSON file of settings with --config")
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold a JSON object of settings, got {shown(values)}")
-    return {name: value for name, value in values.items() if name != "tasks"}
+    return values
+
+
+def _read_config(file: Path | None, kinds: Mapping[str, object]) -> dict:
+    """The settings in a file of `--config`.
+
+    That of a run holds `tasks` too. What it names beyond the settings was one in another version
+    and does not count; its budgets and rates are chosen already (`finetune`).
+    """
+    values = {} if file is None else read_config(file)
+    if "tasks" not in values:
+        return values
+    values = {name: value for name, value in values.items() if name in kinds} | {"finetune": False}
+    vocab, own = values.get("caption_vocab"), file.parent / "caption_vocab.json"
+    if isinstance(vocab, str) and own.is_file() and not os.path.isfile(vocab):
+        values["caption_vocab"] = str(own)  # the run kept its own
+    return values
 
 
 def pick_names(option: str, text: str, known: Sequence[str]) -> list[str]:

@@ -131,6 +131,9 @@ SCHEDULE = Text(
     rf"linear|constant|cosine(@{NUMBER})?|exp@{NUMBER}",
     (("cosine", 0, 1), ("exp", 1e-12, HUGE)),
 )
+LOGGER = Text(
+    "none, or some of tensorboard,wandb,trackio", r"none|\b(,?\b(tensorboard|wandb|trackio))+"
+)
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
 PARTS = ("train_images", "val_json", "val_images", "test_json", "test_images")
@@ -235,6 +238,7 @@ RULES: dict[str, object] = {
     **dict.fromkeys(("freeze_encoder_steps", "likelihood_limit"), COUNT_OR_0),
     "early_stop_patience": COUNT_OR_0,
     "device": DEVICE,
+    "logger": LOGGER,
     "matmul_precision": OneOf(("highest", "high", "medium")),
     "seed": Number(0, 2**32 - 1),
     "metrics": Each(Text("package.module:function", IMPORT_PATH)),
