@@ -95,9 +95,9 @@ class SelfAttention(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, nh, T, hd)
         if cache is not None:
             k, v = cache.update(start, k, v)  # also the keys and values of earlier tokens
-        mask, is_causal = None, False
-        if q.shape[2] == 1:
-            mask = None if cache is None else cache.mask
+        mask, is_causal = None if cache is None else cache.mask, False
+        if mask is not None or q.shape[2] == 1:
+            pass  # one token attends to all that is there
         elif start == 0:
             is_causal = True  # SDPA aligns it top-left: right only while the cache was empty
         else:  # several tokens after others
@@ -126,8 +126,9 @@ class CrossAttention(nn.Module):
         """(R, T, D) -> (R, T, D) with R a multiple of B, the sequences of an image together."""
         num_rows, num_tokens, dim = x.shape
         # All tokens of all sequences of an image are one long sequence of queries.
-        queries_per_image = num_rows // len(k) * num_tokens
-        per_image = self.q(x).reshape(len(k), queries_per_image, dim)  # (B, R / B * T, D)
+        num_images = k.shape[0]  # `len` would fix it in an exported graph
+        queries_per_image = num_rows // num_images * num_tokens
+        per_image = self.q(x).reshape(num_images, queries_per_image, dim)  # (B, R / B * T, D)
         drop = self.drop if self.training else 0.0
         q = split_heads(per_image, self.num_heads)
         out = merge_heads(attend(q, k, v, drop=drop))
