@@ -23,7 +23,7 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "encoder": "test_vit", "image_size": (32, 64), "dim": 32, "num_heads": 2, "num_layers": 1,
-    "mlp_dim": 48, "max_len": 24,
+    "mlp_dim": 48, "max_len": 64, "tie_embeddings": False,
 }  # fmt: skip
 VIT = {
     "encoder": "official_vit", "encoder_patch": 16, "encoder_dim": 32, "encoder_layers": 1,
@@ -36,16 +36,18 @@ VARIANTS = {
     "official ResNet to stride 16": VIT | {"encoder": "official_resnet_c", "resnet_width": 0.25},
     "timm CNN": {"encoder": "test_resnet", "projection_positions": "learned"},
     "timm CNN, an earlier stage": {"encoder": "test_efficientnet", "encoder_stride": 16},
-    "sin-cos positions, separate embeddings, no bias": {
-        "decoder_positions": "sin_cos", "tie_embeddings": False, "output_bias": False,
+    "sin-cos positions, no bias": {
+        "decoder_positions": "sin_cos", "output_bias": False,
     },
-    "post-norm": {"decoder_norm": "post", "projection": "average", "num_layers": 2},
+    "post-norm, tied embeddings": {
+        "tie_embeddings": True, "decoder_norm": "post", "projection": "average", "num_layers": 2,
+    },
 }  # fmt: skip
 
 
 def write_weights(path: Path, vocab: Vocabulary | None = None, **changes) -> Path:
     """A random detector whose arg max is a coordinate, or a class that has a name."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     vocab = vocab or Vocabulary.for_classes(3, num_bins=100)
     model = build_model(ModelConfig(**SMALL | {"vocab_size": vocab.size} | changes)).eval()
     names = [{"id": i, "name": f"thing {i}", "source_id": i} for i in (1, 2, 3)]
@@ -53,10 +55,12 @@ def write_weights(path: Path, vocab: Vocabulary | None = None, **changes) -> Pat
         if model.decoder.output_bias is not None:
             model.decoder.output_bias[vocab.class0 + 1 : vocab.class0 + 4] += 9
             model.decoder.output_bias[slice(*vocab.coord_range)] += 12
-        model.decoder.token_embedding.mul_(20)  # no near ties
+        for name, parameter in model.decoder.named_parameters():  # no near ties, no repetition
+            if name in ("token_embedding", "output_embedding", "positions"):
+                parameter.mul_(20)
     meta = {
         "vocabulary": vocab.to_json(), "categories": names, "resize_mode": "letterbox",
-        "tasks": {"detection": {"max_objects": 4}},
+        "tasks": {"detection": {"max_objects": 12}},
     }  # fmt: skip
     save_model(model, path, meta=meta)
     return path
