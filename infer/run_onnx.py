@@ -42,12 +42,19 @@ class Model:
 
     def detect(self, pictures: list[np.ndarray], max_objects: int | None = None) -> list[dict]:
         """Finds objects in RGB uint8 pictures (h, w, 3): boxes xyxy in their pixels, best first."""
-        task, vocab = self.about["tasks"]["detection"], self.about["vocabulary"]
-        num_tokens = 5 * (max_objects or task["settings"]["max_objects"])
+        tasks, vocab = self.about["tasks"], self.about["vocabulary"]
+        if "detection" not in tasks:
+            raise ValueError(f"the model knows {', '.join(tasks)}, not detection")
+        task, limit = tasks["detection"], tasks["detection"]["settings"]["max_objects"]
+        max_objects = limit if max_objects is None else max_objects
+        if not 1 <= max_objects <= limit:
+            raise ValueError(f"max_objects must be 1 to {limit}, got {max_objects}")
         placed = [letterbox(picture, self.about["image"]) for picture in pictures]
         encoded = self.encode(np.stack([pixels for pixels, *_ in placed]))
         prompt = np.full((len(placed), 1, len(task["prompt"])), task["prompt"], np.int64)
-        tokens, classes, scores = self.generate(encoded, prompt, num_tokens, vocab, task["eos"])
+        tokens, classes, scores = self.generate(
+            encoded, prompt, 5 * max_objects, vocab, task["eos"]
+        )
         return [
             self.to_objects(tokens[i], classes[i], scores[i], pictures[i].shape, *placed[i][1:])
             for i in range(len(placed))
@@ -91,6 +98,7 @@ class Model:
         names = {row["id"]: row["name"] for row in self.about["categories"]}
         shown = np.isin(labels, list(names)) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         scores = scores[4 : 5 * n : 5]
+        shown &= scores > 0
         order = np.flatnonzero(shown)[np.argsort(-scores[shown], kind="stable")]
         labels = labels[order]
         return {"names": [names[k] for k in labels], "scores": scores[order], "boxes": boxes[order]}
@@ -191,35 +199,36 @@ def main(argv=None) -> None:
     args.add_argument("--threads", type=int, default=0, help="default: one per core")
     args = args.parse_args(argv)
     try:
-        from PIL import Image, ImageOps
-
-        model = Model(args.folder, args.threads)
-        rows = []
-        for path in args.pictures:
-            pixels = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-            start = time.perf_counter()
-            (found,) = model.detect([pixels], args.max_objects)
-            seconds = time.perf_counter() - start
-            objects = [
-                {"label": name, "score": float(score), "box": box.tolist()}
-                for name, score, box in zip(*found.values(), strict=True)
-            ]
-            rows.append({"image": str(path), "seconds": seconds, "objects": objects})
-            print(f"{path}: {len(objects)} objects, {1e3 * seconds:.0f} ms")
-            for one in objects:
-                if one["score"] >= args.score_threshold:
-                    box = " ".join(f"{v:7.1f}" for v in one["box"])
-                    print(f"  {one['label']:<20} {one['score']:.2f}  {box}")
-        if args.json:
-            args.json.write_text(json.dumps(rows, indent=2) + "\n")
-    except (ImportError, OSError, KeyError) as error:
-        sys.exit(_complain(error))
+        rows = _detect_all(args)
+    except (ImportError, OSError, ValueError) as error:
+        install = "; pip install onnxruntime numpy pillow" if isinstance(error, ImportError) else ""
+        print(f"error: {' '.join(str(error).split())}{install}", file=sys.stderr)
+        sys.exit(2)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def _complain(error: Exception) -> int:
-    needed = "; pip install onnxruntime numpy pillow" if isinstance(error, ImportError) else ""
-    print(f"error: {' '.join(str(error).split())}{needed}", file=sys.stderr)
-    return 2
+def _detect_all(args: argparse.Namespace) -> list[dict]:
+    """Detects in one picture after the other and prints what it finds and how long it takes."""
+    from PIL import Image, ImageOps
+
+    model, rows = Model(args.folder, args.threads), []
+    for path in args.pictures:
+        pixels = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+        start = time.perf_counter()
+        (found,) = model.detect([pixels], args.max_objects)
+        seconds = time.perf_counter() - start
+        objects = [
+            {"label": name, "score": float(score), "box": box.tolist()}
+            for name, score, box in zip(*found.values(), strict=True)
+        ]
+        rows.append({"image": str(path), "seconds": seconds, "objects": objects})
+        print(f"{path}: {len(objects)} objects, {1e3 * seconds:.0f} ms")
+        for one in objects:
+            if one["score"] >= args.score_threshold:
+                box = " ".join(f"{v:7.1f}" for v in one["box"])
+                print(f"  {one['label']:<20} {one['score']:.2f}  {box}")
+    return rows
 
 
 if __name__ == "__main__":

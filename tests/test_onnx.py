@@ -204,6 +204,27 @@ def test_what_cannot_be_exported_is_one_line(case, message, weights, tmp_path, m
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.jpg"], "No such file"),
+        (["photo.png", "--folder", "."], "model.json"),
+        (["photo.png", "--max-objects", "13"], "max_objects must be 1 to 12, got 13"),
+        (["photo.txt"], "cannot identify image file"),
+    ],
+)
+def test_run_py_says_in_one_line_what_is_wrong(
+    arguments, message, exported, tmp_path, monkeypatch, capsys
+):
+    Image.fromarray(photos()[0]).save(tmp_path / "photo.png")
+    (tmp_path / "photo.txt").write_text("no picture")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        run_onnx.main(["--folder", str(exported), *arguments])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and message in said and said.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_encoder_and_decoder_can_be_exported(variant, tmp_path):
