@@ -1,4 +1,4 @@
-"""Weights leave the project as ONNX and find the same objects without it, as docs/export.md says."""
+"""Weights leave as ONNX and find the same objects without the project, as docs/export.md says."""
 
 import json
 import shutil
