@@ -1,8 +1,9 @@
 """The autoregressive decoder: one `forward` for training and for cached decoding.
 
-For single tokens the same arithmetic is written again: in `decode_step/native.cpp`, and around the
-layers in `decode_step/cuda_graph.py` (`static_logits`). Who changes the decoder changes these too,
-or decodes with `decode_mode=plain`; tests/test_native_step.py and test_static_step.py compare them.
+The same arithmetic is written again for single tokens in `decode_step/native.cpp`, and around the
+layers in `decode_step/cuda_graph.py` (`static_logits`) and in `onnx_graphs.py` (`DecoderGraph`).
+Who changes the decoder changes these too, or decodes with `decode_mode=plain`. They are compared in
+tests/test_native_step.py, test_static_step.py and test_onnx.py.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class LayerCache:
     v: Tensor  # (R, nh, max_len, hd)
     memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
     memory_v: Tensor  # (B, nh, S, hd)
-    # over the cached keys; None = attend to all. Only a `StaticLayerCache` sets it
+    # over the cached keys; None = attend to all. Only caches that are read whole set it
     mask: Tensor | None = None
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,12 +97,11 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(start, k, v)  # also the keys and values of earlier tokens
         mask, is_causal = None if cache is None else cache.mask, False
-        if mask is not None or q.shape[2] == 1:
-            pass  # one token attends to all that is there
-        elif start == 0:
-            is_causal = True  # SDPA aligns it top-left: right only while the cache was empty
-        else:  # several tokens after others
-            mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(start)
+        if mask is None and q.shape[2] > 1:
+            if start == 0:
+                is_causal = True  # SDPA aligns it top-left: right only while the cache was empty
+            else:  # several tokens after others
+                mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(start)
         drop = self.drop if self.training else 0.0
         x = attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop)
         return self.out(merge_heads(x))

@@ -1,7 +1,7 @@
 """Decoding by onnxruntime beside ours and transformers, in turns within one run.
 
-python benchmarks/onnx.py
-python benchmarks/onnx.py --batch 1 8 --tokens 500
+python benchmarks/onnx_decode.py
+python benchmarks/onnx_decode.py --batch 1 8 --tokens 500
 
 A model of random weights is exported to a temporary folder (a minute or two). All ways get the same
 number of threads; onnxruntime's greedy tokens must equal ours. The encoder's pass and the tokens
