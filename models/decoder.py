@@ -1,8 +1,9 @@
 """The autoregressive decoder: one `forward` for training and for cached decoding.
 
-For single tokens the same arithmetic is written again: in `decode_step/native.cpp`, and around the
-layers in `decode_step/cuda_graph.py` (`static_logits`). Who changes the decoder changes these too,
-or decodes with `decode_mode=plain`; tests/test_native_step.py and test_static_step.py compare them.
+The same arithmetic is written again for single tokens in `decode_step/native.cpp`, and around the
+layers in `decode_step/cuda_graph.py` (`static_logits`) and in `onnx_graphs.py` (`DecoderGraph`).
+Who changes the decoder changes these too, or decodes with `decode_mode=plain`. They are compared in
+tests/test_native_step.py, test_static_step.py and test_onnx.py.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class LayerCache:
     v: Tensor  # (R, nh, max_len, hd)
     memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
     memory_v: Tensor  # (B, nh, S, hd)
-    # over the cached keys; None = attend to all. Only a `StaticLayerCache` sets it
+    # over the cached keys; None = attend to all. Only caches that are read whole set it
     mask: Tensor | None = None
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,13 +96,12 @@ class SelfAttention(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, nh, T, hd)
         if cache is not None:
             k, v = cache.update(start, k, v)  # also the keys and values of earlier tokens
-        mask, is_causal = None, False
-        if q.shape[2] == 1:
-            mask = None if cache is None else cache.mask
-        elif start == 0:
-            is_causal = True  # SDPA aligns it top-left: right only while the cache was empty
-        else:  # several tokens after others
-            mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(start)
+        mask, is_causal = None if cache is None else cache.mask, False
+        if mask is None and q.shape[2] > 1:
+            if start == 0:
+                is_causal = True  # SDPA aligns it top-left: right only while the cache was empty
+            else:  # several tokens after others
+                mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(start)
         drop = self.drop if self.training else 0.0
         x = attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop)
         return self.out(merge_heads(x))
@@ -126,8 +126,9 @@ class CrossAttention(nn.Module):
         """(R, T, D) -> (R, T, D) with R a multiple of B, the sequences of an image together."""
         num_rows, num_tokens, dim = x.shape
         # All tokens of all sequences of an image are one long sequence of queries.
-        queries_per_image = num_rows // len(k) * num_tokens
-        per_image = self.q(x).reshape(len(k), queries_per_image, dim)  # (B, R / B * T, D)
+        num_images = k.shape[0]  # `len` would fix it in an exported graph
+        queries_per_image = num_rows // num_images * num_tokens
+        per_image = self.q(x).reshape(num_images, queries_per_image, dim)  # (B, R / B * T, D)
         drop = self.drop if self.training else 0.0
         q = split_heads(per_image, self.num_heads)
         out = merge_heads(attend(q, k, v, drop=drop))

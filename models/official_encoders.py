@@ -86,7 +86,7 @@ class EncoderTransformer(nn.Module):
         """(B, S, D) -> (B, S, D), or (B, 1 + S, D) with a class token."""
         x = self.stem_ln(tokens) + self.positions
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), 1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], 1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.output_ln(x)
