@@ -237,6 +237,11 @@ class CFG:
     # compute in bfloat16 (amp, infer_dtype) on a CPU without units for it: 15 to 30 times slower
     emulate_bfloat16: bool = False
     score_threshold: float = 0.3  # least score of objects shown to people; evaluation keeps all
+    # where objects are shown, detection ends after so many in a row that score below stop_score (or
+    # below score_threshold, if that is lower); 0 = it decodes max_objects in any case
+    stop_objects: int = 2
+    stop_score: float = 0.05  # see stop_objects
+    eval_stop_objects: int = 0  # as stop_objects, in evaluations, where low scores count, too
 
 
 class VocCFG(CFG):

@@ -25,7 +25,7 @@ from dataset.geometry import Geometry
 from dataset.loader import init_worker
 from infer.batches import EvalLoop, evaluate_all
 from infer.boxes import BoxSource
-from infer.detection import DetectionOptions
+from infer.detection import WHOLE_BUDGET, DetectionOptions
 from infer.results import InstanceMasks, Report, columns, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
@@ -299,7 +299,7 @@ def evaluate(
     loop: EvalLoop = EvalLoop(),
     *,
     boxes: str | Path = "gt",
-    detection: DetectionOptions = DetectionOptions(),
+    detection: DetectionOptions = WHOLE_BUDGET,
 ) -> Report:
     """Masks for every image of the source (those without objects too), scored.
 

@@ -258,7 +258,8 @@ RULES: dict[str, object] = {
     "eval_batch_size": COUNT,
     "infer_dtype": OneOf(("float32", "bfloat16")),
     "decode_mode": OneOf(("auto", "plain", "native", "static", "compiled")),
-    "score_threshold": SHARE,
+    **dict.fromkeys(("score_threshold", "stop_score"), SHARE),
+    **dict.fromkeys(("stop_objects", "eval_stop_objects"), COUNT_OR_0),
 }
 
 # Options of scripts -> the setting whose rule they obey, or a rule of their own.
