@@ -133,6 +133,10 @@ class CFG:
     segmentation_weight: float = 1.0  # factor of its loss, if several tasks are trained
     segmentation_batch_size: int = 0  # its images in a step; 0 = batch_size
     seg_samples: int = 8  # outlines per object, averaged
+    # where masks are shown, two outlines are drawn first, and the others only where the masks of
+    # these two have a lower IoU than this; 0 = always draw all
+    seg_agree: float = 0.8
+    eval_seg_agree: float = 0.0  # as seg_agree, in evaluations; official: 0
     seg_top_p: float = 0.8  # as top_p, for outlines
     seg_threshold: float = 0.5  # share of the samples that makes a pixel part of the mask
     seg_grammar: bool = True  # only well-formed outlines (official: off)

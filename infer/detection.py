@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +64,13 @@ class DetectionOptions:
         """The options for a caller who shows no objects below `threshold`: only these end it."""
         return replace(self, stop_score=min(self.stop_score, threshold))
 
+    def stop(self, tokenizer: DetectionTokenizer) -> Callable[[Generated], Tensor] | None:
+        """What `generate` asks: whether objects have run out; None = it need not ask."""
+        most, score = self.stop_objects, self.stop_score
+        if most == 0:
+            return None
+        return lambda found: tokenizer.ran_out(found.best_log_probs, most, score)
+
 
 WHOLE_BUDGET = DetectionOptions(stop_objects=0)  # for evaluations: low scores count, too
 
@@ -103,10 +110,6 @@ def detect(
     uniforms = uniforms_of_images(
         prompt, image_ids, seed=options.seed, num_steps=tokenizer.max_new_tokens
     )
-
-    def ran_out(found: Generated) -> Tensor:
-        return tokenizer.ran_out(found.best_log_probs, options.stop_objects, options.stop_score)
-
     # Tokens, and the likeliest class with its log-probability at every step: all (B, T)
     outputs = model.generate(
         encoded.memory,
@@ -120,7 +123,7 @@ def detect(
         top_p=options.top_p,
         score_range=tokenizer.vocab.class_range,
         uniforms=uniforms,
-        stop=ran_out if options.stop_objects else None,
+        stop=options.stop(tokenizer),
     )
     tokens, _, classes, log_probs = (values.cpu().numpy() for values in outputs)
     # Back to original pixels

@@ -139,7 +139,7 @@ def _evaluate_detection(cfg, trained, source, request: Request, loop: EvalLoop) 
 
 
 def _evaluate_segmentation(cfg, trained, source, request: Request, loop: EvalLoop) -> Report:
-    options = SegmentationOptions.from_settings(cfg)
+    options = SegmentationOptions.from_settings(cfg, evaluation=True)
     boxes = DetectionOptions.from_settings(cfg, evaluation=True)
     return segmentation.evaluate(
         trained, source, options, loop, boxes=request.boxes, detection=boxes

@@ -209,6 +209,7 @@ RULES: dict[str, object] = {
     "seg_eos_weight": WEIGHT,
     "seg_crop_pad": MARGIN,
     "seg_samples": Number(1, 4096),
+    **dict.fromkeys(("seg_agree", "eval_seg_agree"), SHARE),
     "seg_threshold": Number(0, 1, above=True),
     # keypoints
     "keypoint_crop": MARGIN,
