@@ -250,8 +250,8 @@ def _decode(
             ]
             for of_image, geometry in zip(found, encoded.geometries, strict=True)
         ]
-        asked = [p[n] for p, n in zip(prompts, doubtful, strict=True)]
-        others = draw(asked, samples=slice(FIRST_SAMPLES, num_samples))
+        left = [p[n] for p, n in zip(prompts, doubtful, strict=True)]
+        others = draw(left, samples=slice(FIRST_SAMPLES, num_samples))
         for of_image, numbers, more in zip(found, doubtful, others, strict=True):
             for n, samples in zip(numbers, more, strict=True):
                 of_image[n] = np.concatenate([of_image[n], samples])
