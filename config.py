@@ -133,6 +133,10 @@ class CFG:
     segmentation_weight: float = 1.0  # factor of its loss, if several tasks are trained
     segmentation_batch_size: int = 0  # its images in a step; 0 = batch_size
     seg_samples: int = 8  # outlines per object, averaged
+    # where masks are shown, two outlines are drawn first, and the others only where the masks of
+    # these two have a lower IoU than this; 0 = always draw all
+    seg_agree: float = 0.8
+    eval_seg_agree: float = 0.0  # as seg_agree, in evaluations; official: 0
     seg_top_p: float = 0.8  # as top_p, for outlines
     seg_threshold: float = 0.5  # share of the samples that makes a pixel part of the mask
     seg_grammar: bool = True  # only well-formed outlines (official: off)
@@ -243,6 +247,11 @@ class CFG:
     # compute in bfloat16 (amp, infer_dtype) on a CPU without units for it: 15 to 30 times slower
     emulate_bfloat16: bool = False
     score_threshold: float = 0.3  # least score of objects shown to people; evaluation keeps all
+    # where objects are shown, detection ends after so many in a row that score below stop_score (or
+    # below score_threshold, if that is lower); 0 = it decodes max_objects in any case
+    stop_objects: int = 2
+    stop_score: float = 0.05  # see stop_objects
+    eval_stop_objects: int = 0  # as stop_objects, in evaluations, where low scores count, too
 
 
 class VocCFG(CFG):

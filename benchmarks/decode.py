@@ -5,6 +5,7 @@ python benchmarks/decode.py --batch 1 8 64 --rows --flatness results/flatness.pn
 python benchmarks/decode.py --also plain static compiled
 python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --batch 1 64 \
     --mode static --dtype bfloat16 --device cuda
+python benchmarks/decode.py --model vit_b_640 --stopping 7
 
 Ways, measured in turns within one run, medians, on the same random weights and the same memory:
   ours    the cached loop as the scripts run it (native on a CPU, see models/decode_step/),
@@ -16,6 +17,10 @@ Ways, measured in turns within one run, medians, on the same random weights and 
 The limit: the bytes that one step must read (weights, or weights and cross-attention's keys and
 values) at the rate at which this machine sums up a buffer of that size, measured in the same turns;
 or the products of the step at the measured rate of a large matrix product, whichever is slower.
+
+`--stopping N`: detection of one picture instead, from its pixels to named boxes, with a budget of
+100 objects: all of it, and an answer that ends when objects run out. The weights are random; scores
+are scripted, so that the first N objects score high and all others low.
 """
 
 import argparse
@@ -34,9 +39,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import large_products, machine, peak_memory_mb
+from infer.detection import WHOLE_BUDGET, DetectionOptions, detect
+from infer.trained_model import TrainedModel
 from models import ModelConfig, Pix2Seq, build_model
 from models.decode_step import CHOICES, MODES
 from models.generate import GenerationRequest, generate
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.vocabulary import Vocabulary
+from utils.categories import Categories
 from utils.cli import log, run
 from utils.devices import pick_device
 
@@ -54,6 +64,7 @@ DIMS = {
         "dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 64,
     },
 }  # fmt: skip
+BUDGET = 100  # objects, of --stopping
 MATRIX = 1536  # side of the product that measures the matmul rate
 
 
@@ -73,6 +84,9 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--no-hf", action="store_true", help="leave transformers out")
     args.add_argument(
         "--rows", action="store_true", help="also 20 objects x 8 samples of one image"
+    )
+    args.add_argument(
+        "--stopping", type=int, metavar="N", help="measure that alone, for answers of N objects"
     )
     args.add_argument("--flatness", type=Path, help="draw the time of each token there (PNG)")
     args.add_argument("--device", default="auto")
@@ -124,17 +138,22 @@ def hf_decode(args: argparse.Namespace, memory_len: int) -> Callable[[int], obje
     return decode
 
 
-def in_turns(ways: dict[str, Callable[[], object]], repeat: int, device: torch.device) -> dict:
+def in_turns(
+    ways: dict[str, Callable[[], object]],
+    repeat: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict:
     """Median seconds of each way after a warm-up of each, the ways one after another."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeat + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             way()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -238,6 +257,60 @@ def measure_rows(model: Pix2Seq, repeat: int) -> dict:
     }
 
 
+class Scripted(TrainedModel):
+    """Random weights that detect; the scores that end an answer are scripted."""
+
+    def __init__(self, model: Pix2Seq, num_objects: int):
+        names = Categories.from_names([f"class {n}" for n in range(1, 81)])
+        vocab = Vocabulary.for_classes(max(names.names), num_bins=1000)
+        tasks = {"detection": {"max_objects": BUDGET}}
+        model.meta = {
+            "vocabulary": vocab.to_json(), "categories": names.to_json(), "tasks": tasks,
+            "resize_mode": "letterbox",
+        }  # fmt: skip
+        super().__init__(model)
+        self.scripted = ScriptedTokenizer(vocab, BUDGET)
+        self.scripted.num_objects = num_objects
+
+    def tokenizer(self, task: str, **changes) -> DetectionTokenizer:
+        return self.scripted
+
+
+class ScriptedTokenizer(DetectionTokenizer):
+    num_objects: int
+    asked: int = 0  # tokens of the last answer
+
+    def ran_out(self, class_log_probs: Tensor, most: int, score: float) -> Tensor:
+        scripted = torch.full_like(class_log_probs, -torch.inf)
+        scripted[:, : 5 * self.num_objects] = 0
+        self.asked = class_log_probs.shape[1]
+        return super().ran_out(scripted, most, score)
+
+
+def measure_stopping(model: Pix2Seq, num_objects: int, repeat: int) -> dict:
+    """One picture from its pixels to boxes: the whole budget, and until objects run out."""
+    trained = Scripted(model, num_objects)
+    pixels = torch.randint(0, 256, (3, 480, 640), dtype=torch.uint8)
+    encoded = trained.encode([pixels])
+    options = DetectionOptions()
+    ways = {
+        "encode": lambda: trained.encode([pixels]),
+        "all": lambda: detect(trained, [pixels], WHOLE_BUDGET, encoded=encoded),
+        "stopped": lambda: detect(trained, [pixels], options, encoded=encoded),
+    }
+    # of one thread its own time, which other programs change less
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    took = in_turns(ways, repeat, model.device, clock)
+    return {
+        "objects": num_objects,
+        "tokens": trained.scripted.asked,
+        "share_of_tokens": trained.scripted.asked / (5 * BUDGET),
+        **{f"{name}_ms": 1e3 * seconds for name, seconds in took.items()},
+        "ratio_decoding": took["all"] / took["stopped"],
+        "ratio_picture": (took["encode"] + took["all"]) / (took["encode"] + took["stopped"]),
+    }
+
+
 def draw_flatness(args: argparse.Namespace, model: Pix2Seq) -> None:
     """Median time of each token by its position, as a picture."""
     from matplotlib.figure import Figure
@@ -267,17 +340,26 @@ def draw_flatness(args: argparse.Namespace, model: Pix2Seq) -> None:
 def main(argv=None):
     args = parse(argv)
     device = pick_device(args.device)
+    if args.stopping is not None:
+        args.tokens = 5 * BUDGET
     torch.manual_seed(0)
     config = ModelConfig(**DIMS[args.model], vocab_size=args.vocab, max_len=args.tokens + 16)
     model = build_model(config).to(device).eval()
     model.prepare(dtype=getattr(torch, args.dtype), mode=args.mode)
-    hf = None if args.no_hf else hf_decode(args, math.prod(model.encoder.grid))
+    hf = (
+        None
+        if args.no_hf or args.stopping is not None
+        else hf_decode(args, math.prod(model.encoder.grid))
+    )
     out = {"machine": machine(device), "torch": torch.__version__, "batches": []}
     print(
         f"{args.model}, {args.tokens} tokens, {args.dtype}, {model.decode_mode}, {out['machine']}, "
         f"torch {out['torch']}"
     )
-    for batch in args.batch:
+    if args.stopping is not None:
+        out["stopping"] = measure_stopping(model, args.stopping, args.repeat)
+        show(out["stopping"])
+    for batch in args.batch if args.stopping is None else ():
         out["batches"].append(measure(args, model, batch, hf))
         show(out["batches"][-1])
     if args.rows:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from infer.batches import is_single, is_whole
-from infer.detection import DetectionOptions, detect
+from infer.detection import WHOLE_BUDGET, DetectionOptions, detect
 from infer.results import Detections
 from infer.trained_model import Encoded, TrainedModel
 from utils.categories import Categories, check_class_names
@@ -249,7 +249,7 @@ class BoxSource:
         source,
         categories: Categories,
         boxes: str | Path,
-        options: DetectionOptions = DetectionOptions(),
+        options: DetectionOptions = WHOLE_BUDGET,
         *,
         most: int | None = None,
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dataset.geometry import Geometry
 from infer.batches import EvalLoop, evaluate_all, is_whole
 from infer.results import Detections, Report, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
-from models.generate import SamplingOptions, uniforms_of_images
+from models.generate import Generated, SamplingOptions, uniforms_of_images
 from tokenizer.detection import DetectionTokenizer
 from utils.categories import Categories
 from utils.detection_metrics import coco_truth, evaluate_coco, evaluate_voc, voc_truth
@@ -31,17 +31,47 @@ class DetectionOptions:
     temperature: float = 1.0
     seed: int = 0  # of the draws: an image gives the same result in every batch
     max_objects: int | None = None  # to ask for; None = as many as the weights were trained for
+    stop_objects: int = 2  # an answer ends when so many objects in a row score below `stop_score`;
+    stop_score: float = 0.05  # stop_objects = 0: it has `max_objects` in any case
 
     def __post_init__(self):
         SamplingOptions(self.temperature, self.top_k, self.top_p)  # raises what is wrong with them
         most = self.max_objects
         if most is not None and (not is_whole(most) or most < 1):
             raise ValueError(f"max_objects must be a whole number of at least 1, got {most!r}")
+        if not is_whole(self.stop_objects) or self.stop_objects < 0:
+            raise ValueError(
+                f"stop_objects must be a whole number of at least 0, got {self.stop_objects!r}"
+            )
 
     @classmethod
-    def from_settings(cls, cfg, max_objects: int | None = None) -> DetectionOptions:
-        """Decoding as the settings say."""
-        return cls(cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed, max_objects)
+    def from_settings(
+        cls, cfg, max_objects: int | None = None, *, evaluation: bool = False
+    ) -> DetectionOptions:
+        """Decoding as the settings say.
+
+        Args:
+            evaluation: objects are scored rather than shown.
+        """
+        stop_objects = cfg.eval_stop_objects if evaluation else cfg.stop_objects
+        return cls(
+            cfg.top_k, cfg.top_p, cfg.temperature, cfg.seed, max_objects, stop_objects,
+            cfg.stop_score,
+        )  # fmt: skip
+
+    def showing(self, threshold: float) -> DetectionOptions:
+        """The options for a caller who shows no objects below `threshold`: only these end it."""
+        return replace(self, stop_score=min(self.stop_score, threshold))
+
+    def stop(self, tokenizer: DetectionTokenizer) -> Callable[[Generated], Tensor] | None:
+        """What `generate` asks: whether objects have run out; None = it need not ask."""
+        most, score = self.stop_objects, self.stop_score
+        if most == 0:
+            return None
+        return lambda found: tokenizer.ran_out(found.best_log_probs, most, score)
+
+
+WHOLE_BUDGET = DetectionOptions(stop_objects=0)  # for evaluations: low scores count, too
 
 
 def detect(
@@ -92,6 +122,7 @@ def detect(
         top_p=options.top_p,
         score_range=tokenizer.vocab.class_range,
         uniforms=uniforms,
+        stop=options.stop(tokenizer),
     )
     tokens, _, classes, log_probs = (values.cpu().numpy() for values in outputs)
     # Back to original pixels
@@ -137,7 +168,7 @@ def to_original(
 def evaluate(
     trained: TrainedModel,
     source,
-    options: DetectionOptions = DetectionOptions(),
+    options: DetectionOptions = WHOLE_BUDGET,
     loop: EvalLoop = EvalLoop(),
 ) -> Report:
     """Detects on every image of the source (those without objects too) and scores the result.

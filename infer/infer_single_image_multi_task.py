@@ -31,7 +31,9 @@ def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
     args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
-    args.add_argument("--num-samples", type=int, help="outlines per object; default: the setting")
+    args.add_argument(
+        "--num-samples", type=int, help="most outlines per object; default: the setting"
+    )
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
     args.add_argument("--timing", action="store_true", help="print the seconds of each stage")
     args = args.parse_args(argv)

@@ -33,7 +33,9 @@ def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
     add_box_arguments(args)
-    args.add_argument("--num-samples", type=int, help="outlines per object; default: the setting")
+    args.add_argument(
+        "--num-samples", type=int, help="most outlines per object; default: the setting"
+    )
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)

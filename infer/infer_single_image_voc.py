@@ -37,7 +37,7 @@ def main(argv=None):
     from infer.detection import DetectionOptions, draw, table
 
     # The weights
-    options = DetectionOptions.from_settings(cfg, args.max_objects)
+    options = DetectionOptions.from_settings(cfg, args.max_objects).showing(threshold)
     predictor = load_predictor(args, cfg, cfg.voc_detection_weights)
     classes = pick_classes(args, predictor)
 

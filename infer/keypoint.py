@@ -17,7 +17,7 @@ from dataset.batch import EvalBatch
 from dataset.geometry import Geometry
 from infer.batches import EvalLoop, evaluate_all
 from infer.boxes import BoxSource
-from infer.detection import DetectionOptions
+from infer.detection import WHOLE_BUDGET, DetectionOptions
 from infer.results import Detections, Keypoints, Report, columns, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import REMOVED, SamplingOptions, sample, uniforms_of_images
@@ -228,7 +228,7 @@ def evaluate(
     loop: EvalLoop = EvalLoop(),
     *,
     boxes: str | Path = "gt",
-    detection: DetectionOptions = DetectionOptions(),
+    detection: DetectionOptions = WHOLE_BUDGET,
 ) -> Report:
     """Keypoints for every image of the source (those without objects too), scored.
 

@@ -76,7 +76,8 @@ def find_all(
             captions = caption(trained, images, options.captions, encoded=encoded)
     if "detection" in known:
         with stage("detection"):
-            found = detect(trained, images, options.detection, encoded=encoded)
+            shown = options.detection.showing(options.score_threshold)
+            found = detect(trained, images, shown, encoded=encoded)
         objects = [one.above(options.score_threshold) for one in found]
         # Masks and keypoints are asked for in the detected boxes.
         if "segmentation" in known:

@@ -76,6 +76,9 @@ class Predictor(TrainedModel):
     ) -> Detections | list[Detections]:
         """Finds objects.
 
+        An answer ends where objects have run out: after `options.stop_objects` in a row that score
+        below `options.stop_score`. To score weights by a metric, use `stop_objects=0`.
+
         Args:
             max_objects: how many to ask for; fewer is faster.
             score_threshold: objects that score lower are left out; 0 keeps all.
@@ -126,7 +129,8 @@ class Predictor(TrainedModel):
             # One encoder pass serves detection and masks, unless masks need crops.
             encoded = None if crops else self.encode(tensors)
             if b is None:
-                objects = detection.detect(self, tensors, encoded=encoded)
+                shown = DetectionOptions().showing(score_threshold)
+                objects = detection.detect(self, tensors, shown, encoded=encoded)
                 b, k, s = columns([one.above(score_threshold) for one in objects])
             else:
                 b, k, s = label_boxes(self, tensors, b, k, s, encoded)
@@ -163,7 +167,9 @@ class Predictor(TrainedModel):
         for tensors, (b, k, s, p) in batches_of(images, batch_size=batch_size, **values):
             # The values boxes, or those of the persons that are detected
             if b is None:
-                objects = [one.above(score_threshold) for one in detection.detect(self, tensors)]
+                shown = DetectionOptions().showing(score_threshold)
+                objects = detection.detect(self, tensors, shown)
+                objects = [one.above(score_threshold) for one in objects]
                 b, k, s = columns(keypoint.with_keypoints(self, objects))
             else:
                 b, k, s = label_boxes(self, tensors, b, k, s)

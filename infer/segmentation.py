@@ -25,16 +25,17 @@ from dataset.geometry import Geometry
 from dataset.loader import init_worker
 from infer.batches import EvalLoop, evaluate_all
 from infer.boxes import BoxSource
-from infer.detection import DetectionOptions
+from infer.detection import WHOLE_BUDGET, DetectionOptions
 from infer.results import InstanceMasks, Report, columns, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
 from tokenizer.segmentation import SegmentationTokenizer
 from utils.devices import num_cores
 from utils.errors import UserError, one_line
-from utils.masks import majority_mask
+from utils.masks import majority_mask, outline_iou
 
 CROPS = 16  # that are encoded together
+FIRST_SAMPLES = 2  # of an object, whose agreement decides whether the others are drawn
 WATCH_SECONDS = 1.0
 
 
@@ -46,6 +47,7 @@ class SegmentationOptions:
     top_p: float = 0.8
     temperature: float = 1.0
     num_samples: int = 8  # outlines per object
+    agree: float = 0.8  # two samples do where their masks have this IoU; 0 = always draw all
     threshold: float = 0.5  # a pixel that so large a share of them contains is in the mask
     grammar: bool = True  # rule out what is no outline; the official code does not
     max_rows: int = 256  # sequences that are decoded together: a limit of memory
@@ -60,23 +62,32 @@ class SegmentationOptions:
             )
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
+        if not 0 <= self.agree <= 1:
+            raise ValueError(f"agree must be an IoU from 0 to 1, got {self.agree}")
 
     @classmethod
-    def from_settings(cls, cfg, num_samples: int | None = None) -> SegmentationOptions:
+    def from_settings(
+        cls, cfg, num_samples: int | None = None, *, evaluation: bool = False
+    ) -> SegmentationOptions:
         """Decoding as the settings say.
 
         Args:
             num_samples: None = as the settings say.
+            evaluation: masks are scored rather than shown.
         """
         return cls(
             top_k=cfg.top_k,
             top_p=cfg.seg_top_p,
             temperature=cfg.temperature,
             num_samples=cfg.seg_samples if num_samples is None else num_samples,
+            agree=cfg.eval_seg_agree if evaluation else cfg.seg_agree,
             threshold=cfg.seg_threshold,
             grammar=cfg.seg_grammar,
             seed=cfg.seed,
         )
+
+
+ALL_SAMPLES = SegmentationOptions(agree=0)  # for evaluations, as the official code does
 
 
 def segment(
@@ -120,7 +131,7 @@ class Outlines:
     labels: np.ndarray  # (N,) int64 class ids
     scores: np.ndarray  # (N,) float32
     names: list[str]  # (N,) class names
-    samples: list[tuple[np.ndarray, Geometry]]  # N of (num_samples, T) ids, and where they are
+    samples: list[tuple[np.ndarray, Geometry]]  # N of (samples, T) ids, and where they are
     tokenizer: SegmentationTokenizer
     threshold: float
 
@@ -174,7 +185,7 @@ def combine_samples(
     (official `ensemble_mask_np`); they are not piled on each other.
 
     Args:
-        samples: (num_samples, T) generated ids.
+        samples: (samples, T) generated ids.
 
     Returns:
         compressed COCO run lengths.
@@ -220,10 +231,57 @@ def _decode(
     options: SegmentationOptions,
     image_ids: Sequence[int | str],
 ) -> list[list[tuple[np.ndarray, Geometry]]]:
-    """Per image of every object: the sampled ids (num_samples, T), and where they are."""
-    model, tokenizer = trained.model, trained.tokenizer("segmentation")
+    """Per image of every object: the sampled ids (samples, T), and where they are."""
+    tokenizer = trained.tokenizer("segmentation")
     prompts = _prompts(tokenizer, encoded, boxes, labels)  # per image (N, 6)
     num_samples = 1 if options.top_k == 1 else options.num_samples  # greedy samples are all alike
+    draw = partial(_draw, trained, encoded, options=options, image_ids=image_ids)
+    if options.agree == 0 or num_samples <= FIRST_SAMPLES:
+        found = draw(prompts, samples=slice(0, num_samples))
+    else:
+        # Two samples of each object, and the others where these two disagree
+        found = draw(prompts, samples=slice(0, FIRST_SAMPLES))
+        doubtful = [
+            [
+                n
+                for n, two in enumerate(of_image)
+                if sample_iou(tokenizer, two, geometry) < options.agree
+            ]
+            for of_image, geometry in zip(found, encoded.geometries, strict=True)
+        ]
+        left = [p[n] for p, n in zip(prompts, doubtful, strict=True)]
+        others = draw(left, samples=slice(FIRST_SAMPLES, num_samples))
+        for of_image, numbers, more in zip(found, doubtful, others, strict=True):
+            for n, samples in zip(numbers, more, strict=True):
+                of_image[n] = np.concatenate([of_image[n], samples])
+    return [
+        [(samples, geometry) for samples in of_image]
+        for of_image, geometry in zip(found, encoded.geometries, strict=True)
+    ]
+
+
+def sample_iou(tokenizer: SegmentationTokenizer, two: np.ndarray, geometry: Geometry) -> float:
+    """How far two samples (2, T) of an object agree: the IoU of their masks in the model input."""
+    return outline_iou(*(tokenizer.decode(ids, geometry.size) for ids in two), geometry.size)
+
+
+def _draw(
+    trained: TrainedModel,
+    encoded: Encoded,
+    prompts: Sequence[np.ndarray],
+    *,
+    samples: slice,
+    options: SegmentationOptions,
+    image_ids: Sequence[int | str],
+) -> list[list[np.ndarray]]:
+    """Per image of every object: some of its samples, ids (samples, T).
+
+    Args:
+        prompts: per image (N, 6).
+        samples: their numbers, to which the draws belong.
+    """
+    model, tokenizer = trained.model, trained.tokenizer("segmentation")
+    num_samples = samples.stop - samples.start
     found: list[list] = [[None] * len(p) for p in prompts]
     for pieces in pack_objects([len(p) for p in prompts], max(options.max_rows // num_samples, 1)):
         most = pieces[0][2] - pieces[0][1]
@@ -234,10 +292,11 @@ def _decode(
             rows,
             [image_ids[i] for i, _, _ in pieces],
             seed=options.seed,
-            num_samples=num_samples,
+            num_samples=samples.stop,
             num_steps=tokenizer.max_new_tokens,
         )
-        # All samples of these objects, on the encoder pass of their images.
+        uniforms = uniforms.unflatten(0, (-1, samples.stop))[:, samples].flatten(0, 1)
+        # These samples of these objects, on the encoder pass of their images.
         tokens, _ = model.generate(
             encoded.memory[torch.tensor([i for i, _, _ in pieces], device=model.device)],
             rows,
@@ -254,8 +313,7 @@ def _decode(
         # The samples of each object
         tokens = tokens.cpu().numpy().reshape(len(pieces), most, num_samples, -1)
         for (i, first, end), of_image in zip(pieces, tokens, strict=True):
-            for n, samples in zip(range(first, end), of_image, strict=False):
-                found[i][n] = samples, encoded.geometries[i]
+            found[i][first:end] = of_image[: end - first]
     return found
 
 
@@ -294,11 +352,11 @@ def pack_objects(counts: Sequence[int], limit: int) -> Iterator[list[tuple[int, 
 def evaluate(
     trained: TrainedModel,
     source,
-    options: SegmentationOptions = SegmentationOptions(),
+    options: SegmentationOptions = ALL_SAMPLES,
     loop: EvalLoop = EvalLoop(),
     *,
     boxes: str | Path = "gt",
-    detection: DetectionOptions = DetectionOptions(),
+    detection: DetectionOptions = WHOLE_BUDGET,
 ) -> Report:
     """Masks for every image of the source (those without objects too), scored.
 

@@ -173,19 +173,21 @@ def find_evaluation(task: str) -> TaskEvaluation:
 
 
 def _evaluate_detection(cfg, trained, source, request: Request, loop: EvalLoop) -> Report:
-    options = DetectionOptions.from_settings(cfg, request.max_objects)
+    options = DetectionOptions.from_settings(cfg, request.max_objects, evaluation=True)
     return detection.evaluate(trained, source, options, loop)
 
 
 def _evaluate_segmentation(cfg, trained, source, request: Request, loop: EvalLoop) -> Report:
-    options, boxes = SegmentationOptions.from_settings(cfg), DetectionOptions.from_settings(cfg)
+    options = SegmentationOptions.from_settings(cfg, evaluation=True)
+    boxes = DetectionOptions.from_settings(cfg, evaluation=True)
     return segmentation.evaluate(
         trained, source, options, loop, boxes=request.boxes, detection=boxes
     )
 
 
 def _evaluate_keypoints(cfg, trained, source, request: Request, loop: EvalLoop) -> Report:
-    options, boxes = KeypointOptions.from_settings(cfg), DetectionOptions.from_settings(cfg)
+    options = KeypointOptions.from_settings(cfg)
+    boxes = DetectionOptions.from_settings(cfg, evaluation=True)
     return keypoint.evaluate(trained, source, options, loop, boxes=request.boxes, detection=boxes)
 
 

@@ -47,7 +47,9 @@ class GenerationRequest:
 
     Args:
         prompt: (B, P) or (B, N, P) ids, N prompts per image.
-        eos_id: token that ends a sequence; later positions repeat it. None = never stop early.
+        eos_id: token that ends a sequence; later positions repeat it. None = there is none.
+        stop: asked after every token with what all rows that go on have generated so far,
+            `Generated` of (R, t) -> (R,) bool: these rows end here, too.
         num_samples: continuations per prompt.
         allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar, usually
             `TaskTokenizer.allowed` (tokenizer/). It limits what may be picked, not the scores.
@@ -56,8 +58,7 @@ class GenerationRequest:
         unscored_range: [lo, hi) ids, for callers who need no scores: only their logits are
             computed, and all log-probs are nan. It holds `eos_id` and all that `allowed` permits.
         uniforms: (B * N * num_samples, >= max_new_tokens) numbers in [0, 1) that choose the tokens
-            (`uniforms_of_images`), column t those of step t; None = drawn from `generator`. With
-            top_k = 1 nothing is drawn.
+            (`uniforms_of_images`), column t those of step t; None = drawn from `generator`.
         generator: source of the draws; None = torch's global one.
         mode: how the steps are computed, one of `models.decode_step.MODES`.
     """
@@ -65,6 +66,7 @@ class GenerationRequest:
     prompt: Tensor
     max_new_tokens: int
     eos_id: int | None = None
+    stop: Callable[[Generated], Tensor] | None = None
     options: SamplingOptions = SamplingOptions()
     num_samples: int = 1
     allowed: Callable[[Tensor], Tensor] | None = None
@@ -89,9 +91,9 @@ class GenerationRequest:
 class Generated:
     """The continuations of all prompts, R = B * N * num_samples rows.
 
-    Row (image * N + prompt) * num_samples + sample. From its first `eos_id` on, a row is `eos_id`
-    at log-prob 0, also in `best`. Log-probs are under the full
-    softmax at temperature 1 without grammar or truncation, so they serve as scores.
+    Row (image * N + prompt) * num_samples + sample. Behind its end a row is `eos_id` (0 where there
+    is none) at log-prob 0, also in `best`. Log-probs are under the full softmax at temperature 1
+    without grammar or truncation, so they serve as scores.
     """
 
     tokens: Tensor  # (R, max_new_tokens) int64
@@ -104,6 +106,10 @@ class Generated:
         if self.best is None:
             return self.tokens, self.log_probs
         return self.tokens, self.log_probs, self.best, self.best_log_probs
+
+    def so_far(self, rows: Tensor, num_steps: int) -> Generated:
+        """The first steps of some rows (R',)."""
+        return Generated(*(values[rows, :num_steps] for values in self.as_tuple()))
 
 
 @torch.no_grad()
@@ -121,6 +127,7 @@ def generate(decoder: Decoder, memory: Tensor, request: GenerationRequest) -> Ge
     """
     num_steps, id_range, allowed = request.max_new_tokens, request.id_range, request.allowed
     prompt = request.prompt.flatten(0, -2).long()  # (B * N, P)
+    may_end = request.eos_id is not None or request.stop is not None
     check_request(decoder, memory, request)
 
     # Read the prompts; the logits of the first tokens come with them.
@@ -144,11 +151,13 @@ def generate(decoder: Decoder, memory: Tensor, request: GenerationRequest) -> Ge
         column = sample(choices, request.options, numbers)  # (R,)
         token = id_range.start + column
 
-        # Record.
+        # Record, and note which rows end here.
         token = record(out, live, t, token, logits, request)
+        if request.stop is not None:
+            live.ended |= request.stop(out.so_far(live.rows, t + 1))
 
         # Stop when all rows have ended, or go on without those that have.
-        if request.eos_id is not None and is_time_to_check(t, token.device):
+        if may_end and is_time_to_check(t, token.device):
             if live.ended.all():
                 break
             token = live.compact(token)
@@ -188,8 +197,7 @@ def read_prompt(
         id_range: the ids that get logits.
 
     Returns:
-        (R, V) float32 logits of the first tokens, and the cache, of all R = B * N * num_samples
-        rows.
+        (R, V) float32 logits of the first tokens, and the cache; R = B * N * num_samples.
     """
     cache = decoder.init_cache(memory, num_rows=len(prompt), max_len=prompt.shape[1])
     hidden = decoder(prompt, cache=cache)[:, -1]  # (B * N, D)
@@ -245,11 +253,11 @@ def record(
         logits: (R, V) before the grammar.
 
     Returns:
-        (R,) what was written: rows that have ended before repeat `eos_id`.
+        (R,) what was written: `eos_id`, or 0, in rows that have ended before.
     """
     ended_before = live.ended
+    token = token.masked_fill(ended_before, request.eos_id or 0)
     if request.eos_id is not None:
-        token = token.masked_fill(ended_before, request.eos_id)
         live.ended = ended_before | (token == request.eos_id)
     out.tokens[live.rows, t] = token
     if request.unscored_range is None:
@@ -269,7 +277,7 @@ class LiveRows:
     """The rows that are still decoded; those of an image stand together, equally many of each."""
 
     rows: Tensor  # (R,) their numbers in the results
-    ended: Tensor  # (R,) bool: have had their `eos_id`, but are still here
+    ended: Tensor  # (R,) bool: have ended, but are still here
     num_images: int
     step: DecodeStep  # reads their next tokens
 
@@ -302,9 +310,8 @@ def rows_to_keep(ended: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None
     """The rows to go on with; None while more than half of them would stay.
 
     All images must have equally many rows. So every image with unfinished rows keeps as many as the
-    image with the most, and some of these may have ended. Of 2 images with 4 rows each: with 1 and
-    0 unfinished rows, the first image goes on with 1; with 1 and 1, each goes on with 1; with 3 and
-    1 all stay, because 2 times 3 is more than half of 8.
+    image with the most, and some of these may have ended. Of 2 images with 4 rows each, 1 and 0 of
+    them unfinished, the first image goes on with 1; with 3 and 1 all stay, for 2 * 3 > 8 / 2.
 
     Args:
         ended: (R,) bool, the rows of an image together.
@@ -328,8 +335,8 @@ def rows_to_keep(ended: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None
 def leading(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The best logits of each row in falling order, and their cumulative probabilities.
 
-    As many as it takes to exceed `top_p` in every row. On a CPU a few are tried first
-    (`NUCLEUS_FIRST_TRY`), because sorting all of them can take as long as decoding.
+    As many as it takes to exceed `top_p` in every row. On a CPU a few are tried first, because
+    sorting all of them can take as long as decoding.
     """
     probs, num_ids = logits.softmax(1), logits.shape[1]
     if logits.device.type == "cpu" and num_ids > NUCLEUS_FIRST_TRY:
@@ -386,11 +393,10 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     are not drawn on any device.
 
     Args:
-        uniforms: (R,) float32 in [0, 1). They are at most 1 - 2^-24, which keeps the product below
-            the last sum.
+        uniforms: (R,) float32, at most 1 - 2^-24, which keeps the product below the last sum.
 
     Raises:
-        ValueError: a row is nan or zero everywhere (checked on a CPU only, where it costs nothing).
+        ValueError: a row is nan or zero everywhere (checked on a CPU only).
     """
     upto = probs.cumsum(1)
     if upto.device.type == "cpu" and not (upto[:, -1] > 0).all():
@@ -413,8 +419,7 @@ def uniforms_of_images(
 ) -> Tensor:
     """Random numbers for `generate` that depend on image, prompt and sample, not on the batch.
 
-    With them a picture gives the same answer in every batch, at every place in it, beside any other
-    prompts and on any number of processes.
+    So a picture gives the same answer in every batch, beside any prompts, on any processes.
 
     Args:
         prompt: (B, P) or (B, N, P) ids, N prompts per image.

@@ -17,7 +17,7 @@ from models.config import ModelConfig
 from models.decode_step import choose_mode
 from models.decoder import Decoder
 from models.encoder import build_encoder
-from models.generate import GenerationRequest, SamplingOptions, generate
+from models.generate import Generated, GenerationRequest, SamplingOptions, generate
 from models.layers import Mlp, init_weights, layer_norm, sin_cos_1d, sin_cos_2d, trunc_normal
 
 
@@ -129,6 +129,7 @@ class Pix2Seq(nn.Module):
         *,
         max_new_tokens: int,
         eos_id: int | None = None,
+        stop: Callable[[Generated], Tensor] | None = None,
         temperature: float = 1.0,
         top_k: int = 1,
         top_p: float = 1.0,
@@ -155,6 +156,7 @@ class Pix2Seq(nn.Module):
             prompt,
             max_new_tokens,
             eos_id=eos_id,
+            stop=stop,
             options=SamplingOptions(temperature, top_k, top_p),
             num_samples=num_samples,
             allowed=allowed,

@@ -276,3 +276,16 @@ def test_boxes_in_original_pixels_are_the_official_ones_but_for_the_clip(referen
         np.testing.assert_allclose(found.boxes, clipped, atol=1e-4)
         differ += (clipped != official[order]).any(1).sum()
     assert differ > 0, "else the data would not show the clip"
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_objects_run_out_after_so_many_low_ones_in_a_row(most):
+    rng = np.random.default_rng(most)
+    scores = rng.choice([0.01, 0.9], (60, 7))
+    log_probs = np.log(rng.random((60, 35)))  # those of coordinates do not count
+    log_probs[:, 4::5] = np.log(scores)
+    for t in range(36):
+        found = tokenizer().ran_out(torch.from_numpy(log_probs[:, :t]), most, 0.05)
+        low = [t % 5 == 0 and t >= 5 * most and max(row[: t // 5][-most:]) < 0.05 for row in scores]
+        assert found.tolist() == low
+    assert not tokenizer().ran_out(torch.from_numpy(log_probs), most, 0.0).any()

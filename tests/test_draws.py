@@ -37,7 +37,7 @@ def sampled(detector, predictor, images, boxes):
     """What each task says by sampling; a function of a list of pictures and their boxes."""
     labels = [np.full(len(of_image), 1) for of_image in boxes]
     return {
-        "detection": detector.detect(images, DetectionOptions(top_p=0.95)),
+        "detection": detector.detect(images, DetectionOptions(top_p=0.95, stop_objects=0)),
         "segmentation": predictor.segment(
             images, boxes, labels, SegmentationOptions(num_samples=3, top_p=0.95)
         ),

@@ -9,7 +9,8 @@ import torch
 import models.generate
 from models import ModelConfig, build_model
 from models.beam_search import beam_search
-from models.decode_step import PlainStep
+from models.decode_step import NativeStep, PlainStep, library
+from models.decode_step.cuda_graph import StaticStep
 from models.decoder import Cache
 from models.generate import (
     GenerationRequest,
@@ -18,6 +19,7 @@ from models.generate import (
     generate,
     rows_to_keep,
     top_logits,
+    uniforms_of_images,
 )
 from tests.tiny_models import assert_same_draws, count_rows, ends_at_some_time
 
@@ -394,3 +396,54 @@ def test_truncation_equals_the_official_one(reference):
         k, p = name.removeprefix("top_logits_").split("_")
         got = top_logits(torch.from_numpy(data["logits"]), int(k[1:]), float(p[1:]))
         np.testing.assert_allclose(got.numpy(), data[name], rtol=1e-6)
+
+
+# ---- rows that end by what they hold ---------------------------------------------------------
+
+
+def even(found):
+    """Ends a row at every fifth step whose last best id is even."""
+    rows, num_steps = found.tokens.shape
+    assert found.best_log_probs.shape == found.log_probs.shape == (rows, num_steps)
+    return (found.best[:, -1] % 2 == 0) & (num_steps % 5 == 0)
+
+
+def cut(values, ends, filling):
+    """(R, T) values with `filling` behind the first end of each row."""
+    after = ends.cumsum(1) - ends.long() > 0
+    return values.masked_fill(after, filling)
+
+
+@pytest.mark.parametrize("eos", [None, 7])
+@pytest.mark.parametrize("mode", ["plain", "native", "static", "compiled"])
+def test_stopped_rows_are_the_full_ones_cut_there(monkeypatch, model, memory, mode, eos):
+    if mode == "compiled":  # the compiler apart: it takes minutes, and static tests it
+        monkeypatch.setattr(torch, "compile", lambda function: function)
+    if mode == "native":
+        library(torch.float32)  # an error where it cannot run
+    steps = {"plain": PlainStep, "native": NativeStep}.get(mode, StaticStep)
+    options = {"max_new_tokens": 30, "top_k": 0, "top_p": 0.9, "temperature": 2.0}
+    options |= {"score_range": (100, 900), "eos_id": eos, "allowed": ends_at_some_time}
+    prompt = prompts(2, 6, 3)
+    options["uniforms"] = uniforms_of_images(prompt, [3, 4], num_steps=30)
+    model.decode_mode = mode
+    try:
+        full = model.generate(memory, prompt, **options)
+        rows = count_rows(monkeypatch, steps)
+        stopped = model.generate(memory, prompt, stop=even, **options)
+        turned = options["uniforms"].unflatten(0, (2, 6)).flip(0, 1).flatten(0, 1)
+        options["uniforms"] = turned
+        permuted = model.generate(memory.flip(0), prompt.flip(0, 1), stop=even, **options)
+    finally:
+        model.decode_mode = "plain"
+    ends = (full[2] % 2 == 0) & (torch.arange(1, 31) % 5 == 0)
+    assert len(ends.int().argmax(1).unique()) > 2, "rows stop at different places"
+    expected = [cut(v, ends, 0.0 if v.is_floating_point() else eos or 0) for v in full]
+    assert_same_draws(stopped[:2], expected[:2])
+    assert_same_draws(stopped[2:], expected[2:])
+    back = [values.unflatten(0, (2, 6)).flip(0, 1).flatten(0, 1) for values in permuted]
+    assert_same_draws(back, stopped)
+    if steps is StaticStep:
+        assert set(rows) == {12}
+    else:
+        assert min(rows) <= 6, "rows that have stopped leave the batch"

@@ -12,18 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
+from config import CFG
 from dataset.coco_detection import CocoDetection
 from dataset.geometry import Geometry
 from dataset.voc_detection import VocDetection
 from infer import detection, evaluate, infer_single_image_object_detection
-from infer.detection import DetectionOptions, detect
+from infer.detection import WHOLE_BUDGET, DetectionOptions, detect
 from infer.predictor import Predictor
 from infer.results import Detections, score_coco
+from infer.tasks import evaluate_task
 from infer.trained_model import TrainedModel, shared_categories
 from models import load_model, save_model
 from tokenizer.detection import DetectionTokenizer
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
+from utils.cli import snapshot
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,3 +281,39 @@ def test_classes_are_matched_by_name(demo_set):
         assert voc.categories.names[shared.source_ids[label]] == name
     with pytest.raises(UserError, match="none is shared"):
         shared_categories(Categories.from_names(["dragon"]), voc.categories)
+
+
+def test_an_answer_ends_where_objects_run_out(tiny_weights, demo_set, monkeypatch):
+    predictor, said, decode = Predictor(tiny_weights), [], DetectionTokenizer.decode
+    monkeypatch.setattr(
+        DetectionTokenizer, "decode", lambda *args: said.append(decode(*args)) or said[-1]
+    )
+    paths = sorted((demo_set / "val2017").glob("*.jpg"))
+    predictor.detect(paths, WHOLE_BUDGET)
+    full, kept = said.copy(), []
+    score = float(np.median([scores for _, _, scores in full]))
+    for batch_size in (1, 6):
+        said.clear()
+        options = DetectionOptions(stop_objects=1, stop_score=score)
+        predictor.detect(paths, options, batch_size=batch_size)
+        for (boxes, labels, scores), stopped in zip(full, said, strict=True):
+            low = np.flatnonzero(scores < score)
+            n = low[0] + 1 if len(low) else len(scores)
+            kept.append(n)
+            np.testing.assert_allclose(stopped[0][:n], boxes[:n], atol=1e-3)
+            np.testing.assert_allclose(stopped[2][:n], scores[:n], atol=1e-5)
+            assert stopped[1].tolist() == [*labels[:n], *[0] * (len(labels) - n)]
+    assert len(set(kept)) > 1 and min(kept) < 8, "rows stop at different places"
+    said.clear()
+    predictor.detect(paths, options.showing(0.0))
+    assert [len(np.flatnonzero(labels)) for _, labels, _ in said] == [8] * 6, "all may be shown"
+
+
+def test_an_evaluation_stops_only_when_asked(tiny_weights, demo_set):
+    predictor, source = Predictor(tiny_weights), CocoDetection(demo_set, "val")
+    numbers = {}
+    for name, asked in {"default": [], "asked": ["eval_stop_objects=1"]}.items():
+        cfg = snapshot(CFG, ["num_workers=0", "stop_objects=1", "stop_score=1", *asked])
+        numbers[name] = len(evaluate_task("detection", cfg, predictor, source).results)
+    whole = len(detection.evaluate(predictor, source).results)
+    assert numbers["default"] == whole > numbers["asked"] > 0

@@ -23,7 +23,8 @@ from infer.results import InstanceMasks, score_coco
 from infer.segmentation import SegmentationOptions, combine_samples, pack_objects, segment
 from infer.trained_model import TrainedModel
 from models import save_model
-from tests.conftest import TINY
+from models.pix2seq import Pix2Seq
+from tests.conftest import ROOT, TINY
 from tokenizer.segmentation import SegmentationTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train import train_coco_segmentation
@@ -35,6 +36,7 @@ from utils.masks import (
     fit_polygons,
     majority_mask,
     mask_to_rle,
+    outline_iou,
     polygons_to_rle,
     rle_to_mask,
     rle_to_polygons,
@@ -742,3 +744,42 @@ def test_weights_survive_saving_with_their_settings(weights, tmp_path):
     save_model(predictor.model, tmp_path / "again.safetensors")
     again = Predictor(tmp_path / "again.safetensors").tokenizer("segmentation")
     assert again.settings() == predictor.tokenizer("segmentation").settings()
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_others_are_drawn_only_where_two_samples_disagree(weights, picture, monkeypatch, crops):
+    predictor = Predictor(ROOT / "weights" / "demo.safetensors" if crops else weights)
+    boxes = np.float32([[8, 9, 70, 60], [20, 5, 90, 80], [30, 30, 50, 60], [1, 1, 99, 90]])
+    images, boxes, labels = [picture, picture], [boxes, boxes[:3] + 5], [[1] * 4, [1] * 3]
+
+    def rles(**options):
+        found = predictor.segment(images, boxes, labels, SegmentationOptions(**options))
+        return [rle for one in found for rle in one.rles]
+
+    ious, measure = [], segmentation.sample_iou
+    monkeypatch.setattr(
+        segmentation, "sample_iou", lambda *args: ious.append(measure(*args)) or ious[-1]
+    )
+    two, five = rles(num_samples=2, agree=0), rles(num_samples=5, agree=0)
+    assert not ious
+    mixed = rles(num_samples=5, agree=1.0)
+    assert mixed == five and len(ious) == 7 and len(set(ious)) > 1
+    between = sorted(ious)[3]
+    drawn, generate = [], Pix2Seq.generate
+    monkeypatch.setattr(
+        Pix2Seq,
+        "generate",
+        lambda *args, **how: drawn.append(how["num_samples"]) or generate(*args, **how),
+    )
+    expected = [b if iou < between else a for a, b, iou in zip(two, five, ious, strict=True)]
+    assert rles(num_samples=5, agree=between) == expected
+    assert expected != five and expected != two
+    assert sorted(set(drawn)) == [2, 3], "no other samples are drawn"
+
+
+def test_outlines_share_what_their_masks_share():
+    one, other = blob(40, 30, (50, 50), 0), blob(40, 20, (60, 50), 1)
+    masks = [rle_to_mask(polygons_to_rle([part], (100, 120))) for part in (one, other)]
+    assert outline_iou([one], [other], (100, 120)) == pytest.approx(iou(*masks))
+    assert outline_iou([one], [one], (100, 120)) == 1
+    assert outline_iou([one], [], (100, 120)) == outline_iou([], [], (100, 120)) == 0

@@ -226,6 +226,21 @@ class DetectionTokenizer(TaskTokenizer):
             mask[v.eos] = True
         return mask
 
+    def ran_out(self, class_log_probs: Tensor, most: int, score: float) -> Tensor:
+        """Whether objects have run out: the last `most` of them all score below `score`.
+
+        Args:
+            class_log_probs: (R, t) so far, as for `decode`.
+
+        Returns:
+            (R,) bool, False inside an object.
+        """
+        rows, num_steps = class_log_probs.shape
+        if num_steps % TOKENS_PER_OBJECT or num_steps < most * TOKENS_PER_OBJECT:
+            return class_log_probs.new_zeros(rows, dtype=torch.bool)
+        scores = class_log_probs[:, 4::TOKENS_PER_OBJECT][:, -most:].exp()  # (R, most)
+        return (scores < score).all(1)
+
     @property
     def _order(self) -> list[int]:
         """Columns of xyxy as the layout writes them; its own inverse."""

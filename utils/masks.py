@@ -238,6 +238,18 @@ def majority_mask(
     return window_to_rle(votes >= share * len(outlines), (int(start[1]), int(start[0])), size)
 
 
+def outline_iou(
+    one: Sequence[np.ndarray], other: Sequence[np.ndarray], size: tuple[int, int]
+) -> float:
+    """Intersection over union of two masks, each given as polygons; 0 if they share no pixel.
+
+    Args:
+        one, other, size: see `polygons_to_rle`.
+    """
+    rles = [polygons_to_rle(polygons, size) for polygons in (one, other)]
+    return float(coco_mask.iou(rles[:1], rles[1:], [0])[0, 0])
+
+
 def window_to_rle(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict:
     """`mask_to_rle` of a picture of which all but a window is empty.
 

@@ -213,6 +213,7 @@ RULES: dict[str, object] = {
     "seg_eos_weight": WEIGHT,
     "seg_crop_pad": MARGIN,
     "seg_samples": Number(1, 4096),
+    **dict.fromkeys(("seg_agree", "eval_seg_agree"), SHARE),
     "seg_threshold": Number(0, 1, above=True),
     # keypoints
     "keypoint_crop": MARGIN,
@@ -264,7 +265,8 @@ RULES: dict[str, object] = {
     "eval_batch_size": COUNT,
     "infer_dtype": OneOf(("float32", "bfloat16")),
     "decode_mode": OneOf(("auto", "plain", "native", "static", "compiled")),
-    "score_threshold": SHARE,
+    **dict.fromkeys(("score_threshold", "stop_score"), SHARE),
+    **dict.fromkeys(("stop_objects", "eval_stop_objects"), COUNT_OR_0),
 }
 
 # Options of scripts -> the setting whose rule they obey, or a rule of their own.
