@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -188,6 +187,8 @@ def score_results(references: dict[int, list[str]], results: list[dict]) -> Repo
     words = [ptb_tokenize(row["caption"]) for row in results]
     truth = [[ptb_tokenize(text) for text in references[row["image_id"]]] for row in results]
     metrics, each = score_captions(words, truth)
+    import pandas as pd
+
     per_image = pd.DataFrame(results)[["image_id", "caption"]].assign(**each)
     lines = [f"{name:<8} = {value:.3f}" for name, value in metrics.items()]
     return Report(metrics, per_image, "\n".join([f"{len(results)} images", *lines]), results)

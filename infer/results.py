@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from utils.categories import Categories, Skeleton
 from utils.detection_metrics import detections_to_coco, evaluate_coco
 from utils.files import atomic_path, write_json_atomic
 from utils.masks import rle_to_mask
+
+if TYPE_CHECKING:  # takes half a second to import
+    import pandas as pd
 
 LEADING = ("AP", "AP50", "AP75", "mAP50", "mAP50_11point", "CIDEr", "BLEU-4", "ROUGE-L")
 

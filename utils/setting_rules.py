@@ -256,7 +256,7 @@ RULES: dict[str, object] = {
     "ema_decay": DROPOUT,
     # evaluation and inference
     "eval_batch_size": COUNT,
-    "infer_dtype": OneOf(("float32", "bfloat16")),
+    "infer_dtype": OneOf(("float32", "bfloat16", "int8")),
     "decode_mode": OneOf(("auto", "plain", "native", "static", "compiled")),
     "score_threshold": SHARE,
 }
