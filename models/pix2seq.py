@@ -100,7 +100,7 @@ class Pix2Seq(nn.Module):
         return () if folded is None else (folded,)
 
     def compile(self, *args, **options) -> None:
-        """As `nn.Module.compile`, without the parts of large logits: their number differs by step."""
+        """As `nn.Module.compile`, without parts of large logits: their number differs by step."""
         self.decoder.measure_in_parts = torch.compiler.disable(self.decoder.measure_in_parts)
         super().compile(*args, **options)
 
