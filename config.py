@@ -239,7 +239,8 @@ class CFG:
     # functions of your own, "package.module:function", whose figures an evaluation adds
     metrics: tuple[str, ...] = ()
     eval_batch_size: int = 16  # images that are evaluated at a time
-    infer_dtype: str = "float32"  # what scripts in infer/ compute in: "float32" | "bfloat16"
+    # what scripts in infer/ compute in: "float32" | "bfloat16" | "int8" = weights of the decoder
+    infer_dtype: str = "float32"
     # how tokens are decoded: "auto" = native on a CPU with a C++ compiler, else plain | "plain" |
     # "native" = C++, compiled once | "static" = fixed shapes, on a GPU one CUDA graph per token |
     # "compiled" = that and torch.compile, also of the encoder (not for validation during training)

@@ -12,6 +12,7 @@ Ways, measured in turns within one run, medians, on the same random weights and 
           or as --mode says; with --also in others as well
   ports   image and whole sequence through the model again for every token, as the simple PyTorch
           ports do; in float32 its greedy tokens must equal ours
+  float32 with --dtype int8, the same rounded weights read as float32, in the native step as well
   hf      transformers' VisionEncoderDecoderModel.generate of the same dimensions (other random
           weights), if transformers is installed
 The limit: the bytes that one step must read (weights, or weights and cross-attention's keys and
@@ -30,6 +31,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +82,9 @@ def parse(argv=None) -> argparse.Namespace:
     args.add_argument("--slow-tokens", type=int, default=20, help="of the ports' way; 0 = skip it")
     args.add_argument("--mode", choices=CHOICES, default="auto", help="of ours")
     args.add_argument("--also", choices=MODES, nargs="+", default=[], help="of ours, too")
-    args.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of ours")
+    args.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="of ours"
+    )
     args.add_argument("--no-hf", action="store_true", help="leave transformers out")
     args.add_argument(
         "--rows", action="store_true", help="also 20 objects x 8 samples of one image"
@@ -124,7 +128,8 @@ def hf_decode(args: argparse.Namespace, memory_len: int) -> Callable[[int], obje
         intermediate_size=dims["dim"],
     )  # fmt: skip
     model = HfModel(encoder=ViTModel(encoder), decoder=BartForCausalLM(decoder)).eval()
-    model.to(pick_device(args.device), dtype=getattr(torch, args.dtype))
+    dtype = "float32" if args.dtype == "int8" else args.dtype
+    model.to(pick_device(args.device), dtype=getattr(torch, dtype))
     model.generation_config.decoder_start_token_id = 1
 
     def decode(batch: int) -> object:
@@ -163,7 +168,8 @@ def step_bytes(model: Pix2Seq, batch: int, memory_len: int) -> tuple[int, int]:
     unread = sum(p.numel() for layer in layers for p in layer.cross_attention.kv.parameters())
     weights = sum(p.numel() for p in layers.parameters()) - unread + c.vocab_size * c.dim
     size = model.dtype.itemsize
-    return size * weights, size * batch * len(layers) * 2 * memory_len * c.dim
+    kv = batch * len(layers) * 2 * memory_len * c.dim
+    return weights * (1 if model.decoder.int8 else size), kv * size
 
 
 def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
@@ -189,6 +195,12 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
         ways[mode] = decode = partial(generate, model.decoder, memory, request)
         if model.dtype == torch.float32:
             assert torch.equal(decode().tokens, ours), f"mode {mode} says other tokens"
+    if model.decoder.int8:
+        whole = copy(model.decoder)  # the same parameters
+        whole.int8 = {}
+        request = GenerationRequest(prompt, args.tokens, mode=model.decode_mode)
+        ways["float32"] = partial(generate, whole, memory, request)
+        assert torch.equal(ways["float32"]().tokens, ours), "float32 says other tokens"
     slow_tokens = min(args.slow_tokens, args.tokens) if batch == args.batch[0] else 0
     if slow_tokens:
         slow = ports_way(model, images, prompt, slow_tokens)
@@ -200,7 +212,9 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
     took = in_turns(ways, args.repeat, device)
     per_token = took["ours"] / args.tokens
     rate = flops / took["matmul"]
-    compute = 2 * batch * (weight_bytes + kv_bytes / batch) / model.dtype.itemsize / rate
+    size = model.dtype.itemsize
+    numbers = weight_bytes / (1 if model.decoder.int8 else size) + kv_bytes / batch / size
+    compute = 2 * batch * numbers / rate
     bound = max(took["read_weights"] / 10, compute)
     out = {
         "batch": batch,
@@ -213,6 +227,9 @@ def measure(args: argparse.Namespace, model: Pix2Seq, batch: int, hf) -> dict:
         "matmul_gflops": rate / 1e9,
         "peak_memory_mb": peak_memory_mb(device),
     }
+    if model.decoder.int8:
+        out["float32_ms_per_token"] = 1e3 * took["float32"] / args.tokens
+        out["times_float32"] = took["ours"] / took["float32"]
     for mode in args.also:
         out[f"{mode}_ms_per_token"] = 1e3 * took[mode] / args.tokens
         out[f"ratio_{mode}"] = took["ours"] / took[mode]

@@ -186,7 +186,7 @@ def score_results(references: dict[int, list[str]], results: list[dict]) -> Repo
     words = [ptb_tokenize(row["caption"]) for row in results]
     truth = [[ptb_tokenize(text) for text in references[row["image_id"]]] for row in results]
     metrics, each = score_captions(words, truth)
-    import pandas as pd  # a second, and evaluations alone need it
+    import pandas as pd  # takes half a second, and evaluations alone need it
 
     per_image = pd.DataFrame(results)[["image_id", "caption"]].assign(**each)
     lines = [f"{name:<8} = {value:.3f}" for name, value in metrics.items()]

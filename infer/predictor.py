@@ -62,7 +62,7 @@ class Predictor(TrainedModel):
             super().__init__(weights)
         else:
             model = load_model(weights, device)
-            model.prepare(dtype=dtype, mode=mode)
+            model.prepare(dtype=dtype, mode=mode, fold=True)
             super().__init__(model, str(weights))
 
     def detect(

@@ -20,8 +20,8 @@ from utils.files import atomic_path, write_json_atomic
 from utils.images import as_image
 from utils.masks import rle_to_mask
 
-if TYPE_CHECKING:
-    import pandas as pd  # a second to import; what needs it loads it
+if TYPE_CHECKING:  # slow to import; what needs them loads them
+    import pandas as pd
     import supervision
 
 LEADING = ("AP", "AP50", "AP75", "mAP50", "mAP50_11point", "CIDEr", "BLEU-4", "ROUGE-L")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.layers import (
     LAYER_NORM_EPS,
+    DropPath,
     Mlp,
     attend,
     init_attention,
@@ -221,6 +221,8 @@ class Decoder(nn.Module):
             None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
         )
         self.output_bias = nn.Parameter(torch.empty(vocab_size)) if output_bias else None
+        self.measure_in_parts = _measure_in_parts  # for `Pix2Seq.compile`
+        self.int8 = {}  # what `models.decode_step.native.quantize` made of the matrices, if asked
         if positions == "learned":
             self.positions = nn.Parameter(torch.empty(max_len, dim))
         else:
@@ -297,9 +299,14 @@ class Decoder(nn.Module):
 
     def output_table(self, id_range: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
         """Embeddings (V, D) and bias (V,) or None that make logits, or those of some ids."""
-        tied, bias = self.output_embedding is None, self.output_bias
-        table = self.token_embedding if tied else self.output_embedding
-        return table[id_range], None if bias is None else bias[id_range]
+        bias = self.output_bias
+        return self.output_weight[id_range], None if bias is None else bias[id_range]
+
+    @property
+    def output_weight(self) -> nn.Parameter:
+        """Embeddings (V, D) that make logits."""
+        tied = self.output_embedding is None
+        return self.token_embedding if tied else self.output_embedding
 
     def measure_logits(
         self, hidden: Tensor, targets: Tensor, measure: Callable[[Tensor, Tensor], Tensor]
@@ -322,10 +329,9 @@ class Decoder(nn.Module):
         size = max(1, LOGITS_AT_ONCE // (4 * len(table)))
         if len(hidden) <= size:
             return measure(F.linear(hidden, table, bias), targets)
-        return _measure_in_parts(hidden, targets, table, bias, measure, size)
+        return self.measure_in_parts(hidden, targets, table, bias, measure, size)
 
 
-@torch.compiler.disable  # the number of parts differs from step to step
 def _measure_in_parts(
     hidden: Tensor,
     targets: Tensor,

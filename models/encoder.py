@@ -7,11 +7,12 @@ docs/own_encoder.md.
 """
 
 import difflib
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +24,11 @@ from utils.encoder_weights import (
     load_state,
     misfit,
     pretrained_file,
-    timm_messages,
     timm_tensors_of,
 )
 from utils.errors import UserError, import_named, is_import_path, one_line
+
+TIMM_LOGGER = "timm.models._builder"
 
 
 class TimmEncoder(nn.Module):
@@ -53,6 +55,8 @@ class TimmEncoder(nn.Module):
         drop_path: float = 0.0,
         pooled: bool = True,
     ):
+        import timm  # takes seconds, and other encoders do without
+
         super().__init__()
         self.num_prefix_tokens = 0
 
@@ -80,6 +84,8 @@ class TimmEncoder(nn.Module):
             stride = self.backbone.feature_info[-1]["reduction"]
         self.unused = _drop_unused_stages(self.backbone)
         self.grid = tuple(math.ceil(side / stride) for side in image_size)
+        # A transformer has one, of its patches.
+        self.is_convolutional = sum(isinstance(m, nn.Conv2d) for m in self.modules()) > 1
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -88,8 +94,7 @@ class TimmEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> (B, S, C) with S = grid[0] * grid[1], row by row."""
-        backbone = self.backbone
-        features = backbone(images)[0] if self.is_pyramid else backbone.forward_features(images)
+        backbone, features = self.backbone, self.features(images)
         if features.ndim == 3:  # (B, prefix + S, C)
             tokens = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
         elif getattr(backbone, "output_fmt", "NCHW") == "NHWC":  # (B, h, w, C)
@@ -98,6 +103,13 @@ class TimmEncoder(nn.Module):
             tokens = features.flatten(2).transpose(1, 2)
         assert tokens.shape[1] == math.prod(self.grid), f"{tokens.shape[1]} tokens, {self.grid=}"
         return tokens
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H', W') -> what timm gives: (B, P + S, C), (B, h, w, C) or (B, C, h, w)."""
+        if self.is_convolutional:
+            images = images.contiguous(memory_format=torch.channels_last)  # faster on CPU and GPU
+        backbone = self.backbone
+        return backbone(images)[0] if self.is_pyramid else backbone.forward_features(images)
 
 
 def _drop_unused_stages(backbone: nn.Module) -> tuple[str, ...]:
@@ -118,6 +130,8 @@ def _drop_unused_stages(backbone: nn.Module) -> tuple[str, ...]:
 
 def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
     """Index of the last feature map with that stride."""
+    import timm
+
     info = timm.create_model(name, features_only=True, **kwargs).feature_info
     strides = info.reduction()
     if stride not in strides:
@@ -129,10 +143,39 @@ def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
 
 
 def _check_timm_name(name: str) -> None:
+    import timm
+
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f"near it: {', '.join(near)}" if near else "timm.list_models() names all"
         raise UserError(f"no encoder {name!r} in timm; {hint}")
+
+
+class _Keep(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextmanager
+def timm_messages() -> Iterator[list[str]]:
+    """Collects what timm says while it loads weights; nothing of it is printed."""
+    logger, handler = logging.getLogger(TIMM_LOGGER), _Keep()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield handler.texts
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before[1]
+        logger.setLevel(before[0])
 
 
 def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> nn.Module:
@@ -345,6 +388,8 @@ def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]
     if is_class(encoder):
         pair = zip(("image_mean", "image_std"), IMAGENET, strict=True)
         return tuple(tuple(getattr(load_class(encoder), name, value)) for name, value in pair)
+    import timm
+
     _check_timm_name(encoder)
     cfg = timm.get_pretrained_cfg(encoder, allow_unregistered=False)
     return (cfg.mean, cfg.std) if cfg else IMAGENET

@@ -4,12 +4,34 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 LAYER_NORM_EPS = 1e-6
+FOLD_TOLERANCE = 1e-4  # of the largest number, between a model and one with folded batch norms
+
+
+class DropPath(nn.Module):
+    """Skips a residual branch at random, per image, in training: what timm's `DropPath` draws."""
+
+    def __init__(self, drop_prob: float = 0.0):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...); what is kept makes up for the rest."""
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return x * (kept.div_(keep) if keep > 0 else kept)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:.3f}"
 
 
 def layer_norm(dim: int, eps: float = LAYER_NORM_EPS) -> nn.LayerNorm:
@@ -48,6 +70,57 @@ def init_attention(attention: nn.Module, num_heads: int) -> None:
         fans = num_heads * (head_dim + dim) if name == "out" else dim * (num_heads + head_dim)
         bound = math.sqrt(6 / fans)
         nn.init.uniform_(layer.weight, -bound, bound)
+
+
+@torch.no_grad()
+def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> nn.Module | None:
+    """A copy with batch norms folded into the convolutions in front of them, for inference.
+
+    A run shows which these are: what the norm takes is the very tensor that the convolution made.
+    A second one shows that the numbers stay. All other parameters are shared with `model`.
+
+    Args:
+        model: in eval mode.
+        run: computes something small with `model` or the copy, through all of its convolutions.
+
+    Returns:
+        None where there is nothing to fold, or where the numbers would not stay.
+    """
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms or model.training:
+        return None
+    kept = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    copy = deepcopy(model, kept)
+    made: list[tuple[str, Tensor]] = []  # held, so that no other tensor takes the place of one
+    pairs: dict[str, str] = {}  # norm -> convolution
+    hooks = []
+    for name, module in copy.named_modules():
+        if isinstance(module, nn.Conv2d):
+            note = lambda _, inputs, output, name=name: made.append((name, output))  # noqa: E731
+            hooks.append(module.register_forward_hook(note))
+    for name in norms:
+
+        def pair(_, inputs: tuple[Tensor], name: str = name) -> None:
+            found = [conv for conv, tensor in made if tensor is inputs[0]]
+            if found:
+                pairs[name] = found[-1]
+
+        hooks.append(copy.get_submodule(name).register_forward_pre_hook(pair))
+    try:
+        before = run(copy)
+        for hook in hooks:
+            hook.remove()
+        for norm_name, conv_name in pairs.items():
+            norm = copy.get_submodule(norm_name)
+            conv = fuse_conv_bn_eval(copy.get_submodule(conv_name), norm)
+            copy.set_submodule(conv_name, conv.to(memory_format=torch.channels_last))
+            more = [m for m in (getattr(norm, n, None) for n in ("drop", "act")) if m is not None]
+            copy.set_submodule(norm_name, nn.Sequential(*more))  # timm's norms hold an activation
+        after = run(copy)
+    except Exception:  # the model is not ours: one that takes no small images, say
+        return None
+    stays = (after - before).abs().max() <= FOLD_TOLERANCE * before.abs().max()
+    return copy if pairs and stays else None
 
 
 class Mlp(nn.Module):

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, create_pool2d
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from models.layers import (
     Attention,
+    DropPath,
     Mlp,
     init_attention,
     init_weights,
@@ -153,6 +152,46 @@ class BatchNorm(nn.BatchNorm2d):
         return out
 
 
+class SamePool(nn.MaxPool2d):
+    """Max pool that pads as TensorFlow's "SAME": an odd pixel comes at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))"""
+        pads = []
+        for side in (x.shape[3], x.shape[2]):
+            pad = (math.ceil(side / self.stride) - 1) * self.stride + self.kernel_size - side
+            pads += [max(pad, 0) // 2, max(pad, 0) - max(pad, 0) // 2]
+        return F.max_pool2d(F.pad(x, pads, value=-math.inf), self.kernel_size, self.stride)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolution beside a shortcut.
+
+    Args:
+        shortcut: of another shape, where the block changes it; None = the input as it is.
+    """
+
+    EXPANSION = 4
+
+    def __init__(
+        self, dim_in: int, planes: int, stride: int = 1, shortcut: nn.Module | None = None
+    ):
+        super().__init__()
+        dim = planes * self.EXPANSION
+        self.conv1, self.bn1 = nn.Conv2d(dim_in, planes, 1, bias=False), BatchNorm(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = BatchNorm(planes)
+        self.conv3, self.bn3 = nn.Conv2d(planes, dim, 1, bias=False), BatchNorm(dim)
+        self.relu, self.downsample = nn.ReLU(inplace=True), shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 4 * planes, H / stride, W / stride)"""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
 class ResNet(nn.Module):
     """Bottleneck ResNet (v1.5) without its head; every group starts with a projection shortcut.
 
@@ -170,7 +209,7 @@ class ResNet(nn.Module):
         self.stem_conv = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
         self.stem_bn = BatchNorm(channels)
         self.stem_relu = nn.ReLU(inplace=True)
-        self.stem_pool = create_pool2d("max", 3, 2, padding="same")
+        self.stem_pool = SamePool(3, 2)
         self.dim, groups = channels, []
         for group, num_blocks in enumerate(BLOCKS[depth][:num_groups]):
             stride, planes = 1 if group == 0 else 2, channels * 2**group
@@ -179,12 +218,12 @@ class ResNet(nn.Module):
         self._init()
 
     def _group(self, planes: int, num_blocks: int, stride: int) -> nn.Sequential:
-        dim_in, self.dim = self.dim, planes * Bottleneck.expansion
+        dim_in, self.dim = self.dim, planes * Bottleneck.EXPANSION
         shortcut = nn.Sequential(
             nn.Conv2d(dim_in, self.dim, 1, stride, bias=False), BatchNorm(self.dim)
         )
-        first = Bottleneck(dim_in, planes, stride, shortcut, norm_layer=BatchNorm)
-        more = (Bottleneck(self.dim, planes, norm_layer=BatchNorm) for _ in range(num_blocks - 1))
+        first = Bottleneck(dim_in, planes, stride, shortcut)
+        more = (Bottleneck(self.dim, planes) for _ in range(num_blocks - 1))
         return nn.Sequential(first, *more)
 
     def _init(self) -> None:
@@ -199,6 +238,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the feature map of every group, (B, C, h, w), strides 4, 8, 16 (, 32)."""
+        images = images.contiguous(memory_format=torch.channels_last)  # faster on CPU and GPU
         x = self.stem_pool(self.stem_relu(self.stem_bn(self.stem_conv(images))))
         features = []
         for group in self.groups:
@@ -241,8 +281,12 @@ class OfficialResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, S, D), row by row, class token first if there is one."""
-        features = self.resnet(images)[-1].flatten(2).transpose(1, 2)  # (B, S, C)
+        features = self.features(images).flatten(2).transpose(1, 2)  # (B, S, C)
         return self.transformer(self.stem_projection(self.drop(features)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H', W') -> (B, C, h, w), the last feature map"""
+        return self.resnet(images)[-1]
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Which layer a parameter belongs to, in timm's format (for layer-wise learning rates)."""

@@ -10,15 +10,26 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.decode_step import choose_mode
+from models.decode_step.native import quantize
 from models.decoder import Decoder
 from models.encoder import build_encoder
 from models.generate import Generated, GenerationRequest, SamplingOptions, generate
-from models.layers import Mlp, init_weights, layer_norm, sin_cos_1d, sin_cos_2d, trunc_normal
+from models.layers import (
+    DropPath,
+    Mlp,
+    fold_batch_norms,
+    init_weights,
+    layer_norm,
+    sin_cos_1d,
+    sin_cos_2d,
+    trunc_normal,
+)
+
+TRIAL_SIDE = 64  # pixels of the image that shows whether batch norms can be folded
 
 
 class Pix2Seq(nn.Module):
@@ -39,6 +50,7 @@ class Pix2Seq(nn.Module):
         for name, values in (("mean", config.image_mean), ("std", config.image_std)):
             statistics = torch.tensor(values, dtype=torch.float32)[:, None, None]  # (3, 1, 1)
             self.register_buffer(name, statistics, persistent=False)
+        self.folded: tuple[nn.Module, ...] = ()  # the encoder for inference; no part of the model
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +61,9 @@ class Pix2Seq(nn.Module):
         """Type of the weights; images are always normalised in float32."""
         return self.decoder.token_embedding.dtype
 
-    def prepare(self, *, dtype: torch.dtype = torch.float32, mode: str = "plain") -> None:
+    def prepare(
+        self, *, dtype: torch.dtype = torch.float32, mode: str = "plain", fold: bool = False
+    ) -> None:
         """Sets the type that the model computes in and the way it decodes.
 
         A model as it is loaded computes in float32 and decodes "plain"; `infer.predictor.Predictor`
@@ -58,17 +72,51 @@ class Pix2Seq(nn.Module):
         Args:
             dtype: `torch.bfloat16` halves the bytes of weights and cache that a step reads. Logits
                 are then rounded to bfloat16 before the float32 softmax, except in mode "native".
+                `torch.int8` rounds the matrices that a step reads and leaves all else in float32.
             mode: one of `models.decode_step.CHOICES`; "compiled" also compiles the encoder.
+            fold: in float32, encode with batch norms folded into convolutions, for a model in eval
+                mode whose weights stay. What is saved stays, too.
 
         Raises:
             ValueError: there is no such mode.
-            UserError: "native" without a C++ compiler, or not on a CPU.
+            UserError: "native" or int8 without a C++ compiler, or not on a CPU.
         """
+        int8 = dtype == torch.int8
         for module in (self.encoder, self.projection, self.decoder):
-            module.to(dtype)
-        self.decode_mode = choose_mode(self.decoder, mode)
+            module.to(torch.float32 if int8 else dtype)
+        self.decode_mode = choose_mode(self.decoder, mode, int8=int8)
+        self.decoder.int8 = quantize(self.decoder) if int8 else {}
+        self.folded = self._folded_encoder() if fold and self.dtype == torch.float32 else ()
         if self.decode_mode == "compiled":
-            self.encoder.compile()
+            (self.folded or (self.encoder,))[0].compile()
+
+    def _folded_encoder(self) -> tuple[nn.Module, ...]:
+        """The encoder with folded batch norms; nothing if it has none, or may not be folded."""
+        if not hasattr(self.encoder, "features"):
+            return ()
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(1, 3, TRIAL_SIDE, TRIAL_SIDE, generator=generator).to(self.device)
+        folded = fold_batch_norms(self.encoder, lambda encoder: encoder.features(image))
+        return () if folded is None else (folded,)
+
+    def compile(self, *args, **options) -> None:
+        """As `nn.Module.compile`, without parts of large logits: their number differs by step."""
+        self.decoder.measure_in_parts = torch.compiler.disable(self.decoder.measure_in_parts)
+        super().compile(*args, **options)
+
+    def train(self, mode: bool = True) -> "Pix2Seq":
+        """Training changes the weights: nothing stays folded."""
+        if mode:
+            self.folded = ()
+        return super().train(mode)
+
+    def _apply(self, *args, **options) -> "Pix2Seq":  # another device or type
+        self.folded = ()
+        return super()._apply(*args, **options)
+
+    def load_state_dict(self, *args, **options):
+        self.folded = ()
+        return super().load_state_dict(*args, **options)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -89,7 +137,8 @@ class Pix2Seq(nn.Module):
         if images.dtype == torch.uint8:
             images = images.float() / 255
         images = (images - self.mean) / self.std
-        return self.projection(self.encoder(images.to(self.dtype)))
+        encoder = self.folded[0] if self.folded and not torch.is_grad_enabled() else self.encoder
+        return self.projection(encoder(images.to(self.dtype)))
 
     def forward(
         self,

@@ -166,6 +166,22 @@ def test_the_command_line_is_understood_before_anything_heavy_is_imported():
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
+def test_a_model_with_an_official_encoder_imports_only_what_it_needs():
+    heavy = {"timm", "torchvision", "pandas", "matplotlib", "albumentations", "torch._dynamo"}
+    heavy |= {"pycocotools.coco", "huggingface_hub"}
+    code = f"""if True:
+        import sys
+        import torch
+        before = set(sys.modules)
+        import numpy as np
+        import infer.predictor, infer.results, utils.visualize
+        from models import ModelConfig, build_model
+        build_model(ModelConfig(encoder="official_resnet", image_size=(64, 64))).eval().prepare()
+        print((sys.modules.keys() - before) & {heavy})"""
+    done = run_script("-c", code, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
 def test_stdout_holds_just_the_results(tiny_weights, tmp_path):
     options = ["--image", ROOT / "images" / "demo.jpg", "--weights", tiny_weights]
     done = run_script(SCRIPT, *options, "--score-threshold", "0", "--device", "cpu", cwd=tmp_path)
@@ -229,7 +245,7 @@ def test_a_folder_gives_one_picture_each_and_reports_the_unreadable(
         (["--image", "ok.png", "--config", "none.json"], "with --config"),
         (["--image", "ok.png", "--set", "demo_weights=none"], "no weights at"),
         (["--image", "ok.png", "--set", "top_k=-1"], "top_k must be at least 0, got -1"),
-        (["--image", "ok.png", "--set", "infer_dtype=half"], "infer_dtype must be float32 or"),
+        (["--image", "ok.png", "--set", "infer_dtype=half"], "infer_dtype must be one of float32,"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(

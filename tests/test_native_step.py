@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("DEFAULT", "AVX2", "AVX512")  # what torch calls them: 4, 8 and 16 lanes
 THIS = torch.backends.cpu.get_cpu_capability()
 CAPABILITIES = KINDS[: KINDS.index(THIS) + 1] if THIS in KINDS else (THIS,)
+LAST = CAPABILITIES[-2:]  # where compiling for all takes too long
 compiler = pytest.mark.skipif(
     not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
 )
@@ -155,6 +156,89 @@ def test_half_precision_decodes_near_to_the_whole(calls, memory):
     same = (tokens == best).all(-1)
     assert same.float().mean() > 0.5
     torch.testing.assert_close(scores[same], exact[same], atol=0.1, rtol=0.05)
+
+
+@compiler
+@pytest.mark.parametrize(
+    ("variant", "rows", "name"),
+    list(zip(VARIANTS, (1, 2, 5, 8, 16, 23), 6 * LAST, strict=False)),
+)
+def test_int8_says_what_the_modules_say_with_the_rounded_weights(
+    monkeypatch, calls, memory, variant, rows, name
+):
+    on_lanes_of(monkeypatch, name)
+    model = tiny(**VARIANTS[variant])
+    model.prepare(dtype=torch.int8, mode="native")
+    for shape in ((2, rows), (2, 1), (1, 1)):
+        plain, fast = plain_and_native(model, memory[: shape[0]], prompts(*shape))
+        assert_same(fast, plain)
+    assert calls and len(model.decoder.int8) == 6 * 2 + 1
+
+
+@compiler
+@torch.no_grad()
+def test_int8_rounds_to_the_nearest_of_255_numbers_of_an_output():
+    exact, model = tiny(), tiny()
+    exact.decoder.layers[0].mlp.dense1.weight[3] = model.decoder.layers[0].mlp.dense1.weight[3] = 0
+    model.prepare(dtype=torch.int8, mode="auto")
+    assert model.decode_mode == "native" and model.dtype == torch.float32
+    before, rounded = exact.state_dict(), 0
+    for name, weight in model.named_parameters():
+        if weight not in model.decoder.int8:
+            assert torch.equal(weight, before[name])
+            continue
+        numbers, scale = model.decoder.int8[weight]
+        most = before[name].abs().amax(1)
+        torch.testing.assert_close(scale, most / 127)
+        assert torch.equal(numbers.abs().amax(1).float(), torch.where(most > 0, 127.0, 0.0))
+        assert ((weight - before[name]).abs() <= 0.501 * scale[:, None]).all()
+        rounded += 1
+    assert rounded == len(model.decoder.int8)
+    # What is rounded once stays, and the table of a part of the vocabulary is a part of it.
+    again = copy.deepcopy(model)
+    again.prepare(dtype=torch.int8, mode="plain")
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, again.get_parameter(name), atol=0, rtol=1e-6)
+    again.prepare(mode="plain")
+    assert again.decoder.int8 == {}
+
+
+@compiler
+@torch.no_grad()
+def test_int8_is_what_the_step_reads(memory):
+    """Other numbers there, and the answers differ; of a part of the vocabulary, too."""
+    model = tiny()
+    model.prepare(dtype=torch.int8, mode="native")
+    cache, part = model.decoder.init_cache(memory, 2, 9), slice(100, 600)
+    whole = NativeStep(model.decoder, cache)(prompts(2))
+    cache.length = 0
+    some = NativeStep(model.decoder, cache, part)(prompts(2))
+    torch.testing.assert_close(some, whole[:, part], atol=1e-4, rtol=1e-5)
+    for numbers, _ in model.decoder.int8.values():
+        numbers.neg_()
+        cache.length = 0
+        assert not torch.allclose(NativeStep(model.decoder, cache)(prompts(2)), whole, atol=1e-3)
+        numbers.neg_()
+
+
+def test_int8_without_the_native_step_is_one_line(monkeypatch, tmp_path, memory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for mode in ("static", "compiled"):
+        with pytest.raises(UserError, match="int8 is for decode_mode=native or auto"):
+            tiny().prepare(dtype=torch.int8, mode=mode)
+    with pytest.raises(UserError, match="multiples of 16"):
+        tiny(mlp_dim=100).prepare(dtype=torch.int8, mode="auto")
+    monkeypatch.setenv("CXX", "false")
+    model, before = tiny(), tiny().state_dict()
+    for mode in ("auto", "native"):
+        with pytest.raises(
+            UserError, match="int8 needs the native step: the C\\+\\+ compiler"
+        ) as e:
+            model.prepare(dtype=torch.int8, mode=mode)
+        assert "\n" not in str(e.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.prepare(dtype=torch.int8, mode="plain")  # for comparisons
+    assert in_mode("plain", model, memory, prompts(2, 1))[1].isfinite().all()
 
 
 @compiler
@@ -349,7 +433,7 @@ def test_auto_is_native_where_it_fits_and_plain_where_not(monkeypatch):
     assert model.decode_mode == "native"
     model.prepare(mode="auto", dtype=torch.float16)
     assert model.decode_mode == "plain"
-    with pytest.raises(UserError, match="float32 or bfloat16 on a CPU"):
+    with pytest.raises(UserError, match="float32, bfloat16 or int8 on a CPU"):
         model.prepare(mode="native", dtype=torch.float16)
     odd = tiny(mlp_dim=100)
     odd.prepare(mode="auto")

@@ -7,18 +7,20 @@ from itertools import product
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import nn
+from torchvision.models import resnet
 
 from download.official_model import model_config, to_state_dict
 from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model, load_model, save_model
 from models.decoder import DecoderLayer, SelfAttention
-from models.layers import Mlp, one_turn, sin_cos_1d, sin_cos_2d
+from models.layers import DropPath, Mlp, fold_batch_norms, one_turn, sin_cos_1d, sin_cos_2d
 from models.official_encoders import (
     BatchNorm,
+    Bottleneck,
     EncoderBlock,
     OfficialResNet,
     TransformerOptions,
@@ -253,6 +255,107 @@ def test_projection_modes_are_prefixes_of_each_other():
             other = Projection(8, 16, (2, 3), mode=mode)
             other.load_state_dict(bridge.state_dict(), strict=False)
             torch.testing.assert_close(other(features), expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_bottleneck_is_that_of_torchvision(stride):
+    shortcut = nn.Sequential(nn.Conv2d(8, 32, 1, stride, bias=False), BatchNorm(32))
+    block = Bottleneck(8, 8, stride, shortcut).eval()
+    theirs = resnet.Bottleneck(8, 8, stride, shortcut, norm_layer=BatchNorm).eval()
+    random_norms(block)
+    theirs.load_state_dict(block.state_dict())  # by the same names
+    x = torch.randn(2, 8, 6, 6)
+    assert torch.equal(block(x), theirs(x))
+
+
+def test_dropped_paths_are_those_of_timm():
+    x = torch.randn(64, 3, 2)
+    drawn = []
+    for drop in (DropPath(0.3), timm.layers.DropPath(0.3)):
+        torch.manual_seed(1)
+        drawn.append(drop.train()(x))
+        assert torch.equal(drop.eval()(x), x)
+    assert torch.equal(*drawn) and (drawn[0] == 0).all((1, 2)).any()
+
+
+def random_norms(model):
+    """Batch norms as after a training; new ones hide mistakes."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias.data):
+                tensor.normal_(0, 0.3)
+            for tensor in (module.running_var, module.weight.data):
+                tensor.uniform_(0.5, 2)
+
+
+CONVOLUTIONAL = {
+    "official": RESNET,
+    "a norm with its activation": dataclasses.replace(VIT, encoder="test_efficientnet"),
+    "a feature pyramid": dataclasses.replace(VIT, encoder="test_resnet", encoder_stride=16),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@torch.no_grad()
+def test_folded_batch_norms_change_no_number_and_nothing_that_is_saved(name, tmp_path):
+    config = dataclasses.replace(CONVOLUTIONAL[name], image_size=(96, 96), drop_path=0.0)
+    model, images = build_model(config).eval(), torch.rand(2, 3, 96, 96)
+    random_norms(model)
+    expected, saved = model.encode(images), {n: v.clone() for n, v in model.state_dict().items()}
+    model.prepare(fold=True)
+    (folded,) = model.folded
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(model.encode(images), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(model.encode(images), expected)  # it is another way
+    assert {n: v.tolist() for n, v in model.state_dict().items()} == {
+        n: v.tolist() for n, v in saved.items()
+    }
+    with torch.enable_grad():  # gradients are those of the weights
+        assert model.encode(images).requires_grad
+        torch.testing.assert_close(model.encode(images), expected, atol=0, rtol=0)
+    for change in (model.train, model.double, lambda: model.load_state_dict(saved)):
+        model.eval().float().prepare(fold=True)
+        assert model.folded
+        change()
+        assert not model.folded
+
+
+def test_batch_norms_that_cannot_be_folded_stay():
+    class Reused(nn.Module):
+        """What the convolution makes goes round the norm as well."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), BatchNorm(4)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.bn(x) + x
+
+    model, image = Reused().eval(), torch.rand(1, 3, 8, 8)
+    random_norms(model)
+    assert fold_batch_norms(model, lambda m: m(image)) is None
+    assert fold_batch_norms(model, lambda m: m.bn(m.conv(image))) is not None
+    assert fold_batch_norms(model, lambda m: m(image[0, 0])) is None  # it does not take that
+    vit = build_model(VIT).eval()
+    vit.prepare(fold=True)
+    assert vit.folded == ()
+
+
+@pytest.mark.parametrize("name", [*CONVOLUTIONAL, "transformer"])
+def test_convolutions_get_channels_last_and_compute_the_same(name):
+    config = dataclasses.replace(
+        CONVOLUTIONAL.get(name, VIT), image_size=(96, 96), drop_path=0.0, drop_units=0.0
+    )
+    model, images = build_model(config).eval(), torch.rand(2, 3, 96, 96)
+    seen = []
+    for module in model.encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.encode(images)
+    last = [x.is_contiguous(memory_format=torch.channels_last) for x in seen]
+    assert all(last) if name in CONVOLUTIONAL else not any(last)
 
 
 @pytest.mark.parametrize("side", [7, 8])

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from torchvision.ops import box_iou
 
-if TYPE_CHECKING:
-    import pandas as pd  # a second, and evaluations alone need it
+if TYPE_CHECKING:  # each is imported where it is used: a prediction needs none of them
+    import pandas as pd
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_KEYS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -72,6 +71,8 @@ def open_evaluation(
 
     The ids of its results are their numbers in `results`, from 1.
     """
+    from pycocotools.cocoeval import COCOeval
+
     if iou_type not in KEYS_OF:
         raise ValueError(f"iou_type must be one of {list(KEYS_OF)}, got {iou_type!r}")
     image_ids = list(coco_gt.imgs if image_ids is None else image_ids)
@@ -144,6 +145,8 @@ def _detections(ground_truth: COCO, results: Sequence[dict], iou_type: str) -> C
 
 
 def _coco(images: list[dict], categories: list[dict], annotations: list[dict]) -> COCO:
+    from pycocotools.coco import COCO
+
     coco = COCO()
     coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()
@@ -171,6 +174,7 @@ def _per_class(evaluation: COCOeval) -> pd.DataFrame:
                 "results": len(found.getAnnIds(catIds=[category_id])),
             }
         )
+
     return pd.DataFrame(rows)
 
 
@@ -234,6 +238,7 @@ def evaluate_voc(
                 "detections": int(mine.sum()),
             }
         )
+
     table = pd.DataFrame(rows, columns=COLUMNS)
     means = table[["AP", "AP_11point"]].mean().fillna(0.0)
     return {
@@ -340,6 +345,8 @@ def pairwise_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     Computed in double precision, so that a threshold decides the same way everywhere; empty and
     reversed boxes overlap nothing.
     """
+    from torchvision.ops import box_iou  # takes seconds to import
+
     first, second = (
         torch.from_numpy(np.asarray(x, np.float64).reshape(-1, 4)) for x in (boxes, others)
     )

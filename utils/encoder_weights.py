@@ -6,21 +6,16 @@ network is asked once, for a few seconds, and only if the cache of the hub has n
 
 import difflib
 import hashlib
-import logging
 import pickle
 import queue
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import huggingface_hub
-import timm
 import torch
-from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -35,7 +30,6 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in them, the first 
 HEAD_ONLY = {"num_classes", "global_pool", "img_size", "drop_rate", "drop_path_rate"}
 PATIENCE = 2.5  # seconds that a server has to answer
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TIMM_LOGGER = "timm.models._builder"
 MISSING = re.compile(r"Missing keys \((.*)\) discovered")
 WRONG_SHAPE = re.compile(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]")
 
@@ -244,6 +238,8 @@ def _shape_text(path: Path, name: str, tensor: str, theirs: tuple, ours: tuple) 
 def _likely(tensors: Mapping[str, Tensor], name: str) -> str:
     """The timm model that the tensors look like, among those with a similar name."""
     name = name.split(".")[0]
+    import timm
+
     for other in difflib.get_close_matches(name, timm.list_models(), n=12, cutoff=0.5):
         shapes = timm_shapes(other)
         body = [n for n in shapes if not n.startswith(("fc.", "head", "classifier"))]
@@ -256,36 +252,11 @@ def _likely(tensors: Mapping[str, Tensor], name: str) -> str:
 @cache
 def timm_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors of a timm model as it was pretrained, with its head."""
+    import timm
+
     with torch.device("meta"):
         model = timm.create_model(name)
     return {n: tuple(value.shape) for n, value in model.state_dict().items()}
-
-
-class _Keep(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self):
-        super().__init__(logging.INFO)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
-@contextmanager
-def timm_messages() -> Iterator[list[str]]:
-    """Collects what timm says while it loads weights; nothing of it is printed."""
-    logger, handler = logging.getLogger(TIMM_LOGGER), _Keep()
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield handler.texts
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before[1]
-        logger.setLevel(before[0])
 
 
 # ---- the hub, an address, a folder --------------------------------------------------------------
@@ -297,6 +268,8 @@ def pretrained_file(name: str) -> Path:
     Raises:
         UserError: there are none, or they cannot be fetched; it comes within seconds.
     """
+    import timm
+
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     if cfg.hf_hub_id:
         names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else WEIGHT_FILES
@@ -325,6 +298,8 @@ def _hub_file(place: str, names: Collection[str], encoder: str) -> Path:
         place: owner/name, or owner/name@revision.
         encoder: the name that a person gave, for errors.
     """
+    import huggingface_hub  # takes a while, as timm does
+
     repo, _, revision = place.partition("@")
     options = {"revision": revision or None}
     try:
@@ -339,9 +314,11 @@ def _hub_file(place: str, names: Collection[str], encoder: str) -> Path:
         for name in names:
             try:
                 return Path(huggingface_hub.hf_hub_download(repo, name, **options))
-            except LocalEntryNotFoundError:  # a kind of EntryNotFoundError: the network is gone
+            except (
+                huggingface_hub.utils.LocalEntryNotFoundError
+            ):  # a kind of EntryNotFoundError: the network is gone
                 raise
-            except EntryNotFoundError:
+            except huggingface_hub.utils.EntryNotFoundError:
                 continue
     except UserError:
         raise
@@ -360,6 +337,8 @@ def _check_answer(url: str, encoder: str) -> None:
 
     def ask() -> None:
         try:
+            import huggingface_hub
+
             status = huggingface_hub.get_session().head(url, timeout=PATIENCE).status_code
             answers.put(f"status {status}" if status // 100 == 5 else "")  # of the server
         except Exception as error:  # each version of the hub has another client
@@ -411,6 +390,8 @@ def read_source(name: str, *, with_weights: bool) -> EncoderSource:
     folder = Path(place).expanduser()
     file = folder / "config.json" if is_local else _hub_file(place, ["config.json"], name)
     values = read_json(file, "name a folder or repository that timm wrote (save_for_hf)")
+    import timm
+
     if not isinstance(values, dict) or not timm.is_model(str(values.get("architecture"))):
         raise UserError(f"{file} names no architecture of timm; use another encoder")
     statistics = values.get("pretrained_cfg", values)  # older files have it all on one level

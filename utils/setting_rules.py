@@ -263,7 +263,7 @@ RULES: dict[str, object] = {
     "ema_decay": DROPOUT,
     # evaluation and inference
     "eval_batch_size": COUNT,
-    "infer_dtype": OneOf(("float32", "bfloat16")),
+    "infer_dtype": OneOf(("float32", "bfloat16", "int8")),
     "decode_mode": OneOf(("auto", "plain", "native", "static", "compiled")),
     **dict.fromkeys(("score_threshold", "stop_score"), SHARE),
     **dict.fromkeys(("stop_objects", "eval_stop_objects"), COUNT_OR_0),

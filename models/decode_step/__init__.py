@@ -4,7 +4,7 @@ A step reads the newest token of every row into the cache and returns the logits
 All modes compute the same numbers as `Decoder.forward`, up to rounding:
 
     plain     the modules of the decoder, on every device (this file)
-    native    C++ on a CPU, compiled at its first use (native.py)
+    native    C++ on a CPU, compiled at its first use, also with weights in int8 (native.py)
     static    tensors that keep their shape and place, on a GPU replayed as a CUDA graph
               (cuda_graph.py)
     compiled  static, with its kernels fused by torch.compile
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from models.decode_step.cuda_graph import StaticStep
@@ -88,25 +89,38 @@ def build_step(
     return PlainStep(decoder, cache, id_range)
 
 
-def choose_mode(decoder: Decoder, choice: str) -> str:
+def choose_mode(decoder: Decoder, choice: str, *, int8: bool = False) -> str:
     """The mode that a setting means for this decoder, one of `MODES`.
 
     "auto" is "native" where that can run (on a CPU, with a C++ compiler), otherwise "plain".
 
+    Args:
+        int8: the weights are to be int8, which only "native" makes use of. "plain" computes with
+            the same rounded weights, for comparisons.
+
     Raises:
         ValueError: there is no such mode.
-        UserError: "native" was asked for and cannot run.
+        UserError: "native" was asked for and cannot run, or int8 without it.
     """
     if choice not in CHOICES:
         raise ValueError(f"mode must be one of {', '.join(CHOICES)}, got {choice!r}")
     dtype, device = decoder.token_embedding.dtype, decoder.token_embedding.device
     fits = device.type == "cpu" and suits_native_step(decoder)
+    if int8 and choice != "plain":
+        if choice not in ("auto", "native") or not fits:
+            raise UserError(
+                "infer_dtype=int8 is for decode_mode=native or auto, on a CPU, and sizes that are "
+                f"multiples of {LANES}; set infer_dtype=float32 or bfloat16"
+            )
+        if reason := obstacle(torch.int8):  # compiles it now
+            raise UserError(f"infer_dtype=int8 needs the native step: {reason}")
+        return "native"
     if choice == "auto":
         return "native" if fits and obstacle(dtype) is None else "plain"
     if choice == "native":
         if not fits:
             raise UserError(
-                "decode_mode=native is for float32 or bfloat16 on a CPU and sizes that are "
+                "decode_mode=native is for float32, bfloat16 or int8 on a CPU and sizes that are "
                 f"multiples of {LANES}; set decode_mode=auto"
             )
         library(dtype)  # compile now rather than at the first answer

@@ -7,6 +7,7 @@
 // R rows (row r belongs to image r / (R / B)), D width, M hidden units of the MLP, nh heads of
 // size hd, T places in the cache, S image tokens; D, M and hd are multiples of 16. Weights and
 // cache are of type Number: float32, or bfloat16, which is half to read; all else is float32.
+// With INT8 the matrices are of type Weight, int8 with a float32 scale per output, a quarter to read.
 // Tokens lie in G groups of W rows, the rows of a group side by side: (G, features, W).
 // One row alone is W = 1: the lanes of the processor go along the features. Otherwise they go
 // along the rows, the last group is filled up, and a number of a matrix meets W rows at once.
@@ -17,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -39,6 +41,7 @@ struct Vectors {
   typedef uint32_t words __attribute__((vector_size(4 * W)));
   typedef float anywhere __attribute__((vector_size(4 * W), aligned(4)));  // in an array
   typedef uint16_t halves_anywhere __attribute__((vector_size(2 * W), aligned(2)));
+  typedef int8_t bytes_anywhere __attribute__((vector_size(W), aligned(1)));
 };
 template <int W>
 using Vec = typename Vectors<W>::floats;
@@ -76,24 +79,46 @@ Vec<W> load(const Number* p) {
   return (Vec<W>)(__builtin_convertvector(halves, typename Vectors<W>::words) << 16);
 }
 
-// n numbers, a multiple of 16, in `room`.
-const float* floats(const Number* p, int64_t n, std::vector<float>& room) {
-  if (static_cast<int64_t>(room.size()) < n) room.resize(n);
-  for (int64_t i = 0; i < n; i += LANES) store<LANES>(room.data() + i, load<LANES>(p + i));
-  return room.data();
-}
 #else
 using Number = float;
 
 float value(Number number) { return number; }
 Number nearest(float x) { return x; }
-const float* floats(const Number* p, int64_t, std::vector<float>&) { return p; }
 #endif
 
-struct Linear {
-  const Number *weight, *bias;  // (out, in); (out,) or null
+#ifdef INT8
+using Weight = int8_t;
+
+template <int W>
+Vec<W> load(const int8_t* p) {
+  const auto bytes = *reinterpret_cast<const typename Vectors<W>::bytes_anywhere*>(p);
+  return __builtin_convertvector(__builtin_convertvector(bytes, Ints<W>), Vec<W>);
+}
+#else
+using Weight = Number;
+#endif
+
+// n numbers, a multiple of 16, as floats, in `room` if they are not.
+template <typename T>
+const float* floats(const T* p, int64_t n, std::vector<float>& room) {
+  if constexpr (std::is_same_v<T, float>) {
+    return p;
+  } else {
+    if (static_cast<int64_t>(room.size()) < n) room.resize(n);
+    for (int64_t i = 0; i < n; i += LANES) store<LANES>(room.data() + i, load<LANES>(p + i));
+    return room.data();
+  }
+}
+
+template <typename T>
+struct Matrix {
+  const T* weight;     // (out, in)
+  const Number* bias;  // (out,) or null
+  const float* scale;  // (out,), by which the rows of `weight` are multiplied, or null
   int64_t out, in;
 };
+using Linear = Matrix<Weight>;
+using Keys = Matrix<Number>;  // of attention, to be multiplied with queries
 
 struct Norm {
   const Number *weight, *bias;  // (D,); null: no norm
@@ -175,7 +200,8 @@ float total(const Line& v) {
 }
 
 // The products of the lanes of two arrays of n numbers, summed up; n is a multiple of 16.
-Line dot(const Number* a, const float* b, int64_t n) {
+template <typename T>
+Line dot(const T* a, const float* b, int64_t n) {
   Line sums[4] = {};  // none waits for another
   int64_t i = 0;
   for (; i + 4 * LANES <= n; i += 4 * LANES)
@@ -203,20 +229,22 @@ void multiply(const float* const* outputs, int64_t step, const float* x, int64_t
 
 // The outputs [first, last) of a linear layer of x (G, in, W): calls put(g, o, values), with the W
 // rows of one output, or for W = 1 with LANES outputs, of which those from `last` on mean nothing.
-template <int W, typename Put>
-void product(const Linear& l, const float* x, int64_t groups, int64_t first, int64_t last,
+template <int W, typename T, typename Put>
+void product(const Matrix<T>& l, const float* x, int64_t groups, int64_t first, int64_t last,
              Put put) {
   if constexpr (W == 1) {
     for (int64_t o = first; o < last; o += LANES) {
-      Line sums[LANES], bias = {};
+      Line sums[LANES], bias = {}, scale = Line{} + 1.0f;
       for (int j = 0; j < LANES; j++)
         sums[j] = dot(l.weight + std::min(o + j, last - 1) * l.in, x, l.in);
+      for (int j = 0; l.scale && j < LANES && o + j < last; j++) scale[j] = l.scale[o + j];
       for (int j = 0; l.bias && j < LANES && o + j < last; j++) bias[j] = value(l.bias[o + j]);
-      put(0, o, totals(sums) + bias);
+      put(0, o, totals(sums) * scale + bias);
     }
   } else {
     const auto put_one = [&](int64_t g, int64_t o, const Vec<W>& sum) {
-      if (o < last) put(g, o, sum + (l.bias ? value(l.bias[o]) : 0.0f));
+      if (o >= last) return;
+      put(g, o, sum * (l.scale ? l.scale[o] : 1.0f) + (l.bias ? value(l.bias[o]) : 0.0f));
     };
     static thread_local std::vector<float> room;
     for (int64_t block = first; block < last; block += BLOCK) {  // near while the groups pass
@@ -287,7 +315,8 @@ void prefetch(const Number* p, int64_t n) {
 void attend(const float* q, const Number* k, const Number* v, int64_t n, int64_t hd, float* scores,
             float* out, const Number* next) {
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
-  product<1>({k, nullptr, n, hd}, q, 1, 0, n, [&](int64_t, int64_t s, const Line& sums) {
+  const Keys keys{k, nullptr, nullptr, n, hd};
+  product<1>(keys, q, 1, 0, n, [&](int64_t, int64_t s, const Line& sums) {
     prefetch(v + s * hd, LANES * hd);
     store<LANES>(scores + s, sums * scale);
   });
@@ -327,7 +356,8 @@ void attend_together(const float* q, const Number* k, const Number* v, int64_t n
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
   Vec<W> most[GROUPS], sum[GROUPS] = {};
   std::fill_n(most, GROUPS, Vec<W>{} - INFINITY);
-  product<W>({k, nullptr, n, hd}, q, GROUPS, 0, n, [&](int64_t g, int64_t s, const Vec<W>& score) {
+  const Keys keys{k, nullptr, nullptr, n, hd};
+  product<W>(keys, q, GROUPS, 0, n, [&](int64_t g, int64_t s, const Vec<W>& score) {
     const Vec<W> scaled = score * scale;
     store<W>(scores + (g * n + s) * W, scaled);
     most[g] = scaled > most[g] ? scaled : most[g];

@@ -2,7 +2,8 @@
 
 native.cpp is compiled at its first use, in a few seconds, by g++ with OpenMP or by the compiler
 that CXX names. The library is kept in the user's cache folder; its name holds digests of what it
-was made from and of its content. There is one library for float32 weights and one for bfloat16.
+was made from and of its content. There is one library for float32 weights, one for bfloat16 and one
+for matrices in int8 (`quantize`) with all else in float32.
 `NativeStep` passes it the addresses of weights and cache: nothing is copied.
 """
 
@@ -35,7 +36,9 @@ VECTORS = {  # by the CPU capability that torch reports
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
 }
-NUMBERS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}  # types of weights -> flags
+NUMBERS = {  # types of weights -> flags
+    torch.float32: (), torch.bfloat16: ("-DBFLOAT16",), torch.int8: ("-DINT8",),
+}  # fmt: skip
 ADVICE = "name a C++ compiler with OpenMP in CXX, or set decode_mode=plain"
 PATIENCE = 120  # seconds for the compiler
 CONTAINERS = ("", "self_attention", "cross_attention", "mlp")  # of a decoder layer
@@ -44,6 +47,7 @@ LAYER_PARTS = {  # what they hold
     *("cross_attention.q", "cross_attention.kv", "cross_attention.out", "mlp.dense1", "mlp.dense2"),
 }
 LANES = 16  # numbers in a vector of the widest processor that native.cpp knows
+INT8_MAX = 127  # symmetric: -128 is not used
 one_at_a_time = threading.Lock()
 
 
@@ -62,7 +66,7 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     """The compiled library for this processor.
 
     Args:
-        dtype: of weights and cache, one of `NUMBERS`.
+        dtype: of the weights, one of `NUMBERS`; the cache is of the same type, with int8 float32.
 
     Raises:
         UserError: there is no C++ compiler, it fails, or the library cannot be stored or loaded.
@@ -160,7 +164,7 @@ def compile_to(path: Path, command: list[str]) -> None:
 
 class _Linear(ctypes.Structure):
     _fields_ = [
-        ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("scale", ctypes.c_void_p),
         ("out_features", ctypes.c_int64), ("in_features", ctypes.c_int64),
     ]  # fmt: skip
 
@@ -209,6 +213,32 @@ def suits_native_step(decoder: Decoder) -> bool:
     return whole and all(p.is_contiguous() and p.dtype == dtype for p in decoder.parameters())
 
 
+@torch.no_grad()
+def quantize(decoder: Decoder) -> dict[nn.Parameter, tuple[Tensor, Tensor]]:
+    """Rounds the matrices that a step reads to int8, symmetric, with a scale per output channel.
+
+    The parameters are overwritten by what the rounded numbers mean, so that the modules compute
+    with the same weights as the native step. Keys and values of the image are projected once, and
+    their matrices stay as they are.
+
+    Returns:
+        parameter (out, in) -> its numbers (out, in) int8 and scales (out,) float32.
+    """
+    parts = ("self_attention.qkv", "self_attention.out", "cross_attention.q", "cross_attention.out")
+    linears = [
+        layer.get_submodule(name)
+        for layer in decoder.layers
+        for name in (*parts, "mlp.dense1", "mlp.dense2")
+    ]
+    quantized = {}
+    for weight in (*(linear.weight for linear in linears), decoder.output_weight):
+        scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
+        numbers = (weight / scale[:, None]).round().clamp(-INT8_MAX, INT8_MAX)
+        weight.copy_(numbers * scale[:, None])
+        quantized[weight] = numbers.to(torch.int8), scale
+    return quantized
+
+
 def can_step_now(decoder: Decoder, cache: Cache) -> bool:
     """Whether `NativeStep` may run here: on a CPU, cache and weights of one type, no gradients."""
     return (
@@ -223,8 +253,8 @@ def can_step_now(decoder: Decoder, cache: Cache) -> bool:
 class NativeStep:
     """The decoder for one new token per row, on a CPU.
 
-    It reads weights and cache in place and keeps them alive. They are float32 or bfloat16; all
-    computation is in float32.
+    It reads weights and cache in place and keeps them alive. They are float32 or bfloat16, or
+    matrices are int8 (`Decoder.int8`) and all else is float32; all computation is in float32.
 
     Raises:
         UserError: see `models.decode_step.native.library`.
@@ -235,7 +265,7 @@ class NativeStep:
     def __init__(self, decoder: Decoder, cache: Cache, id_range: slice = slice(None)):
         self.dtype, self.decoder, self.cache = decoder.token_embedding.dtype, decoder, cache
         self.id_range = id_range  # the ids of the vocabulary that get logits
-        self.step = library(self.dtype).decoder_step
+        self.step = library(torch.int8 if decoder.int8 else self.dtype).decoder_step
         self.held: list[Tensor] = []  # what `layers` and `arguments` point at
         num_rows, num_heads, max_len, head_dim = cache.layers[0].k.shape
         num_images, _, memory_len, _ = cache.layers[0].memory_k.shape
@@ -272,7 +302,10 @@ class NativeStep:
 
     def _head(self) -> _Linear:
         weight, bias = self.decoder.output_table(self.id_range)
-        return _Linear(self._held_address(weight), self._held_address(bias), *weight.shape)
+        if not self.decoder.int8:
+            return self._matrix(weight, bias)
+        numbers, scale = self.decoder.int8[self.decoder.output_weight]
+        return self._matrix(numbers[self.id_range], bias, scale[self.id_range])
 
     def _layer(self, layer: DecoderLayer, cache: LayerCache) -> _Layer:
         attention, cross, mlp = layer.self_attention, layer.cross_attention, layer.mlp
@@ -284,8 +317,16 @@ class NativeStep:
         )
 
     def _linear(self, linear: nn.Linear) -> _Linear:
-        weight, bias = linear.weight, linear.bias
-        return _Linear(self._held_address(weight), self._held_address(bias), *weight.shape)
+        if not self.decoder.int8:
+            return self._matrix(linear.weight, linear.bias)
+        numbers, scale = self.decoder.int8[linear.weight]
+        return self._matrix(numbers, linear.bias, scale)
+
+    def _matrix(self, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> _Linear:
+        self.held.append(weight)
+        where = address(weight, self.dtype if scale is None else torch.int8)
+        addresses = where, self._held_address(bias), self._held_address(scale)
+        return _Linear(*addresses, *weight.shape)
 
     def _norm(self, norm: nn.LayerNorm | nn.Identity) -> _Norm:
         if isinstance(norm, nn.Identity):
