@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.cli import log, parser
 from utils.errors import UserError
-from utils.files import check_place, find_weight_file, is_stream, write_json_atomic
+from utils.files import check_place, find_weight_file, is_hub_name, is_stream, write_json_atomic
 from utils.images import list_images, load_image
 
 # ---- options ---------------------------------------------------------------------------------
@@ -37,7 +37,11 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         action="extend",
         help="files, folders (not their subfolders) or globs",
     )
-    args.add_argument("--weights", type=Path, help="default: the task's path in config.py")
+    args.add_argument(
+        "--weights",
+        type=Path,
+        help="a file, a run folder or hf://owner/name/FILE; default: the task's path in config.py",
+    )
     if pictures:
         args.add_argument(
             "--out-dir", type=Path, default=Path(), help="for the pictures; default: this folder"
@@ -180,7 +184,7 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path):
     check_places(args)
     if args.weights is not None:
         return predictor_of(args.weights, cfg, args.device)
-    if weights.exists():
+    if weights.exists() or is_hub_name(weights):
         return predictor_of(weights, cfg, args.device)
     if not cfg.demo_weights.exists():
         raise UserError(

@@ -1,6 +1,7 @@
 """Builds what a training is made of: data, model, and the state that training changes."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -50,6 +51,7 @@ from utils.categories import Categories
 from utils.cli import log
 from utils.devices import ALONE, World, pick_device
 from utils.errors import UserError
+from utils.files import is_hub_name, path_text
 
 
 @dataclass(frozen=True)
@@ -348,6 +350,9 @@ def build_model_of_run(
     if cfg.encoder_weights is not None:  # a run that goes on does not need the file
         record = {"file": cfg.encoder_weights.name, "sha256": cfg.encoder_weights_sha256}
         model.meta["encoder_weights"] = record
+    if cfg.init_weights is not None:
+        record = {"file": _public_name(cfg.init_weights), "sha256": cfg.init_weights_sha256}
+        model.meta["init_weights"] = record
 
     # Where the weights come from.
     origin = "encoder pretrained, the rest new" if pretrained else "new, nothing is pretrained"
@@ -362,14 +367,20 @@ def build_model_of_run(
         report = start_from(model, source)
         if "encoder_weights" in source.meta:
             model.meta["encoder_weights"] = source.meta["encoder_weights"]
+        name = path_text(cfg.init_weights)
         if taken := settings_taken(cfg):
-            log(f"settings as in {cfg.init_weights}: {' '.join(taken)}")
-        log(report.text(cfg.init_weights))
-        origin = f"{cfg.init_weights}, which gives {report.share:.0%} of the parameters"
+            log(f"settings as in {name}: {' '.join(taken)}")
+        log(report.text(name))
+        origin = f"{name}, which gives {report.share:.0%} of the parameters"
 
     if cfg.compile:  # calls of the model alone, which are training: not `encode`, not `generate`
         model.compile()
     return model.to(device), origin
+
+
+def _public_name(path: Path) -> str:
+    """A name of the hub, or of a file without its folder: weight files travel."""
+    return path_text(path) if is_hub_name(path) else path.name
 
 
 def build_state(

@@ -130,6 +130,7 @@ SCHEDULE = Text(
     rf"linear|constant|cosine(@{NUMBER})?|exp@{NUMBER}",
     (("cosine", 0, 1), ("exp", 1e-12, HUGE)),
 )
+SHA256 = Text("64 hexadecimal digits", r"[0-9a-f]{64}")
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
 PARTS = ("train_images", "val_json", "val_images", "test_json", "test_images")
@@ -171,7 +172,8 @@ RULES: dict[str, object] = {
     "pixel_transform": Text("the path of a file, or empty", r"[^\0]*"),
     # model
     "encoder": Text("the name of an encoder", r"\S+|local-dir:.*\S"),
-    "encoder_weights_sha256": Text("64 hexadecimal digits", r"[0-9a-f]{64}"),
+    "encoder_weights_sha256": SHA256,
+    "init_weights_sha256": SHA256,
     "image_mean": Each(Number(-HUGE)),
     "image_std": Each(Number(0, above=True)),
     "encoder_stride": Number(1, 4096),
