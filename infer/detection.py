@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from dataset.geometry import Geometry
-from infer.batches import EvalLoop, evaluate_all, is_whole
+from infer.batches import EvalLoop, as_tensor, evaluate_all, is_whole
 from infer.results import Detections, Report, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import SamplingOptions, uniforms_of_images
@@ -195,6 +195,22 @@ def score_voc(source, found: dict[str, Detections], categories: Categories) -> R
 def draw(image: np.ndarray, found: Detections) -> np.ndarray:
     """A copy of the image with boxes, names and scores."""
     return draw_detections(image, found.boxes, found.names, found.scores)
+
+
+def answer_frames(
+    model: TrainedModel, frames: list[np.ndarray], options: DetectionOptions, threshold: float
+) -> list[tuple[dict, np.ndarray]]:
+    """Row of JSON and annotated picture of each frame of a video.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB.
+        threshold: objects that score below it are left out.
+    """
+    found = [one.above(threshold) for one in detect(model, list(map(as_tensor, frames)), options)]
+    return [
+        ({"objects": one.to_json()}, draw(frame, one))
+        for frame, one in zip(frames, found, strict=True)
+    ]
 
 
 def table(path: Path, image: np.ndarray, found: Detections, threshold: float) -> str:

@@ -3,6 +3,7 @@
 python infer/infer_single_image_multi_task.py --image images/demo.jpg
 python infer/infer_single_image_multi_task.py --image a.jpg --num-captions 3 --json all.json
 python infer/infer_single_image_multi_task.py --image a.jpg --timing
+python infer/infer_single_image_multi_task.py --image clip.mp4 --stride 5
 
 The text goes to stdout; object_detection.png, instance_segmentation.png and
 keypoint_detection.png to --out-dir. Each image is encoded once for all that the weights know,
@@ -17,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 from config import CFG
 from infer.script import (
     Output,
+    add_video_arguments,
     find_images,
     infer_parser,
     load_predictor,
+    open_clip,
     pick_threshold,
     read_images,
 )
@@ -33,10 +36,12 @@ def main(argv=None):
     args.add_argument("--num-samples", type=int, help="outlines per object; default: the setting")
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
     args.add_argument("--timing", action="store_true", help="print the seconds of each stage")
+    add_video_arguments(args)
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image)
+    clip = open_clip(args)
+    paths = [] if clip else find_images(args.image)
 
     # What takes long to import comes after the command line is understood.
     from infer.batches import as_tensor
@@ -46,6 +51,7 @@ def main(argv=None):
     from infer.multi_task import (
         AllTasksOptions,
         Stopwatch,
+        answer_frames,
         check_can_start,
         draw,
         find_all,
@@ -63,6 +69,10 @@ def main(argv=None):
     )
     predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
     check_can_start(predictor)
+
+    if clip:
+        clip.annotate(lambda frames: answer_frames(predictor, frames, options))
+        return
 
     # Ask everything, print and draw
     stopwatch = Stopwatch(predictor.model)

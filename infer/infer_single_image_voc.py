@@ -2,6 +2,7 @@
 
 python infer/infer_single_image_voc.py --image images/demo.jpg
 python infer/infer_single_image_voc.py --image "photos/*.jpg" --weights my.safetensors
+python infer/infer_single_image_voc.py --image clip.mp4 --stride 2
 """
 
 import sys
@@ -12,9 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 from config import VocCFG
 from infer.script import (
     Output,
+    add_video_arguments,
     find_images,
     infer_parser,
     load_predictor,
+    open_clip,
     pick_threshold,
     read_batches,
 )
@@ -27,17 +30,23 @@ def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    add_video_arguments(args)
     args = args.parse_args(argv)
     cfg = load_settings(args, VocCFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image)
+    clip = open_clip(args)
+    paths = [] if clip else find_images(args.image)
 
     # What takes long to import comes after the command line is understood.
-    from infer.detection import DetectionOptions, draw, table
+    from infer.detection import DetectionOptions, answer_frames, draw, table
 
     # The weights
     options = DetectionOptions.from_settings(cfg, args.max_objects)
     predictor = load_predictor(args, cfg, cfg.voc_detection_weights)
+
+    if clip:
+        clip.annotate(lambda frames: answer_frames(predictor, frames, options, threshold))
+        return
 
     # Detect, print and draw
     with Output(args, paths) as output:  # prints the results when it is left

@@ -7,10 +7,12 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,10 @@ from utils.cli import log, parser
 from utils.errors import UserError
 from utils.files import check_place, find_weight_file, is_hub_name, is_stream, write_json_atomic
 from utils.images import list_images, load_image
+
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp")
+URL = re.compile(r"https?://", re.IGNORECASE)
+ADDRESSES: dict[Path, str] = {}  # file of a picture that was fetched -> where it is from
 
 # ---- options ---------------------------------------------------------------------------------
 
@@ -35,7 +41,7 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         action="extend",
-        help="files, folders (not their subfolders) or globs",
+        help="files, folders (not their subfolders), globs or http(s) addresses",
     )
     args.add_argument(
         "--weights",
@@ -56,6 +62,33 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
     )
     args.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: the setting")
     return args
+
+
+def add_video_arguments(args: argparse.ArgumentParser) -> None:
+    """Adds `--stride` and `--max-frames`; `--image` may name a video or a camera then."""
+    args.add_argument(
+        "--stride", type=int, default=1, metavar="N", help="of a video: every N-th frame"
+    )
+    args.add_argument("--max-frames", type=int, metavar="N", help="of a video or camera: stop then")
+
+
+def open_clip(args: argparse.Namespace):
+    """The video (by its suffix) or the camera (a number) that `--image` names; None = pictures.
+
+    Raises:
+        UserError: it cannot be opened, or something else is named beside it.
+    """
+    clips = [n for n in args.image if n.lower().endswith(VIDEOS) or is_camera(n)]
+    if not clips:
+        return None
+    if len(args.image) > 1:
+        raise UserError(f"--image names {clips[0]} and more; a video or camera goes alone")
+    return import_module("infer.video").Clip(clips[0], args)
+
+
+def is_camera(name: str) -> bool:
+    """Whether `--image` means the camera of this number: a file of that name comes first."""
+    return name.isdecimal() and not Path(name).exists()
 
 
 def check_places(args: argparse.Namespace) -> None:
@@ -237,8 +270,18 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     Raises:
         UserError: one of the patterns names none.
     """
-    paths = [path for pattern in patterns for path in list_images(pattern)]
+    paths = [
+        path
+        for pattern in patterns
+        for path in (_fetched(pattern) if URL.match(pattern) else list_images(pattern))
+    ]
     return list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
+
+
+def _fetched(url: str) -> list[Path]:
+    path = import_module("utils.fetch").fetch_picture(url)
+    ADDRESSES[path] = url
+    return [path]
 
 
 def read_images(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
@@ -321,8 +364,9 @@ class Output:
                 target = target.with_stem(target.stem + "-2")
             save_image(target, picture)
             log(f"drew {target}")
-        self.rows.append({"image": str(path), "size": [image.shape[1], image.shape[0]], **row})
-        self.texts.append(text)
+        name = ADDRESSES.get(path, str(path))
+        self.rows.append({"image": name, "size": [image.shape[1], image.shape[0]], **row})
+        self.texts.append(text.replace(str(path), name))
 
 
 def name_pictures(paths: Sequence[Path]) -> dict[Path, str]:
