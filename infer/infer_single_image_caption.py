@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
-from infer.script import Output, find_images, infer_parser, load_predictor, read_images
+from infer.image_files import Output, find_images, read_images
+from infer.script import infer_parser, load_predictor
 from utils.cli import load_settings, run
 
 

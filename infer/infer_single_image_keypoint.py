@@ -12,18 +12,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
+from infer.image_files import Output, find_images, read_images
 from infer.script import (
-    Output,
     add_box_arguments,
     check_box_arguments,
     check_boxes_known,
-    find_images,
     infer_parser,
     load_predictor,
     pick_classes,
     pick_threshold,
     read_box_arguments,
-    read_images,
 )
 from utils.cli import load_settings, run
 

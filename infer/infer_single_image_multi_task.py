@@ -3,6 +3,7 @@
 python infer/infer_single_image_multi_task.py --image images/demo.jpg
 python infer/infer_single_image_multi_task.py --image a.jpg --num-captions 3 --json all.json
 python infer/infer_single_image_multi_task.py --image a.jpg --timing
+python infer/infer_single_image_multi_task.py --image clip.mp4 --stride 5
 
 The text goes to stdout; object_detection.png, instance_segmentation.png and
 keypoint_detection.png to --out-dir. Each image is encoded once for all that the weights know,
@@ -15,14 +16,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
+from infer.image_files import Output, find_images, read_images
 from infer.script import (
-    Output,
-    find_images,
+    add_video_arguments,
     infer_parser,
     load_predictor,
+    open_clip,
     pick_classes,
     pick_threshold,
-    read_images,
 )
 from utils.cli import load_settings, log, run
 
@@ -36,10 +37,12 @@ def main(argv=None):
     )
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
     args.add_argument("--timing", action="store_true", help="print the seconds of each stage")
+    add_video_arguments(args)
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image, args.recursive)
+    clip = open_clip(args)
+    paths = [] if clip else find_images(args.image, args.recursive)
 
     # What takes long to import comes after the command line is understood.
     from infer.batches import as_tensor
@@ -49,6 +52,7 @@ def main(argv=None):
     from infer.multi_task import (
         AllTasksOptions,
         Stopwatch,
+        answer_frames,
         check_can_start,
         draw,
         find_all,
@@ -67,6 +71,10 @@ def main(argv=None):
     predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
     check_can_start(predictor)
     classes = pick_classes(args, predictor)
+
+    if clip:
+        clip.annotate(lambda frames: answer_frames(predictor, frames, options, classes))
+        return
 
     # Ask everything, print and draw
     stopwatch = Stopwatch(predictor.model)

@@ -2,6 +2,10 @@
 
 python infer/infer_single_image_object_detection.py --image images/demo.jpg
 python infer/infer_single_image_object_detection.py --image photos/ --json all.json
+python infer/infer_single_image_object_detection.py --image clip.mp4 --stride 2
+
+`--image` may name a video file or the number of a camera: an annotated MP4 and a line of JSON per
+frame go to --out-dir.
 """
 
 import sys
@@ -10,14 +14,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import CFG
+from infer.image_files import Output, find_images, read_batches
 from infer.script import (
-    Output,
-    find_images,
+    add_video_arguments,
     infer_parser,
     load_predictor,
+    open_clip,
     pick_classes,
     pick_threshold,
-    read_batches,
 )
 from utils.cli import load_settings, run
 
@@ -28,18 +32,24 @@ def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    add_video_arguments(args)
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image, args.recursive)
+    clip = open_clip(args)
+    paths = [] if clip else find_images(args.image, args.recursive)
 
     # What takes long to import comes after the command line is understood.
-    from infer.detection import DetectionOptions, draw, table
+    from infer.detection import DetectionOptions, answer_frames, draw, table
 
     # The weights
     options = DetectionOptions.from_settings(cfg, args.max_objects).showing(threshold)
     predictor = load_predictor(args, cfg, cfg.coco_detection_weights)
     classes = pick_classes(args, predictor)
+
+    if clip:
+        clip.annotate(lambda frames: answer_frames(predictor, frames, options, threshold, classes))
+        return
 
     # Detect, print and draw
     with Output(args, paths, predictor) as output:  # prints the results when it is left

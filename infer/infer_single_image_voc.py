@@ -2,6 +2,7 @@
 
 python infer/infer_single_image_voc.py --image images/demo.jpg
 python infer/infer_single_image_voc.py --image "photos/*.jpg" --weights my.safetensors
+python infer/infer_single_image_voc.py --image clip.mp4 --stride 2
 """
 
 import sys
@@ -10,14 +11,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import VocCFG
+from infer.image_files import Output, find_images, read_batches
 from infer.script import (
-    Output,
-    find_images,
+    add_video_arguments,
     infer_parser,
     load_predictor,
+    open_clip,
     pick_classes,
     pick_threshold,
-    read_batches,
 )
 from utils.cli import load_settings, run
 
@@ -28,18 +29,24 @@ def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    add_video_arguments(args)
     args = args.parse_args(argv)
     cfg = load_settings(args, VocCFG)
     threshold = pick_threshold(args, cfg)
-    paths = find_images(args.image, args.recursive)
+    clip = open_clip(args)
+    paths = [] if clip else find_images(args.image, args.recursive)
 
     # What takes long to import comes after the command line is understood.
-    from infer.detection import DetectionOptions, draw, table
+    from infer.detection import DetectionOptions, answer_frames, draw, table
 
     # The weights
     options = DetectionOptions.from_settings(cfg, args.max_objects).showing(threshold)
     predictor = load_predictor(args, cfg, cfg.voc_detection_weights)
     classes = pick_classes(args, predictor)
+
+    if clip:
+        clip.annotate(lambda frames: answer_frames(predictor, frames, options, threshold, classes))
+        return
 
     # Detect, print and draw
     with Output(args, paths, predictor) as output:  # prints the results when it is left

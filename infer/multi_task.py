@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from infer import detection, keypoint, segmentation
+from infer.batches import as_tensor
 from infer.captioning import CaptionOptions, caption
 from infer.detection import DetectionOptions, detect
 from infer.keypoint import KeypointOptions, find_keypoints, with_keypoints
@@ -101,6 +102,29 @@ def draw(image: np.ndarray, found: AllTasks) -> dict[str, np.ndarray]:
     if found.keypoints is not None:
         pictures["keypoint_detection"] = keypoint.draw(image, found.keypoints)
     return pictures
+
+
+def answer_frames(
+    model: TrainedModel,
+    frames: list[np.ndarray],
+    options: AllTasksOptions,
+    classes: Sequence[str] | None = None,
+) -> list[tuple[dict, np.ndarray]]:
+    """Row of JSON and annotated picture of each frame of a video: masks, boxes, keypoints in one.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB.
+        classes: names of those that are shown; None = all.
+    """
+    answers = []
+    for frame in frames:
+        (found,) = find_all(model, [as_tensor(frame)], options)
+        found = found.only(classes)
+        picture = frame if found.masks is None else segmentation.draw(frame, found.masks)
+        picture = picture if found.objects is None else detection.draw(picture, found.objects)
+        picture = picture if found.keypoints is None else keypoint.draw(picture, found.keypoints)
+        answers.append((found.to_json(), picture))
+    return answers
 
 
 def table(path: Path, image: np.ndarray, found: AllTasks, threshold: float) -> str:

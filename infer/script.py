@@ -1,17 +1,10 @@
-"""Functions that the scripts of infer/ share: options, weights to use, boxes, where results go.
+"""Functions that the scripts of infer/ share: options, weights to use, boxes.
 
 Nothing here imports torch before the command line is understood.
 """
 
 import argparse
-import importlib
-import itertools
-import json
-import os
-import sys
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +12,9 @@ import numpy as np
 from utils.categories import check_class_names
 from utils.cli import log, parser
 from utils.errors import UserError
-from utils.files import check_place, find_weight_file, is_stream, write_json_atomic
-from utils.images import list_images, load_image
+from utils.files import check_place, find_weight_file, is_hub_name, is_stream
+
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp")
 
 # ---- options ---------------------------------------------------------------------------------
 
@@ -37,10 +31,14 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         action="extend",
-        help="files, folders (not their subfolders) or globs; several may be named",
+        help="files, folders (not their subfolders), globs or http(s) addresses",
     )
     args.add_argument("--recursive", action="store_true", help="look into subfolders, too")
-    args.add_argument("--weights", type=Path, help="default: the task's path in config.py")
+    args.add_argument(
+        "--weights",
+        type=Path,
+        help="a file, a run folder or hf://owner/name/FILE; default: the task's path in config.py",
+    )
     if pictures:
         args.add_argument(
             "--out-dir", type=Path, default=Path(), help="for the pictures; default: this folder"
@@ -63,6 +61,33 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
     args.add_argument("--csv", metavar="FILE", help="write a table, a row for each object")
     args.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: the setting")
     return args
+
+
+def add_video_arguments(args: argparse.ArgumentParser) -> None:
+    """Adds `--stride` and `--max-frames`; `--image` may name a video or a camera then."""
+    args.add_argument(
+        "--stride", type=int, default=1, metavar="N", help="of a video: every N-th frame"
+    )
+    args.add_argument("--max-frames", type=int, metavar="N", help="of a video or camera: stop then")
+
+
+def open_clip(args: argparse.Namespace):
+    """The video (by its suffix) or the camera (a number) that `--image` names; None = pictures.
+
+    Raises:
+        UserError: it cannot be opened, or something else is named beside it.
+    """
+    clips = [n for n in args.image if n.lower().endswith(VIDEOS) or is_camera(n)]
+    if not clips:
+        return None
+    if len(args.image) > 1:
+        raise UserError(f"--image names {clips[0]} and more; a video or camera goes alone")
+    return import_module("infer.video").Clip(clips[0], args)
+
+
+def is_camera(name: str) -> bool:
+    """Whether `--image` means the camera of this number: a file of that name comes first."""
+    return name.isdecimal() and not Path(name).exists()
 
 
 def check_places(args: argparse.Namespace) -> None:
@@ -209,7 +234,7 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path):
     check_places(args)
     if args.weights is not None:
         return predictor_of(args.weights, cfg, args.device)
-    if weights.exists():
+    if weights.exists() or is_hub_name(weights):
         return predictor_of(weights, cfg, args.device)
     if not cfg.demo_weights.exists():
         raise UserError(
@@ -253,9 +278,6 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
     return predictor
 
 
-# ---- images and results ----------------------------------------------------------------------
-
-
 def pick_classes(args: argparse.Namespace, predictor) -> list[str] | None:
     """The names of `--classes`; None = all.
 
@@ -267,172 +289,3 @@ def pick_classes(args: argparse.Namespace, predictor) -> list[str] | None:
     names = [name.strip() for name in args.classes.split(",")]
     check_class_names(names, predictor.categories.names.values(), predictor.name)
     return names
-
-
-def find_images(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
-    """The images that `--image` names, each once.
-
-    Raises:
-        UserError: one of the patterns names none.
-    """
-    paths = [path for one in patterns for path in list_images(one, recursive=recursive)]
-    return list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
-
-
-def read_images(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
-    """Reads images one after the other, see `read_batches`."""
-    for batch in read_batches(paths, 1):
-        yield from batch
-
-
-def read_batches(paths: Sequence[Path], size: int) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Reads images in batches; of several images, unreadable ones are reported and left out.
-
-    A terminal shows how many of several are done.
-
-    Yields:
-        up to `size` pairs of path and (H, W, 3) uint8 RGB pixels.
-
-    Raises:
-        UserError: at the end, if images were left out; at once if there is one image alone.
-    """
-    from tqdm import tqdm
-
-    batch, unread = [], []
-    disable = None if len(paths) > 1 else True  # None: no bar without a terminal
-    with tqdm(total=len(paths), unit="image", disable=disable) as bar:
-        for path in paths:
-            try:
-                batch.append((path, load_image(path)))
-            except UserError as error:
-                if len(paths) == 1:
-                    raise
-                _note(f"left out: {error}")
-                unread.append(path)
-                bar.update()
-            if len(batch) == size:
-                yield batch
-                bar.update(size)
-                batch = []
-        if batch:
-            yield batch
-            bar.update(len(batch))
-    if unread:
-        raise UserError(
-            f"{len(unread)} of {len(paths)} images could not be read, {unread[0]} first"
-        )
-
-
-def _note(text: str) -> None:
-    """`log`, above the bar of `read_batches`."""
-    from tqdm import tqdm
-
-    with tqdm.external_write_mode(file=sys.stderr):
-        log(text)
-
-
-class Output:
-    """Writes the results of a script: pictures to `--out-dir`, the rest to stdout and `--json`.
-
-    What other tools read goes to `--csv`, `--yolo` and `--crops`. It is a context. At its end the
-    results are printed, also if an error ended it.
-
-    Args:
-        predictor: whose classes they are; only what is given as `found` needs it.
-    """
-
-    def __init__(self, args: argparse.Namespace, paths: Sequence[Path], predictor=None):
-        self.args, self.predictor, self.exports = args, predictor, None
-        if predictor is None and getattr(args, "csv", None) is not None:
-            raise UserError("this script writes no --csv; --json FILE writes its results")
-        self.begins = name_pictures(paths)
-        self.inputs = {path.absolute() for path in paths}
-        self.rows: list[dict] = []
-        self.texts: list[str] = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self.rows:
-            print_results(self.args, self.rows, self.texts)
-        if self.exports is not None:
-            self.exports.close()
-
-    def add(
-        self,
-        path: Path,
-        image: np.ndarray,
-        text: str,
-        row: dict,
-        pictures: dict[str, np.ndarray] | None = None,
-        *,
-        found=None,
-    ) -> None:
-        """Adds the result of an image; pictures are written at once.
-
-        Args:
-            text: for people.
-            row: of the JSON, beside path and size of the image.
-            pictures: name -> RGB uint8.
-            found: the result for tools: objects of one kind, or captions.
-        """
-        from utils.visualize import save_image
-
-        for name, picture in (pictures or {}).items():
-            target = self.args.out_dir / f"{self.begins[path]}{name}.png"
-            while target.absolute() in self.inputs:  # a picture of an earlier call, say
-                target = target.with_stem(target.stem + "-2")
-            save_image(target, picture)
-            _note(f"drew {target}")
-        places = [getattr(self.args, name, None) for name in ("csv", "yolo", "crops")]
-        if found is not None and any(places):
-            if self.exports is None:
-                formats = importlib.import_module("infer.result_formats")
-                self.exports = formats.Exports(*places, self.predictor.categories)
-            self.exports.add(path, self.begins[path][:-1] or path.stem, image, found)
-        self.rows.append({"image": str(path), "size": [image.shape[1], image.shape[0]], **row})
-        self.texts.append(text)
-
-
-def name_pictures(paths: Sequence[Path]) -> dict[Path, str]:
-    """The beginning of the names of each image's pictures: no two are equal, in any case.
-
-    It is nothing for one image; of several `<stem>_`, with the suffix where stems repeat, with the
-    folders where names repeat, and with a number where that does not do.
-    """
-    if len(paths) == 1:
-        return {paths[0]: ""}
-    top = os.path.commonpath([path.absolute().parent for path in paths])
-    longer = (
-        lambda path: path.stem,
-        lambda path: path.name,
-        lambda path: "_".join(path.absolute().relative_to(top).parts),
-    )
-    counts = [Counter(_plain(name(path)) for path in paths) for name in longer]
-    out, taken = {}, set()
-    for path in paths:
-        names = [name(path) for name in longer]
-        alone = [n for n, count in zip(names, counts, strict=True) if count[_plain(n)] == 1]
-        start = (alone or names[-1:])[0]
-        numbered = (f"{start}-{i}" for i in itertools.count(2))
-        chosen = next(n for n in itertools.chain([start], numbered) if _plain(n) not in taken)
-        taken.add(_plain(chosen))
-        out[path] = f"{chosen}_"
-    return out
-
-
-def _plain(name: str) -> str:
-    """A name as file systems compare it that ignore case and the normal form."""
-    return unicodedata.normalize("NFC", name.casefold())
-
-
-def print_results(args: argparse.Namespace, rows: list[dict], texts: list[str]) -> None:
-    """Prints the texts, or the rows as JSON; `--json FILE` writes the rows too."""
-    if args.json == "-":
-        json.dump(rows, sys.stdout, indent=2)
-        print()
-    else:
-        print("\n\n".join(texts))
-    if args.json not in (None, "-"):
-        write_json_atomic(args.json, rows)

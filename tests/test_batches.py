@@ -6,8 +6,9 @@ import pytest
 from dataset.tasks import TASKS
 from infer import evaluate, infer_single_image_object_detection
 from infer.batches import batches_of
+from infer.image_files import Output, find_images, read_batches
 from infer.predictor import Predictor
-from infer.script import Output, find_images, infer_parser, read_batches
+from infer.script import infer_parser
 from infer.tasks import EVALUATIONS
 from tokenizer import vocabulary
 from tokenizer.tasks import TOKENIZERS

@@ -10,9 +10,10 @@ import pytest
 
 from dataset.annotation_errors import AnnotationErrors
 from dataset.find_dataset import find_dataset
+from infer.image_files import Output
 from infer.result_formats import Exports, cut_out, join_parts, to_supervision
 from infer.results import AllTasks, Captions, Detections, InstanceMasks, Keypoints, Origin
-from infer.script import Output, add_box_arguments, check_places, infer_parser, read_box_arguments
+from infer.script import add_box_arguments, check_places, infer_parser, read_box_arguments
 from tests.conftest import ROOT
 from utils.categories import COCO_PERSON, Categories
 from utils.errors import UserError

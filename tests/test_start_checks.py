@@ -18,7 +18,7 @@ from PIL import Image
 from config import CFG
 from infer import evaluate, infer_single_image_object_detection
 from infer.boxes import read_results
-from infer.script import find_images, name_pictures
+from infer.image_files import find_images, name_pictures
 from models import ModelConfig, load_model
 from models.encoder import check_encoder
 from tests.conftest import TINY

@@ -32,9 +32,9 @@ from train.optim import (
     average_of,
     base_lr,
     build_optimizer,
+    build_scheduler,
     count_steps,
     freeze_parameters,
-    lr_factor,
     lr_factors,
 )
 from train.settings import (
@@ -50,6 +50,7 @@ from utils.categories import Categories
 from utils.cli import log
 from utils.devices import ALONE, World, pick_device
 from utils.errors import UserError
+from utils.files import is_hub_name, path_text
 
 
 @dataclass(frozen=True)
@@ -361,6 +362,10 @@ def build_model_of_run(
     if cfg.encoder_weights is not None:  # a run that goes on does not need the file
         record = {"file": cfg.encoder_weights.name, "sha256": cfg.encoder_weights_sha256}
         model.meta["encoder_weights"] = record
+    if cfg.init_weights is not None:
+        name = path_text(cfg.init_weights) if is_hub_name(cfg.init_weights) else None
+        record = {"file": name or cfg.init_weights.name, "sha256": cfg.init_weights_sha256}
+        model.meta["init_weights"] = record
 
     # Where the weights come from.
     origin = "encoder pretrained, the rest new" if pretrained else "new, nothing is pretrained"
@@ -375,10 +380,11 @@ def build_model_of_run(
         report = start_from(model, source)
         if "encoder_weights" in source.meta:
             model.meta["encoder_weights"] = source.meta["encoder_weights"]
+        name = path_text(cfg.init_weights)
         if taken := settings_taken(cfg):
-            log(f"settings as in {cfg.init_weights}: {' '.join(taken)}")
-        log(report.text(cfg.init_weights))
-        origin = f"{cfg.init_weights}, which gives {report.share:.0%} of the parameters"
+            log(f"settings as in {name}: {' '.join(taken)}")
+        log(report.text(name))
+        origin = f"{name}, which gives {report.share:.0%} of the parameters"
 
     if cfg.compile:  # calls of the model alone, which are training: not `encode`, not `generate`
         model.compile()
@@ -408,16 +414,13 @@ def build_state(
         decay_exclude=cfg.decay_exclude,
         factors=factors,
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
+    scheduler = build_scheduler(
         optimizer,
-        lambda step: lr_factor(
-            step,
-            total_steps=steps.total,
-            warmup_steps=steps.warmup,
-            end_factor=cfg.end_lr_factor,
-            schedule=cfg.lr_schedule,
-            tail_steps=cfg.tail_steps,
-        ),
+        total_steps=steps.total,
+        warmup_steps=steps.warmup,
+        end_factor=cfg.end_lr_factor,
+        schedule=cfg.lr_schedule,
+        tail_steps=cfg.tail_steps,
     )
     half = amp_dtype(cfg.amp, model.device) == torch.float16
     scaler = torch.amp.GradScaler(model.device.type, enabled=half)

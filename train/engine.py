@@ -41,7 +41,7 @@ from train.run_folder import (
     write_environment,
     write_settings,
 )
-from train.settings import check_settings, settle_encoder
+from train.settings import check_settings, settle_encoder, settle_init_weights
 from train.state import StepRecord, TrainState, finite_mean
 from train.validate import evaluate
 from utils.cli import log, settings_dict
@@ -102,6 +102,7 @@ def _run(cfg, tasks: list[str], world: World, lines: TextLog, run_dir: Path | No
     """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
     watch, resumed = CoreWatch(), run_dir is not None
     cfg = settle_encoder(cfg, resumed=resumed)
+    cfg = settle_init_weights(cfg, resumed=resumed)
     device = check_settings(cfg, tasks, world, resumed=resumed)
     if world.is_main:
         check_place(run_dir or cfg.runs_dir)

@@ -82,6 +82,11 @@ def lr_factor(
     return end_factor + (1 - end_factor) * left
 
 
+def build_scheduler(optimizer: torch.optim.Optimizer, **shape) -> torch.optim.lr_scheduler.LambdaLR:
+    """The rate of `lr_factor`, which gets `shape`, for every group."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, **shape))
+
+
 def parse_schedule(text: str) -> tuple[str, float]:
     """Shape and parameter (1 without one) of a learning rate schedule.
 

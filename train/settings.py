@@ -8,6 +8,8 @@ from the settings as well.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
 
 import torch
 
@@ -26,8 +28,9 @@ from train.optim import check_optimizer, freeze_parameters, lr_factors
 from utils.categories import Categories, check_sigmas
 from utils.cli import log, settings_dict, snapshot
 from utils.devices import World, check_bfloat16, local_device, pick_device
-from utils.encoder_weights import file_sha256, is_source, pretrained_file, read_source
+from utils.encoder_weights import is_source, pretrained_file, read_source
 from utils.errors import UserError
+from utils.files import file_sha256, is_hub_name, path_text
 from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
 
 
@@ -233,12 +236,41 @@ def settle_encoder(cfg, *, resumed: bool = False):
             digest = file_sha256(file)
         except OSError:
             digest = None  # `check_settings` says what is wrong with the file
-        if digest and cfg.encoder_weights_sha256 not in (None, digest):
-            raise UserError(
-                f"encoder_weights={file} has SHA-256 {digest}, not encoder_weights_sha256="
-                f"{cfg.encoder_weights_sha256}; fetch the file anew, or leave that setting out"
-            )
+        if digest:
+            _check_digest(cfg, "encoder_weights", file, digest)
         changes["encoder_weights_sha256"] = digest
+    return _changed(cfg, changes)
+
+
+def settle_init_weights(cfg, *, resumed: bool = False):
+    """The settings with the checksum of `init_weights`, and its commit if it comes from the hub.
+
+    Args:
+        resumed: the weights are those of a checkpoint.
+
+    Raises:
+        UserError: there is no such file, or it is not the one that is wanted.
+    """
+    if resumed or cfg.init_weights is None:
+        return cfg
+    digest = file_sha256(find_init_weights(cfg.init_weights))
+    _check_digest(cfg, "init_weights", cfg.init_weights, digest)
+    changes = {"init_weights_sha256": digest}
+    if is_hub_name(cfg.init_weights):
+        changes["init_weights"] = import_module("utils.hub").fetch(cfg.init_weights).name
+    return _changed(cfg, changes)
+
+
+def _check_digest(cfg, name: str, file: Path, digest: str) -> None:
+    wanted = getattr(cfg, f"{name}_sha256")
+    if wanted not in (None, digest):
+        raise UserError(
+            f"{name}={path_text(file)} has SHA-256 {digest}, not {name}_sha256="
+            f"{wanted}; fetch the file anew, or leave that setting out"
+        )
+
+
+def _changed(cfg, changes: dict[str, object]):
     if not changes:
         return cfg
     base = type(cfg).__mro__[1]  # `snapshot` makes a subclass

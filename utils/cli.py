@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import fits, read_json, shown
+from utils.files import fits, path_text, read_json, shown
 from utils.setting_rules import PAIRS, RULES, Pair, complain, complain_of_options, complain_of_pairs
 
 
@@ -410,7 +410,7 @@ def settings_dict(cfg) -> dict[str, object]:
 
     def plain(value):
         if isinstance(value, Path):
-            return str(value)
+            return path_text(value)
         return list(value) if isinstance(value, tuple) else value
 
     return {name: plain(getattr(cfg, name)) for name in settings_types(type(cfg))}

@@ -5,7 +5,6 @@ network is asked once, for a few seconds, and only if the cache of the hub has n
 """
 
 import difflib
-import hashlib
 import pickle
 import queue
 import re
@@ -101,15 +100,6 @@ def check_finite(path: object, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{name} in {path} holds NaN or infinity: the file is damaged")
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal digest of a file that has been read before."""
-    digest = hashlib.sha256()
-    with path.expanduser().open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def strip_prefix(tensors: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
@@ -328,10 +318,16 @@ def _hub_file(place: str, names: Collection[str], encoder: str) -> Path:
 
 
 def _check_answer(url: str, encoder: str) -> None:
+    """Raises a `UserError` if a server does not answer in time."""
+    if problem := server_problem(url):
+        raise _cannot_fetch(encoder, problem)
+
+
+def server_problem(url: str) -> str:
     """Asks a server once, through the proxies that the hub would use.
 
-    Raises:
-        UserError: it does not answer in time.
+    Returns:
+        why it cannot be used, after `PATIENCE` seconds at most; empty if it answers.
     """
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -346,13 +342,11 @@ def _check_answer(url: str, encoder: str) -> None:
 
     # A thread, for looking up the name of a server has no time limit of its own.
     threading.Thread(target=ask, daemon=True).start()
-    host = "/".join(url.split("/")[:3])
     try:
         problem = answers.get(timeout=PATIENCE)
     except queue.Empty:
         problem = "no answer"
-    if problem:
-        raise _cannot_fetch(encoder, f"{host}: {problem}")
+    return problem and f"{'/'.join(url.split('/')[:3])}: {problem}"
 
 
 def _cannot_fetch(encoder: str, reason: str) -> UserError:

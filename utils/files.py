@@ -6,6 +6,7 @@ Weight files are found here too, for it needs no torch.
 import codecs
 import difflib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ IN_RUN = ("best.safetensors", "last.safetensors")  # of a run folder, the first 
 PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")  # how files of torch.save begin
 PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"\xfd7zXZ", b"BZh")  # a file of torch is a zip file, too
 TENSORFLOW = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5}|h5)$")
+HUB_NAME = re.compile(r"hf:/+")  # how names of the hub begin; a `Path` has one slash less
 NAME_ANOTHER = "train one, or name another with --weights"
 TEMPORARY = re.compile(r"\.[\w-]+\.\d+(-[0-9a-f]{8})?\.\w+")  # names that `atomic_path` yields
 BYTE_ORDER_MARKS = {  # that of UTF-32 first: that of UTF-16 begins as it does
@@ -123,6 +126,15 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal digest of a file that has been read before."""
+    digest = hashlib.sha256()
+    with path.expanduser().open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def decode_text(content: bytes, encoding: str = "utf-8") -> str:
@@ -332,19 +344,31 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def is_hub_name(path: str | Path | None) -> bool:
+    """Whether weights are named by a repository of the Hugging Face hub: "hf://owner/name/…"."""
+    return path is not None and HUB_NAME.match(str(path)) is not None
+
+
+def path_text(path: str | Path) -> str:
+    """A path as a person writes it: a name of the hub keeps both slashes."""
+    return HUB_NAME.sub("hf://", str(path), count=1) if is_hub_name(path) else str(path)
+
+
 def find_weight_file(path: str | Path, remedy: str = NAME_ANOTHER) -> Path:
-    """The weight file at `path`, or the best one of the run folder there.
+    """The weight file at `path`, the best one of the run folder there, or a file of the hub.
 
     Args:
+        path: or "hf://owner/name/FILE@revision", which is fetched if the cache does not have it.
         remedy: what to do if there is none.
 
     Raises:
         UserError: there is none, or it is plainly something else: a checkpoint of a run, a file of
             torch or TensorFlow, a Git LFS pointer, a web page.
     """
-    path = Path(path).expanduser()
-    file = path
-    if path.is_dir():
+    file = path = Path(path).expanduser()
+    if is_hub_name(path):
+        file = import_module("utils.hub").fetch(path).path
+    elif path.is_dir():
         file = next((path / name for name in IN_RUN if (path / name).is_file()), None)
         if file is None:
             found = sorted(path.rglob(IN_RUN[0]), key=lambda p: p.parent.name)[-1:]

@@ -1,8 +1,7 @@
 """The range of every setting of config.py, checked before anything that takes long is imported.
 
-`RULES` has a rule for each setting; what the setting is stands in its comment in config.py
-(`describe` joins the two). `PAIRS` are conditions on several settings. Options of scripts, such as
-`--score-threshold`, obey the rule of a setting (`OPTIONS`).
+`RULES` has a rule for each setting. `PAIRS` are conditions on several settings. Options of scripts,
+such as `--score-threshold`, obey the rule of a setting (`OPTIONS`).
 """
 
 import inspect
@@ -131,11 +130,9 @@ SCHEDULE = Text(
     rf"linear|constant|cosine(@{NUMBER})?|exp@{NUMBER}",
     (("cosine", 0, 1), ("exp", 1e-12, HUGE)),
 )
-LOGGER = Text(
-    "none, or some of tensorboard,wandb,trackio", r"none|\b(,?\b(tensorboard|wandb|trackio))+"
-)
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:\d{1,3})?")
 
+SHA256 = ("encoder_weights_sha256", "init_weights_sha256")
 PARTS = ("train_images", "val_json", "val_images", "test_json", "test_images")
 PATHS = (
     *("coco_root", "voc_root", "coco_detection_weights", "voc_detection_weights", "init_weights"),
@@ -175,7 +172,7 @@ RULES: dict[str, object] = {
     "pixel_transform": Text("the path of a file, or empty", r"[^\0]*"),
     # model
     "encoder": Text("the name of an encoder", r"\S+|local-dir:.*\S"),
-    "encoder_weights_sha256": Text("64 hexadecimal digits", r"[0-9a-f]{64}"),
+    **dict.fromkeys(SHA256, Text("64 hexadecimal digits", r"[0-9a-f]{64}")),
     "image_mean": Each(Number(-HUGE)),
     "image_std": Each(Number(0, above=True)),
     "encoder_stride": Number(1, 4096),
@@ -239,7 +236,9 @@ RULES: dict[str, object] = {
     **dict.fromkeys(("freeze_encoder_steps", "likelihood_limit"), COUNT_OR_0),
     "early_stop_patience": COUNT_OR_0,
     "device": DEVICE,
-    "logger": LOGGER,
+    "logger": Text(
+        "none, or some of tensorboard,wandb,trackio", r"none|\b(,?\b(tensorboard|wandb|trackio))+"
+    ),
     "matmul_precision": OneOf(("highest", "high", "medium")),
     "seed": Number(0, 2**32 - 1),
     "metrics": Each(Text("package.module:function", IMPORT_PATH)),

@@ -1,0 +1,189 @@
+"""Videos and cameras: every frame answered, an annotated MP4, a line of JSON per frame.
+
+A few frames are in memory at a time, however long the video is.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.cli import log
+from utils.errors import UserError
+from utils.files import atomic_path, check_place
+
+BATCH = 8  # frames of a file that are answered together; a camera is answered at once
+USUAL_RATE = 25.0  # frames a second, of a source that states none
+CODEC = "mp4v"  # of the codecs that every build of OpenCV writes
+LOG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL", "-8"  # quiet: what is wrong is our own line
+
+# (H, W, 3) uint8 RGB frames -> of each the row of JSON, and the annotated frame of the same size
+Answer = Callable[[list[np.ndarray]], list[tuple[dict, np.ndarray]]]
+
+
+class Clip:
+    """A video file or a camera, opened; and where its results go.
+
+    Args:
+        source: path of a video file, or the number of a camera.
+        args: `out_dir`, `json`, `stride` and `max_frames` of the command line.
+
+    Raises:
+        UserError: it cannot be opened, or a result would replace a file.
+    """
+
+    def __init__(self, source: str, args: argparse.Namespace):
+        if args.stride < 1 or (args.max_frames is not None and args.max_frames < 1):
+            raise UserError("--stride and --max-frames must be at least 1")
+        self.args = args
+        self.is_camera = source.isdecimal() and not Path(source).exists()
+        self.capture = _open(source, self.is_camera)
+        self.name = f"camera {source}" if self.is_camera else source
+        stem = f"camera{source}" if self.is_camera else Path(source).stem
+        check_place(args.out_dir)
+        self.video = _free(args.out_dir / f"{stem}_annotated.mp4")
+        self.lines = None  # stdout
+        if args.json != "-":
+            named = None if args.json is None else Path(args.json)
+            self.lines = named or _free(self.video.with_suffix(".jsonl"))
+            if self.lines.exists():
+                raise UserError(f"--json {self.lines} is there already; name another file")
+            check_place(self.lines.parent)
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if np.isfinite(rate) and 0 < rate <= 1000 else USUAL_RATE
+        count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.count = int(count) if not self.is_camera and 0 < count < 1e9 else None
+
+    def frames(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Every `stride`-th frame with its number from 0, (H, W, 3) uint8 RGB."""
+        stride, most = self.args.stride, self.args.max_frames
+        for number in itertools.count():
+            if most is not None and number >= most * stride:
+                return
+            if number % stride:
+                if not self.capture.grab():  # read, but not converted
+                    return
+                continue
+            there, frame = self.capture.read()
+            if not there:
+                self._check_end(number)
+                return
+            yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+    def _check_end(self, number: int) -> None:
+        """Says so where a source ends before its time."""
+        if number == 0:
+            raise UserError(f"{self.name} gives no frame that OpenCV can read; convert the video")
+        if self.count is not None and number < self.count - 1:
+            log(f"notice: {self.name} states {self.count} frames, {number} could be read")
+
+    def batches(self) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+        """Numbers and frames of a few frames at a time; all are as large as the first."""
+        frames, size = self.frames(), None
+        while batch := list(itertools.islice(frames, 1 if self.is_camera else BATCH)):
+            numbers, images = zip(*batch, strict=True)
+            size = size or images[0].shape[:2]
+            yield list(numbers), [_resized(image, size) for image in images]
+
+    def annotate(self, answer: Answer) -> None:
+        """Answers all frames; writes the video and the lines of JSON.
+
+        Both files are complete or not there. Ctrl-C ends a camera: what it gave is kept.
+        """
+        from tqdm import tqdm
+
+        total = None if self.count is None else -(-self.count // self.args.stride)
+        total = min((n for n in (total, self.args.max_frames) if n is not None), default=None)
+        with ExitStack() as stack:
+            stack.callback(self.capture.release)
+            stream = sys.stdout
+            if self.lines is not None:
+                path = stack.enter_context(atomic_path(self.lines))
+                stream = stack.enter_context(path.open("w", encoding="utf-8"))
+            writer = Writer(
+                stack.enter_context(atomic_path(self.video)), self.rate / self.args.stride
+            )
+            stack.callback(writer.close)
+            with tqdm(total=total, unit="frame", desc=self.name, file=sys.stderr) as progress:
+                try:
+                    for numbers, images in self.batches():
+                        self._write(numbers, answer(images), images, writer, stream)
+                        progress.update(len(numbers))
+                except KeyboardInterrupt:
+                    if not self.is_camera or not progress.n:
+                        raise
+            count, speed = progress.n, progress.format_dict
+        seconds = max(speed["elapsed"], 1e-9)
+        where = f" and {self.lines}" if self.lines else ""
+        log(f"{count} frames, {count / seconds:.1f} frames a second: {self.video}{where}")
+
+    def _write(self, numbers, answers, images, writer: "Writer", stream) -> None:
+        for number, image, (row, picture) in zip(numbers, images, answers, strict=True):
+            height, width = image.shape[:2]
+            place = {"frame": number, "time": round(number / self.rate, 3), "size": [width, height]}
+            print(json.dumps(place | row, ensure_ascii=False), file=stream, flush=True)
+            writer.add(picture)
+
+
+class Writer:
+    """Writes an MP4 of frames of one size; it is opened by the first.
+
+    Args:
+        rate: frames a second.
+    """
+
+    def __init__(self, path: Path, rate: float):
+        self.path, self.rate, self.writer = path, rate, None
+
+    def add(self, picture: np.ndarray) -> None:
+        """picture: (H, W, 3) uint8 RGB"""
+        height, width = picture.shape[:2]
+        # The codec has no odd sizes.
+        even = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if self.writer is None:
+            code = cv2.VideoWriter.fourcc(*CODEC)
+            self.writer = cv2.VideoWriter(str(self.path), code, self.rate, even.shape[1::-1])
+            if not self.writer.isOpened():
+                raise UserError(f"OpenCV cannot write {CODEC} of {width} x {height} pixels here")
+        self.writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.release()
+
+
+def _open(source: str, is_camera: bool) -> cv2.VideoCapture:
+    """The source, from which a frame can be read."""
+    if not is_camera:
+        path = Path(source)
+        if not path.is_file():
+            raise UserError(f"no video at {path}; name a file or the number of a camera")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty; fetch or write it anew")
+    os.environ.setdefault(*LOG_LEVEL)
+    capture = cv2.VideoCapture(int(source) if is_camera else source)
+    if not capture.isOpened():
+        if is_camera:
+            raise UserError(f"there is no camera {source}, or another program has it; try 0 or 1")
+        raise UserError(f"{source} is no video that OpenCV can read; convert it to MP4")
+    return capture
+
+
+def _free(path: Path) -> Path:
+    """The path, with a number where it is taken: no earlier video is replaced."""
+    names = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
+    return next(p for p in itertools.chain([path], names) if not p.exists())
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A stream may change its size on the way, its MP4 may not."""
+    if image.shape[:2] == size:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
