@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.files import atomic_path, check_place
 
 BATCH = 8  # frames of a file that are answered together; a camera is answered at once
+MOST_RATE = 1_001  # frames a second; headers of damaged files say more
 USUAL_RATE = 25.0  # frames a second, of a source that states none
 CODEC = "mp4v"  # of the codecs that every build of OpenCV writes
 LOG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL", "-8"  # quiet: what is wrong is our own line
@@ -40,8 +41,6 @@ class Clip:
     """
 
     def __init__(self, source: str, args: argparse.Namespace):
-        if args.stride < 1 or (args.max_frames is not None and args.max_frames < 1):
-            raise UserError("--stride and --max-frames must be at least 1")
         self.args = args
         self.is_camera = source.isdecimal() and not Path(source).exists()
         self.capture = _open(source, self.is_camera)
@@ -57,7 +56,7 @@ class Clip:
                 raise UserError(f"--json {self.lines} is there already; name another file")
             check_place(self.lines.parent)
         rate = self.capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if np.isfinite(rate) and 0 < rate <= 1000 else USUAL_RATE
+        self.rate = rate if np.isfinite(rate) and 0 < rate <= MOST_RATE else USUAL_RATE
         count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.is_camera and 0 < count < 1e9 else None
 
