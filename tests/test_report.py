@@ -179,6 +179,7 @@ def scene():
     found = [
         (1, [0, 0, 100, 100], 0.9, None),
         (1, [0, 0, 100, 90], 0.8, "duplicate"),
+        (1, [60, 0, 100, 100], 0.85, "localisation"),  # of an object that another result finds
         (1, [260, 0, 100, 100], 0.7, "localisation"),  # IoU 0.25
         (1, [270, 0, 100, 100], 0.95, "localisation"),
         (1, [400, 0, 100, 100], 0.6, "class"),
@@ -210,8 +211,8 @@ def test_a_corrected_kind_is_gone_and_costs_what_ap_gains():
     matches = match_by_class(judged)
     errors = find_errors(judged, matches)
     costs = error_costs(judged, matches, errors, 0.65).set_index("kind")
-    assert costs["errors"].tolist() == [2, 1, 1, 1, 1, 2]
-    assert costs["at the threshold"].tolist() == [2, 0, 0, 1, 1, 5]
+    assert costs["errors"].tolist() == [3, 1, 1, 1, 1, 2]
+    assert costs["at the threshold"].tolist() == [3, 0, 0, 1, 1, 5]
     for kind in KINDS:
         rows, without = corrected(judged, matches, errors, kind)
         changed = Judged("bbox", judged.truth, rows, [1], judged.names)
@@ -223,6 +224,7 @@ def test_a_corrected_kind_is_gone_and_costs_what_ap_gains():
     # of two results of one object the better one is corrected, the other one goes
     rows, _ = corrected(judged, matches, errors, "localisation")
     assert len(rows) == 7 and [r["score"] for r in rows if r["bbox"][0] == 200] == [0.95]
+    assert [r["score"] for r in rows if r["bbox"] == [0, 0, 100, 100]] == [0.9]
 
 
 def test_all_missed_objects_of_a_class_leave_its_results_wrong():
