@@ -139,7 +139,7 @@ def test_the_images_are_always_the_same_and_those_that_show_something(demo_set):
 
 @pytest.mark.parametrize("task", ALL)
 def test_annotation_stands_beside_the_prediction_of_the_same_image(demo_set, task):
-    source = build_source(task, "coco", demo_set, "val")
+    source = build_source(task, "coco", demo_set, "train")
     seen = []
 
     def predict(chosen):

@@ -12,6 +12,7 @@ import secrets
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -132,7 +133,7 @@ class Trackio:
 
     def close(self) -> None:
         with _quiet():
-            self.run.finish()
+            self.trackio.finish()  # after `run.finish` alone it would print at exit
 
 
 LOGGERS = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
@@ -157,7 +158,8 @@ def check_loggers(setting: str) -> None:
             )
     if "wandb" in logger_names(setting):
         settings = importlib.import_module("wandb").setup().settings
-        if settings.mode not in OFFLINE and not settings.api_key and not _has_netrc():
+        has_key = settings.api_key or _is_in_netrc(urlsplit(settings.base_url).hostname)
+        if settings.mode not in OFFLINE and not has_key:
             raise UserError(
                 "logger=wandb finds no API key; run `wandb login`, or set WANDB_MODE=offline"
             )
@@ -192,16 +194,13 @@ def _kept_id(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _has_netrc() -> bool:
-    """Whether `wandb login` of another version may have left a key."""
-    return "wandb" in _text_of(Path(os.environ.get("NETRC") or "~/.netrc").expanduser())
-
-
-def _text_of(path: Path) -> str:
+def _is_in_netrc(host: str | None) -> bool:
+    """Whether `wandb login` may have left a key for this server."""
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
-        return path.read_text(errors="replace")
+        return f"{host}" in path.read_text(errors="replace")
     except OSError:
-        return ""
+        return False
 
 
 @contextlib.contextmanager
