@@ -66,11 +66,11 @@ def test_a_batch_that_fails_is_not_tried_twice(tiny_weights, tmp_path, monkeypat
         save_image(tmp_path / f"{n:02}.png", np.zeros((6, 8, 3), np.uint8))
     calls, detect = [], Predictor.detect
 
-    def fail(self, images, options):
+    def fail(self, images, options, **more):
         calls.append(len(images))
         if len(calls) == 2:
             raise RuntimeError("no memory")
-        return detect(self, images, options)
+        return detect(self, images, options, **more)
 
     monkeypatch.setattr(Predictor, "detect", fail)
     argv = ["--image", str(tmp_path), "--weights", str(tiny_weights), "--device", "cpu"]

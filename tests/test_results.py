@@ -23,7 +23,7 @@ from utils.visualize import save_image
 
 CATEGORIES = Categories({1: "cat", 3: "dog", 7: "traffic light"}, {1: 1, 3: 3, 7: 7})
 SIZE = (60, 80)  # H, W
-BOXES = np.float32([[5, 10, 45, 50], [20, 5, 70, 40], [0.5, 0, 80, 60]])
+BOXES = np.float32([[5, 10, 45, 50], [20.2, 5.5, 69.3, 39.5], [0.5, 0, 80, 60]])
 LABELS, NAMES = np.array([7, 1, 7]), ["traffic light", "cat", "traffic light"]
 SCORES = np.float32([0.9, 0.6, 0.2])
 
@@ -267,6 +267,7 @@ def test_cut_outs_hold_what_the_boxes_touch():
     names, pixels = zip(*cut_out(image, results()[0]), strict=True)
     assert list(names) == NAMES
     np.testing.assert_array_equal(pixels[0], image[10:50, 5:45])
+    np.testing.assert_array_equal(pixels[1], image[5:40, 20:70])
     np.testing.assert_array_equal(pixels[2], image)
 
 
