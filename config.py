@@ -136,7 +136,7 @@ class CFG:
     seg_samples: int = 8  # outlines per object, averaged
     # where masks are shown, two outlines are drawn first, and the others only where the masks of
     # these two have a lower IoU than this; 0 = always draw all
-    seg_agree: float = 0.8
+    seg_agree: float = 0.85
     eval_seg_agree: float = 0.0  # as seg_agree, in evaluations; official: 0
     seg_top_p: float = 0.8  # as top_p, for outlines
     seg_threshold: float = 0.5  # share of the samples that makes a pixel part of the mask

@@ -47,7 +47,7 @@ class SegmentationOptions:
     top_p: float = 0.8
     temperature: float = 1.0
     num_samples: int = 8  # outlines per object
-    agree: float = 0.8  # two samples do where their masks have this IoU; 0 = always draw all
+    agree: float = 0.85  # two samples do where their masks have this IoU; 0 = always draw all
     threshold: float = 0.5  # a pixel that so large a share of them contains is in the mask
     grammar: bool = True  # rule out what is no outline; the official code does not
     max_rows: int = 256  # sequences that are decoded together: a limit of memory

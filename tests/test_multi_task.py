@@ -10,6 +10,7 @@ import torch
 from config import CFG
 from dataset.tasks import TASKS
 from infer import infer_single_image_multi_task, infer_single_image_object_detection
+from infer.detection import DetectionOptions
 from infer.keypoint import KeypointOptions
 from infer.multi_task import AllTasksOptions
 from infer.predictor import Predictor
@@ -283,7 +284,7 @@ def test_every_task_says_what_it_says_alone(predictor, pictures):
     predictor.categories = Categories(names, {i: i for i in names})
     predictor.tasks["keypoint"] |= {"labels": list(names)}
     together = predictor.all_tasks(pictures, AllTasksOptions(score_threshold=0.0))
-    objects = predictor.detect(pictures)
+    objects = predictor.detect(pictures, DetectionOptions().showing(0.0))
     for one, alone in zip(together, objects, strict=True):
         np.testing.assert_array_equal(one.objects.boxes, alone.boxes)
         np.testing.assert_array_equal(one.objects.scores, alone.scores)
