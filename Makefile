@@ -34,10 +34,11 @@ $(STAMP): requirements.txt requirements-dev.txt
 	    -r requirements.txt -r requirements-dev.txt
 	@touch $(STAMP)
 
-extras: $(VENV)/.extras  ## install what optional features need (requirements-extras.txt)
+extras: $(VENV)/.extras  ## install what optional features need (requirements-extras.txt, requirements-app.txt)
 
-$(VENV)/.extras: requirements-extras.txt $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
+$(VENV)/.extras: requirements-extras.txt requirements-app.txt $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -r requirements-extras.txt -r requirements-app.txt
 	@touch $@
 
 demo-data: $(STAMP)  ## draw the synthetic demo set in data/demo (once)

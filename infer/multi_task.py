@@ -22,6 +22,7 @@ from infer.segmentation import SegmentationOptions, segment
 from infer.trained_model import TrainedModel
 from models.pix2seq import Pix2Seq
 from utils.errors import UserError
+from utils.visualize import draw_detections, draw_keypoints, draw_masks
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,24 @@ def answer_frames(
     for frame in frames:
         (found,) = find_all(model, [as_tensor(frame)], options)
         found = found.only(classes)
-        picture = frame if found.masks is None else segmentation.draw(frame, found.masks)
-        picture = picture if found.objects is None else detection.draw(picture, found.objects)
-        picture = picture if found.keypoints is None else keypoint.draw(picture, found.keypoints)
-        answers.append((found.to_json(), picture))
+        answers.append((found.to_json(), draw_together(frame, found)))
     return answers
+
+
+def draw_together(image: np.ndarray, found: AllTasks) -> np.ndarray:
+    """Masks, boxes and keypoints in one copy of the image; each object has one box and one name.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+    """
+    boxes = next((one for one in (found.objects, found.masks) if one is not None), found.keypoints)
+    if found.masks:
+        image = draw_masks(image, found.masks.masks, found.masks.names)
+    if boxes is not None:
+        image = draw_detections(image, boxes.boxes, boxes.names, boxes.scores)
+    if found.keypoints is not None:
+        image = draw_keypoints(image, found.keypoints.points, found.keypoints.skeleton.edges)
+    return image
 
 
 def table(path: Path, image: np.ndarray, found: AllTasks, threshold: float) -> str:

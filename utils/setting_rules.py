@@ -279,7 +279,8 @@ OPTIONS: dict[str, object] = {
     "batch_size": "eval_batch_size",
     "vocab_size": Number(8, SIZE),
     "utilisation": Number(0, 1, above=True),
-    **dict.fromkeys(("num_images", "stride", "max_frames"), Number(1)),
+    "port": Number(1, 65535),
+    **dict.fromkeys(("num_images", "stride", "max_frames", "max_upload"), Number(1)),
 }
 OFFICIAL = ("official_vit", "official_resnet", "official_resnet_c")
 

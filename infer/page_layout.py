@@ -1,0 +1,206 @@
+"""The page of `infer/app.py` as gradio shows it: what is where, and what happens on a click.
+
+gradio is an optional extra and is imported when the page is made. The page asks no server but its
+own: no analytics, no fonts and no scripts of others.
+"""
+
+import os
+import shutil
+
+from infer.page import ANY_CLASS, Answers, Session, view
+from utils.errors import UserError
+
+MISSING = "the page needs gradio; run: pip install -r requirements-app.txt"
+# Variables that gradio and its libraries read when they are imported.
+QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+OWN = "127.0.0.1,localhost,0.0.0.0"
+# The browser itself refuses what is not of this page.
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+    "font-src 'self' data:; "
+    "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "worker-src 'self' blob:; connect-src 'self'; frame-ancestors 'self'; form-action 'self'"
+)
+FONTS, MONOSPACE = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+HINT = (
+    "Drop a picture. For masks and keypoints, click two opposite corners of each object in it; "
+    "without boxes the model looks for the objects itself."
+)
+CSS = """
+.gradio-container {max-width: 1280px !important; margin: 0 auto !important}
+#hint p, #result-text p {margin: 0.2em 0}
+#result-text blockquote {font-size: 1.15em; border-left: 3px solid var(--primary-500)}
+footer {display: none !important}
+"""
+
+
+def import_gradio():
+    """gradio, which then tells nobody.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("no_proxy", "NO_PROXY"):  # gradio asks its own page whether it is there
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), OWN]))
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    return gradio
+
+
+def build_page(gr, answers: Answers):
+    """The page: weights and picture left, the answer right.
+
+    Args:
+        gr: gradio.
+    """
+    names = list(answers.files)
+    tasks, classes = answers.tasks(names[0]), answers.classes(names[0])
+    with gr.Blocks(title="Pix2Seq", delete_cache=(3600, 24 * 3600)) as page:
+        session = gr.State(None, time_to_live=24 * 3600, delete_callback=_forget)
+        gr.Markdown("# Pix2Seq")
+        with gr.Row():
+            weights = gr.Dropdown(names, value=names[0], label="Weights", elem_id="weights")
+            task = gr.Radio(tasks, value=tasks[0], label="Task", elem_id="task")
+        with gr.Row(equal_height=False):
+            with gr.Column():
+                picture = gr.Image(
+                    type="filepath", sources=["upload", "clipboard"], label="Picture",
+                    elem_id="picture", height=420, buttons=[],
+                )  # fmt: skip
+                gr.Markdown(HINT, elem_id="hint")
+                with gr.Row():
+                    ask = gr.Button("Ask the model", variant="primary", elem_id="ask", scale=3)
+                    forget = gr.Button("Forget boxes", elem_id="forget", scale=1, min_width=140)
+                label = gr.Dropdown(
+                    [ANY_CLASS, *classes], value=ANY_CLASS, label="Class in the boxes"
+                )
+            with gr.Column():
+                result = gr.Image(
+                    label="Answer", interactive=False, format="png", elem_id="result", height=420,
+                    buttons=["fullscreen"],
+                )  # fmt: skip
+                threshold = gr.Slider(
+                    0, 1, value=answers.cfg.score_threshold, step=0.01, elem_id="threshold",
+                    label="Score threshold", info="hides objects; the model is not asked again",
+                )  # fmt: skip
+                text = gr.Markdown(elem_id="result-text")
+                with gr.Row():
+                    png = gr.DownloadButton("PNG", interactive=False, elem_id="png")
+                    file = gr.DownloadButton("JSON", interactive=False, elem_id="json")
+        outputs = [session, result, text, png, file]
+        inputs = session, weights, task, picture, label, threshold
+        _connect(gr, answers, inputs, outputs, (ask, forget))
+    return page
+
+
+def _connect(gr, answers: Answers, inputs: tuple, outputs: list, buttons: tuple) -> None:
+    """What happens on a click, an upload, a move of the slider."""
+    session, weights, task, picture, label, threshold = inputs
+    ask, forget = buttons
+
+    def show(state: Session | None, limit: float) -> tuple:
+        state = state or Session()
+        seen = view(state, limit)
+        files = [gr.DownloadButton(value=str(path), interactive=True) for path in seen.files] or [
+            gr.DownloadButton(value=None, interactive=False)
+        ] * 2
+        return state, seen.picture, seen.text, *files
+
+    def open_picture(state: Session | None, path: str | None, limit: float) -> tuple:
+        state = state or Session()
+        with _Messages(gr):
+            state.open(path)
+        return show(state, limit)
+
+    def click(state: Session | None, event: gr.SelectData) -> tuple:
+        state = state or Session()
+        state.click(*event.index)
+        return state, state.marked()
+
+    def forget_boxes(state: Session | None) -> tuple:
+        state = state or Session()
+        state.forget_boxes()
+        return state, state.marked()
+
+    def ask_model(state: Session | None, name: str, wanted: str, kind: str, limit: float) -> tuple:
+        state = state or Session()
+        with _Messages(gr):
+            answers.answer(state, name, wanted, kind)
+            return show(state, limit)
+
+    def choose_weights(name: str, wanted: str) -> tuple:
+        tasks = answers.tasks(name)
+        value = wanted if wanted in tasks else tasks[0]
+        classes = [ANY_CLASS, *answers.classes(name)]
+        return gr.Radio(tasks, value=value), gr.Dropdown(classes, value=ANY_CLASS)
+
+    one = {"concurrency_limit": 1, "concurrency_id": "model"}
+    quick = {"show_progress": "hidden"}
+    picture.upload(open_picture, [session, picture, threshold], outputs, **quick)
+    picture.clear(open_picture, [session, picture, threshold], outputs, **quick)
+    picture.select(click, [session], [session, picture], **quick)
+    forget.click(forget_boxes, [session], [session, picture], **quick)
+    ask.click(ask_model, [session, weights, task, label, threshold], outputs, **one)
+    moves = {"trigger_mode": "always_last"} | quick
+    threshold.input(show, [session, threshold], outputs, **moves)
+    weights.input(choose_weights, [weights, task], [task, label], **quick)
+
+
+class _Messages:
+    """Errors of the person at the page become messages there."""
+
+    def __init__(self, gr):
+        self.gr = gr
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind, error, _) -> None:
+        if isinstance(error, UserError):
+            raise self.gr.Error(str(error), print_exception=False, title="") from error
+
+
+def _forget(session: Session | None) -> None:
+    if session is not None and session.folder is not None:
+        shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def open_page(gr, page, *, host: str, port: int | None, max_upload: int):
+    """Serves the page until Ctrl-C.
+
+    Args:
+        port: None = the first free one from 7860 on.
+        max_upload: megabytes of a picture.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    async def protect(request, call_next):
+        answer = await call_next(request)
+        answer.headers["Content-Security-Policy"] = POLICY
+        return answer
+
+    theme = gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=MONOSPACE)
+    try:
+        return page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            max_file_size=f"{max_upload}mb",
+            theme=theme,
+            css=CSS,
+            footer_links=[],
+            quiet=True,
+            ssr_mode=False,
+            prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=protect)]},
+        )
+    except OSError as error:
+        place = f"{host}:{port or 7860}"
+        raise UserError(f"cannot serve at {place} ({error}); name another --port") from error

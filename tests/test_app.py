@@ -1,0 +1,161 @@
+"""The page in the browser: what it answers, and the page itself in a real Chromium."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from config import CFG
+from infer.page import ANY_CLASS, Answers, Session, _plain, view
+from infer.predictor import Predictor
+from tests.browser import ROOT, Browser, serve_page, what_is_missing
+from utils.errors import UserError
+
+DEMO = ROOT / "weights" / "demo.safetensors"
+PICTURE = ROOT / "images" / "demo.jpg"
+CAT = (60.0, 230.0, 180.0, 365.0)
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    return Answers([DEMO], CFG, "cpu")
+
+
+@pytest.fixture(scope="module")
+def name(answers) -> str:
+    return next(iter(answers.files))
+
+
+@pytest.fixture
+def session() -> Session:
+    one = Session()
+    one.open(PICTURE)
+    return one
+
+
+def written(session: Session, threshold: float) -> dict:
+    return json.loads(view(session, threshold).files[1].read_text())
+
+
+def test_the_threshold_hides_objects_without_asking_again(answers, name, session, monkeypatch):
+    answers.answer(session, name, "objects")
+    monkeypatch.setattr(answers, "answer", None)
+    expected = Predictor(DEMO).detect(PICTURE)
+    for threshold in (0.0, 0.5, 0.95, 1.01):
+        rows = written(session, threshold)["objects"]
+        assert [row["label"] for row in rows] == expected.above(threshold).names
+        np.testing.assert_allclose(
+            [row["box"] for row in rows],
+            expected.above(threshold).boxes.tolist(),
+            atol=0.1,
+        )
+    assert np.array_equal(view(session, 1.01).picture, session.image)  # nothing is drawn
+    assert not np.array_equal(view(session, 0.5).picture, session.image)
+
+
+def test_a_drawn_box_is_asked_for_in_pixels_of_the_picture(answers, name, session):
+    session.click(CAT[2], CAT[1])  # any two opposite corners
+    assert session.corner and not session.boxes
+    with pytest.raises(UserError, match="half drawn"):
+        answers.answer(session, name, "masks")
+    session.click(CAT[0], CAT[3])
+    assert session.boxes == [CAT]
+    answers.answer(session, name, "masks", "cat")
+    (row,) = written(session, 0)["masks"]
+    assert (row["label"], row["box"]) == ("cat", list(CAT))
+    session.forget_boxes()
+    assert np.array_equal(session.marked(), session.image)
+
+
+def test_boxes_outside_or_without_area_are_no_boxes(session):
+    height, width = session.image.shape[:2]
+    for x, y in ((-5, -5), (width + 9, height + 9), (3, 3), (3, 50)):
+        session.click(x, y)
+    assert session.boxes == [(0, 0, width, height)]
+
+
+def test_another_picture_forgets_what_was_found(answers, name, session):
+    session.click(1, 1)
+    answers_before = session.found
+    session.open(None)
+    assert (session.corner, session.found, view(session, 0.3).picture) == (None, {}, None)
+    assert answers_before == {}
+    with pytest.raises(UserError, match="drop one first"):
+        answers.answer(session, name, "objects")
+
+
+def test_weights_offer_the_tasks_that_they_know(answers, name, tiny_weights, session):
+    assert answers.tasks(name) == ["everything", "objects", "masks", "keypoints", "caption"]
+    tiny = Answers([tiny_weights], CFG, "cpu")
+    (other,) = tiny.files
+    assert tiny.tasks(other) == ["objects"]
+    with pytest.raises(UserError, match="does not know masks"):
+        tiny.answer(session, other, "masks", ANY_CLASS)
+
+
+def test_names_are_no_markup():
+    assert _plain("<b>a</b> |x| [y](z) `c`\n$d$") == (r"\<b\>a\</b\> \|x\| \[y\]\(z\) \`c\` \$d\$")
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+needs_browser = pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
+
+
+@pytest.mark.browser
+@needs_browser
+def test_upload_draw_and_read_the_answer(tmp_path):
+    """And no request leaves this machine."""
+    (tmp_path / "downloads").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)).save(
+        tmp_path / "large.png"
+    )
+    (tmp_path / "broken.png").write_bytes(PICTURE.read_bytes()[:3000])
+    with serve_page("--port", str(free_port()), "--max-upload", "1", cwd=tmp_path) as address:
+        browser = Browser(address, tmp_path / "downloads")
+        try:
+            use_the_page(browser, tmp_path)
+        finally:
+            browser.driver.save_screenshot(str(tmp_path / "page.png"))
+            browser.close()
+    assert "Traceback" not in (tmp_path / "page.log").read_text()
+
+
+def use_the_page(browser: Browser, folder: Path) -> None:
+    # Objects; the threshold hides the less certain ones.
+    browser.open_picture(PICTURE)
+    browser.choose("objects")
+    text = browser.ask()
+    assert "cat" in text and " s for objects" in text
+    count = len(text.splitlines())
+    assert len(browser.set_threshold(0.99).splitlines()) < count
+    saved = json.loads(browser.download("#json").read_text())
+    assert saved["score_threshold"] == 0.99 and saved["image"] == PICTURE.name
+
+    # A box is drawn with two clicks; its mask is that of the cat.
+    browser.set_threshold(0)
+    browser.choose("masks")
+    width, height = Image.open(PICTURE).size
+    browser.click_at(CAT[0] / width, CAT[1] / height)
+    browser.click_at(CAT[2] / width, CAT[3] / height)
+    assert "1 object" in browser.ask()
+    (row,) = json.loads(browser.download("#json").read_text())["masks"]
+    assert row["label"] == "cat"
+    np.testing.assert_allclose(row["box"], CAT, atol=4)  # a pixel of the screen
+    picture = browser.download("#png")
+    assert Image.open(picture).size == (width, height)
+
+    # Errors are messages.
+    browser.find("#picture [aria-label=Clear]").click()
+    browser.upload(folder / "broken.png")
+    assert "broken.png" in browser.message()
+    assert {browser.address.rstrip("/")} == browser.addresses()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
