@@ -1,4 +1,4 @@
-"""Every command of README.md and of `make demo` runs, on a tiny drawn set and tiny models.
+"""Every command of README.md, of two pages and of `make demo` runs, on tiny sets and models.
 
 Commands run as they stand, in a folder that holds the files they name, with the settings below in
 place of those of config.py. What is replaced in a command is listed in `REPLACED`; nothing is left
@@ -50,7 +50,10 @@ def commands(text: str) -> list[str]:
     return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in lines) if line]
 
 
+RUN = ("inference.md", "evaluation.md")  # pages whose commands are run, too
 COMMANDS = commands(README)
+COMMANDS += [c for page in RUN for c in commands((ROOT / "docs" / page).read_text())]
+COMMANDS = list(dict.fromkeys(COMMANDS))
 
 
 @pytest.fixture
