@@ -157,12 +157,20 @@ def check_loggers(setting: str) -> None:
                 f"of {', '.join(LOGGERS)}, none"
             )
     if "wandb" in logger_names(setting):
+        _check_account()
+
+
+def _check_account() -> None:
+    """Checks that wandb has an account to send to, or is offline."""
+    try:
         settings = importlib.import_module("wandb").setup().settings
-        has_key = settings.api_key or _is_in_netrc(urlsplit(settings.base_url).hostname)
-        if settings.mode not in OFFLINE and not has_key:
-            raise UserError(
-                "logger=wandb finds no API key; run `wandb login`, or set WANDB_MODE=offline"
-            )
+    except Exception as error:  # of its variables, such as WANDB_MODE
+        raise UserError(f"logger=wandb: {one_line(error)}; see WANDB_MODE") from error
+    has_key = settings.api_key or _is_in_netrc(urlsplit(settings.base_url).hostname)
+    if settings.mode not in OFFLINE and not has_key:
+        raise UserError(
+            "logger=wandb finds no API key; run `wandb login`, or set WANDB_MODE=offline"
+        )
 
 
 def _is_installed(name: str) -> bool:
