@@ -12,6 +12,9 @@
 // One row alone is W = 1: the lanes of the processor go along the features. Otherwise they go
 // along the rows, the last group is filled up, and a number of a matrix meets W rows at once.
 
+#if defined(INT8) && defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #include <omp.h>
 
 #include <algorithm>
@@ -89,8 +92,17 @@ Number nearest(float x) { return x; }
 #ifdef INT8
 using Weight = int8_t;
 
+// Compilers widen bytes in more instructions: a token took twice as long.
 template <int W>
 Vec<W> load(const int8_t* p) {
+#ifdef __AVX512F__
+  if constexpr (W == 16)
+    return (Vec<W>)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#endif
+#ifdef __AVX2__
+  if constexpr (W == 8)
+    return (Vec<W>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#endif
   const auto bytes = *reinterpret_cast<const typename Vectors<W>::bytes_anywhere*>(p);
   return __builtin_convertvector(__builtin_convertvector(bytes, Ints<W>), Vec<W>);
 }
@@ -211,6 +223,28 @@ Line dot(const T* a, const float* b, int64_t n) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+#ifdef INT8
+constexpr int TOGETHER = 4;   // rows of int8 that share what is loaded of `b`
+constexpr int AHEAD = 8192;   // bytes
+
+// `dot` of some rows; what comes AHEAD bytes later is fetched meanwhile.
+void dots(const int8_t* const* rows, const float* b, int64_t n, Line* result) {
+  Line sums[TOGETHER][2] = {};
+  int64_t i = 0;
+  for (; i + 2 * LANES <= n; i += 2 * LANES) {
+    const Line first = load<LANES>(b + i), second = load<LANES>(b + i + LANES);
+    for (int j = 0; j < TOGETHER; j++) {
+      __builtin_prefetch(rows[j] + AHEAD + i, 0, 3);
+      sums[j][0] += load<LANES>(rows[j] + i) * first;
+      sums[j][1] += load<LANES>(rows[j] + i + LANES) * second;
+    }
+  }
+  for (; i < n; i += LANES)
+    for (int j = 0; j < TOGETHER; j++) sums[j][0] += load<LANES>(rows[j] + i) * load<LANES>(b + i);
+  for (int j = 0; j < TOGETHER; j++) result[j] = sums[j][0] + sums[j][1];
+}
+#endif
+
 // Sums over i < n of matrix[o][i] * x[g][i], a number times the W rows of a group, for N
 // outputs o (`outputs[o]` is where they begin, `step` apart) and GROUPS groups (x: (GROUPS, n, W)).
 template <int W, int GROUPS, int N>
@@ -235,8 +269,16 @@ void product(const Matrix<T>& l, const float* x, int64_t groups, int64_t first, 
   if constexpr (W == 1) {
     for (int64_t o = first; o < last; o += LANES) {
       Line sums[LANES], bias = {}, scale = Line{} + 1.0f;
-      for (int j = 0; j < LANES; j++)
-        sums[j] = dot(l.weight + std::min(o + j, last - 1) * l.in, x, l.in);
+      const auto row = [&](int j) { return l.weight + std::min(o + j, last - 1) * l.in; };
+#ifdef INT8
+      if constexpr (std::is_same_v<T, int8_t>)
+        for (int j = 0; j < LANES; j += TOGETHER) {
+          const int8_t* rows[TOGETHER] = {row(j), row(j + 1), row(j + 2), row(j + 3)};
+          dots(rows, x, l.in, sums + j);
+        }
+      else
+#endif
+        for (int j = 0; j < LANES; j++) sums[j] = dot(row(j), x, l.in);
       for (int j = 0; l.scale && j < LANES && o + j < last; j++) scale[j] = l.scale[o + j];
       for (int j = 0; l.bias && j < LANES && o + j < last; j++) bias[j] = value(l.bias[o + j]);
       put(0, o, totals(sums) * scale + bias);
