@@ -28,7 +28,6 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 REPLACED = {  # in README commands; each is needed
     "runs/detection/2026-01-31_12-00-00/best.safetensors": "detection.safetensors",
     "--split 2007:test": "--split 2012:val",  # the drawn set calls itself VOC2012
-    "voc_root=/data/mine": "voc_root=data/VOC",
     "encoder=resnet50 img_size=640": "encoder=test_resnet img_size=64",
     "batch_size=16": "batch_size=4",  # of 14 pictures
 }
@@ -67,8 +66,8 @@ def place(tmp_path, monkeypatch, demo_set, multi_weights, tiny_weights, caption_
     (work / "data" / "VOC").symlink_to(demo_set)
     for name in ("images/demo.jpg", "photo.jpg", "street.jpg", "photos/a.jpg", "photos/b.jpg"):
         shutil.copy(pictures[0], work / name)
-    for name in ("W.safetensors", "weights/demo.safetensors"):
-        (work / name).symlink_to(multi_weights)
+    for name in ("W", "weights/demo", "weights/multi_vit_b_640"):
+        (work / f"{name}.safetensors").symlink_to(multi_weights)
     (work / "detection.safetensors").symlink_to(tiny_weights)
     roots = [f"coco_root={demo_set}", f"voc_root={demo_set}", f"runs_dir={work / 'runs'}"]
     roots += ["voc_sets=2012:train", "voc_eval_sets=2012:val", f"caption_vocab={caption_vocab}"]

@@ -24,19 +24,13 @@ class Command:
         return " ".join(text.split())
 
 
-def read_commands(page: str, *, spelled_out: dict[str, str] | None = None) -> list[Command]:
-    """Commands of the fenced blocks without a language, those within the prose, and code blocks.
-
-    Args:
-        spelled_out: inline code -> the command that it stands for.
-    """
-    spelled_out = spelled_out or {}
+def read_commands(page: str) -> list[Command]:
+    """Commands of the fenced blocks without a language, those within the prose, and code blocks."""
     found, section, parts = [], "", FENCE.split(page)  # prose, language, block, prose, …
     for place, part in enumerate(parts):
         if place % 3 == 0:
             for heading, inline in re.findall(r"^## (.+)$|`([^`]+)`", part, re.MULTILINE):
                 section = heading or section
-                inline = spelled_out.get(inline, inline)
                 if re.match(PROGRAMS, inline):
                     found.append(Command(section, inline))
         elif place % 3 == 2 and parts[place - 1]:

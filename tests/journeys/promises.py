@@ -91,11 +91,6 @@ def check_demo(outcome: Outcome) -> None:
     assert outcome.stdout.count("\n== ") == 7
 
 
-def check_demo_data(outcome: Outcome) -> None:
-    """`make demo` has drawn it; the page says "once"."""
-    assert "nothing to do" in outcome.stderr
-
-
 def check_test(outcome: Outcome) -> None:
     assert "All checks passed!" in outcome.stdout, "linter"
     assert re.search(r"\d+ files? already formatted", outcome.stdout), "formatter"
@@ -199,9 +194,6 @@ def check_run(outcome: Outcome, too_early: tuple[str, ...] = ()) -> None:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [value for row in rows for name, value in row.items() if name.endswith("loss")]
     assert losses and all(map(math.isfinite, losses))
-    started = json.loads((run_dir / "environment.jsonl").read_text())
-    if "torchrun" in outcome.command:
-        assert started["world_size"] == int(outcome.option("--nproc-per-node"))
 
 
 def find_runs(root: Path) -> set[Path]:
@@ -223,7 +215,6 @@ def check_evaluation(outcome: Outcome) -> None:
 
 
 PROMISES = {  # beginning of a command -> what is expected; the first that fits
-    "make demo-data": Promise(30, check_demo_data),
     "make demo": Promise(600, check_demo),  # the page says 6 to 10 minutes, installation included
     "make test": Promise(180, check_test),
     ".venv/bin/pip install": Promise(60, check_install),
@@ -236,7 +227,6 @@ PROMISES = {  # beginning of a command -> what is expected; the first that fits
     "python dataset/build_captioning_vocab.py": Promise(30, check_vocabulary),
     "python dataset/check_dataset.py": Promise(60, check_dataset),
     "python train/": Promise(180, check_run),
-    "torchrun ": Promise(180, check_run),
     "tensorboard ": Promise(60, lambda outcome: None),  # looked at while it runs
 }
 

@@ -1,4 +1,6 @@
-"""The commands of README.md, word for word and in their order, in one fresh clone.
+"""The commands of README.md, docs/inference.md and docs/evaluation.md, in one fresh clone.
+
+Word for word; those of inference.md come behind "Start" and "Detect things in my photographs".
 
 Each has a bound on its time, and what the page says that it leaves is looked at. What is done
 differently from what the page says stands in the tables below, with the reason.
@@ -15,7 +17,7 @@ import urllib.request
 import pytest
 
 from tests.journeys import servers
-from tests.journeys.clone import SMALL_MODEL, Clone, wait_until
+from tests.journeys.clone import ROOT, SMALL_MODEL, Clone, wait_until
 from tests.journeys.page import Command, read_commands
 from tests.journeys.promises import PROMISES, README, Outcome, find_promise, find_runs
 
@@ -23,19 +25,16 @@ pytestmark = pytest.mark.slow
 
 NOT_RUN = {  # command -> why
     "python3 -m venv .venv": "the clone borrows the environment that runs this",
-    "make journeys": "it is what runs here",
+    "make extras": "it would install into that environment",
+    "torchrun --nproc-per-node 8 infer/evaluate.py …": "the page leaves the options open",
 }
 REPLACED = {  # text of a command -> what stands there instead, and why
-    "=/data/mine": ("=data/mine", "nothing is written outside the clone"),
-    "--nproc-per-node 8": ("--nproc-per-node 2", "eight processes need more than two cores"),
-    " --set …": ("", "the page leaves the settings open"),
     "img_size=640": ("img_size=64", "a step of 16 such pictures takes a minute and 13 GB"),
 }
 ENVIRONMENT = {  # command -> variables, beside the addresses of the downloads
     # the linter in full, and the tests are found; they themselves run outside this clone
     "make test": {"PYTEST_ADDOPTS": "--collect-only"},
 }
-UNTOUCHED = ("Start", "Look at your images")  # sections that need no other settings
 # Of class CFG in config.py, for the sections after them: seconds of training instead of days.
 SETTINGS = SMALL_MODEL | {
     "batch_size": 4,  # of 24 pictures
@@ -45,11 +44,12 @@ SETTINGS = SMALL_MODEL | {
     "log_every": 1,
     "eval_limit": 4,
 }
-SPELLED_OUT = {  # what the prose tells to use, as a command
-    "dataset/check_dataset.py": "python dataset/check_dataset.py",
-}
-
-COMMANDS = read_commands(README, spelled_out=SPELLED_OUT)
+INFERENCE, EVALUATION = (
+    (ROOT / "docs" / name).read_text() for name in ("inference.md", "evaluation.md")
+)
+BEFORE, TRAINING, AFTER = README.partition("## Train on my data")
+UNTOUCHED = read_commands(BEFORE) + read_commands(INFERENCE)  # these need no other settings
+COMMANDS = [*UNTOUCHED, *read_commands(TRAINING + AFTER), *read_commands(EVALUATION)]
 EXAMPLE_ENDS_WITH = """
 import json
 print(json.dumps({
@@ -76,19 +76,12 @@ def copy_demo_weights(clone: Clone, name: str) -> None:
     shutil.copy(clone.root / "weights" / "demo.safetensors", clone.root / name)
 
 
-def copy_own_voc(clone: Clone, name: str) -> None:
-    """As much of the demo set as the page says that a folder in VOC layout needs."""
-    (layout,) = re.findall(r"`(VOCdevkit/VOC2012/\{.*?\})`", README)  # bash expands the braces
-    clone.run(f"mkdir {name} && tar -C data/demo -c {layout} | tar -C {name} -x", seconds=30)
-
-
 BROUGHT = {  # what a person has, by its name in a command
     "photo.jpg": draw_photo,
     "street.jpg": draw_photo,
     "photos": draw_photos,
     "runs/detection/2026-01-31_12-00-00/best.safetensors": copy_demo_weights,
     "W.safetensors": copy_demo_weights,
-    "data/mine": copy_own_voc,
 }
 
 
@@ -131,7 +124,7 @@ RUN = [command for command in COMMANDS if command.plain not in NOT_RUN]
 def test_a_command_does_what_the_page_says(command, fresh_clone, addresses, request):
     promise = find_promise(command)
     assert promise, f"no promise for {command.plain}"
-    if command.section not in UNTOUCHED:
+    if command not in UNTOUCHED:
         request.getfixturevalue("small_settings")
     text, plain = command.text, command.plain
     for there, (here, _) in REPLACED.items():
@@ -180,11 +173,9 @@ def test_every_entry_of_the_tables_is_needed():
     assert [c.plain for c in RUN if find_promise(c) is None] == [], "commands without a promise"
     assert set(NOT_RUN) <= set(plain)
     assert set(ENVIRONMENT) <= set(plain)
-    assert set(SPELLED_OUT.values()) <= set(plain)
     for text in REPLACED:
         assert any(text in command for command in plain), text
     for start in PROMISES:
         assert any(command.startswith(start) for command in plain), start
     for name in BROUGHT:
         assert any(name in command for command in plain), name
-    assert set(UNTOUCHED) <= {command.section for command in COMMANDS}
