@@ -96,6 +96,7 @@ def main(argv=None):
 
 def _write_report(task: str, cfg, source, report, folder: Path, facts: list[str]) -> None:
     """Writes the page about one task, if the task has one."""
+    log(f"making the report of {task}")
     write_report = importlib.import_module("infer.report.write").write_report
     page = write_report(task, cfg, source, report, folder, facts)
     log(f"wrote {page}" if page else f"notice: {task} has no report, see infer/report/write.py")

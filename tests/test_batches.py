@@ -85,15 +85,19 @@ def test_several_tasks_are_evaluated_with_one_command(
 ):
     """Each as if it were alone, in a folder of its own, in one table."""
     argv = ["--weights", str(multi_weights), "--set", *multi_settings, "eval_limit=3"]
-    evaluate.main([*argv, "--task", "all", "--out-dir", str(tmp_path / "all")])
+    evaluate.main(["--no-report", *argv, "--task", "all", "--out-dir", str(tmp_path / "all")])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [[task, "3"] for task in TASKS]
-    evaluate.main([*argv, "--task", "captioning", "--out-dir", str(tmp_path / "one")])
+    evaluate.main(
+        ["--no-report", *argv, "--task", "captioning", "--out-dir", str(tmp_path / "one")]
+    )
     for name in ("results.json", "metrics.json", "per_class.csv"):
         together = (tmp_path / "all" / "captioning" / name).read_text()
         assert together == (tmp_path / "one" / name).read_text()
     capsys.readouterr()
-    evaluate.main([*argv, "--task", "keypoint,detection", "--out-dir", str(tmp_path / "two")])
+    evaluate.main(
+        ["--no-report", *argv, "--task", "keypoint,detection", "--out-dir", str(tmp_path / "two")]
+    )
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"detection", "keypoint"}
     out = capsys.readouterr().out
     assert "AP50" in out and "captioning" not in out
@@ -104,9 +108,11 @@ def test_all_means_what_the_weights_know_and_the_dataset_has(
 ):
     data = ["--set", f"coco_root={demo_set}", f"voc_root={demo_set}", "num_workers=0"]
     argv = ["--task", "all", "--out-dir", str(tmp_path), *data]
-    evaluate.main([*argv, "--weights", str(tiny_weights)])
+    evaluate.main(["--no-report", *argv, "--weights", str(tiny_weights)])
     assert "Average Precision" in capsys.readouterr().out
-    evaluate.main([*argv, "--weights", str(multi_weights), "--dataset=voc", "--split=2012:val"])
+    evaluate.main(
+        ["--no-report", *argv, "--weights", str(multi_weights), "--dataset=voc", "--split=2012:val"]
+    )
     assert "mAP50" in capsys.readouterr().out
     with pytest.raises(UserError, match="was trained for detection, not for captioning"):
         argv[1] = "detection,captioning"

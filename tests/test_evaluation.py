@@ -40,7 +40,7 @@ def run_dir(demo_set, tmp_path_factory):
 def test_weights_are_evaluated_as_their_run_did(run_dir, tmp_path, capsys, name):
     out = tmp_path / "out"
     weights = str(run_dir / f"{name}.safetensors")
-    evaluate.main(["--weights", weights, "--out-dir", str(out)])
+    evaluate.main(["--no-report", "--weights", weights, "--out-dir", str(out)])
     (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("settings of"))
     assert str(run_dir) in line and "dataset=voc" in line and "voc_eval_sets=2012:val" in line
     figures = [json.loads((d / "metrics.json").read_text()) for d in (out, run_dir / "best")]
@@ -51,7 +51,7 @@ def test_command_line_and_config_come_before_the_run(run_dir, demo_set, tmp_path
     weights, config = str(run_dir / "best.safetensors"), tmp_path / "config.json"
     config.write_text(json.dumps({"dataset": "coco", "coco_root": str(demo_set)}))
     more = ["--config", str(config), "--set", "eval_limit=2", "--out-dir", str(tmp_path / "out")]
-    evaluate.main(["--weights", weights, *more])
+    evaluate.main(["--no-report", "--weights", weights, *more])
     assert "dataset=coco" in capsys.readouterr().err
     assert "AP75" in json.loads((tmp_path / "out" / "metrics.json").read_text())
 

@@ -344,12 +344,14 @@ def test_a_tiny_training_and_evaluation_on_a_folder(demo_set, tmp_path, capsys):
     assert words in capsys.readouterr().err
     assert json.loads((run / "settings.json").read_text())["data"] == str(root)
     # weights of the run are evaluated on the same images, or on those of another set
-    evaluate.main(["--weights", str(run), "--out-dir", str(tmp_path / "out"), "--task", "all"])
+    evaluate.main(
+        ["--no-report", "--weights", str(run), "--out-dir", str(tmp_path / "out"), "--task", "all"]
+    )
     assert f"a Pascal VOC set: val {counts[1]} images, " in capsys.readouterr().err
     other = roboflow(demo_set, tmp_path / "other")
     (other / "valid").rename(other / "test")
     arguments = ["--weights", str(run), "--out-dir", str(tmp_path / "out"), "--split", "test"]
-    evaluate.main([*arguments, "--set", f"data={other}"])
+    evaluate.main(["--no-report", *arguments, "--set", f"data={other}"])
     assert "other is a COCO set (" in capsys.readouterr().err
     with pytest.raises(UserError, match="has no part 'test'"):
         evaluate.main(arguments)

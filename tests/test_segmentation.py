@@ -730,8 +730,9 @@ def test_detection_weights_are_refused(tiny_weights, picture):
 def test_evaluation_script(both_weights, demo_set, tmp_path, capsys):
     for boxes in ("gt", "detected"):
         evaluate.main(["--task", "segmentation", "--weights", str(both_weights), "--out-dir",
-                       str(tmp_path / boxes), "--boxes", boxes, "--set", f"coco_root={demo_set}",
-                       "seg_samples=1", "num_workers=0", "device=cpu"])  # fmt: skip
+                       str(tmp_path / boxes), "--boxes", boxes, "--no-report", "--set",
+                       f"coco_root={demo_set}", "seg_samples=1", "num_workers=0",
+                       "device=cpu"])  # fmt: skip
         assert {p.name for p in (tmp_path / boxes).iterdir()} == {
             "results.json", "metrics.json", "per_class.csv",
         }  # fmt: skip

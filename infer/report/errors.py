@@ -183,7 +183,7 @@ def error_costs(judged: Judged, matches: Matches, errors: Errors, threshold: flo
     The cost is AP50 with all errors of the kind corrected, minus AP50. At a threshold, those
     objects are missed that no result above it finds.
     """
-    base, scores = mean_ap50(judged), matches.found["score"]
+    base, scores = _mean(matches.ap50), matches.found["score"]
     rows = []
     for kind in KINDS:
         mine = errors.results[errors.results["kind"] == kind]
@@ -255,5 +255,10 @@ def mean_ap50(
             had, has = (bool(x.getAnnIds(catIds=[number])) for x in (before, evaluation.cocoGt))
             if had and not has and evaluation.cocoDt.getAnnIds(catIds=[number]):
                 values[number] = 0.0
-    values = np.array(list(values.values()))
+    return _mean(values)
+
+
+def _mean(ap50: dict[int, float]) -> float:
+    """Over the classes with objects."""
+    values = np.array(list(ap50.values()))
     return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
