@@ -90,7 +90,7 @@ class CFG:
     # stride of the encoder feature map that the decoder reads, in pixels; None = last feature map
     encoder_stride: int | None = None
     pretrained: bool = True  # initialise the encoder with the pretrained weights of timm
-    # file (safetensors or torch) that initialises the encoder; None = timm's, or random if pretrained = False
+    # file (safetensors or torch) that initialises the encoder; None = pretrained decides
     encoder_weights: Path | None = None
     # expected SHA-256 of encoder_weights; None = no check; the run always records the checksum
     encoder_weights_sha256: str | None = None
