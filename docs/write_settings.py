@@ -16,19 +16,26 @@ from utils.setting_rules import describe
 PAGE = ROOT / "docs" / "settings.md"
 HEAD = """# Settings
 
-`config.py` holds every setting as a line of the class `CFG`. Edit it there, or pass
-`--set name=value` to any script. Lists are separated by commas: `--set classes=cat,dog`. `none`
+Every setting is a line of the class `CFG` in `config.py`. Edit that file, or pass
+`--set name=value` to any script. Separate list items with commas: `--set classes=cat,dog`. `none`
 means no value.
 
-The later of these counts: `CFG`, the preset (`--preset NAME`), the run or the weights that one
-starts from, `--config FILE`, `--set`. Every script checks all settings before it does anything
-else. It names all that are wrong, and ends with exit status 2.
+A setting can come from several places. The last one in this list wins:
 
-`python docs/write_settings.py` writes this page from the code.
+1. the class `CFG`
+2. the preset (`--preset NAME`)
+3. the run or the weight file that is loaded
+4. `--config FILE`
+5. `--set`
+
+Every script first checks all settings. If some are wrong, it names each of them and ends with exit
+status 2.
+
+`python docs/write_settings.py` generates this page from the code.
 
 ## Presets
 
-| preset | what it is for |
+| preset | use |
 | --- | --- |
 """
 
@@ -37,12 +44,12 @@ def page() -> str:
     """The text of docs/settings.md."""
     lines = [HEAD.rstrip("\n")]
     for name, preset in PRESETS.items():
-        text = "the settings below" if preset is CFG else (preset.__doc__ or "").splitlines()[0]
+        text = "the defaults below" if preset is CFG else (preset.__doc__ or "").splitlines()[0]
         lines.append(f"| `{name}` | {_cell(text.rstrip('.:'))} |")
     described = describe(CFG)
     for title, names in sections():
         lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
-        lines += ["| setting | default | range | what it is |", "| --- | --- | --- | --- |"]
+        lines += ["| setting | default | range | meaning |", "| --- | --- | --- | --- |"]
         for name in names:
             default, allowed, sentence = described[name]
             row = (f"`{name}`", f"`{_text(default)}`", _cell(allowed), _cell(sentence))
