@@ -209,17 +209,18 @@ def _decode_crops(
     pad = trained.tokenizer("segmentation").crop
     flat_boxes, flat_labels = np.concatenate(boxes), np.concatenate(labels)  # (R, 4), (R,)
     samples: list[list[tuple]] = [[] for _ in images]
-    for part, owners, encoded in trained.crop_batches(images, boxes, pad, CROPS):
-        found = _decode(
-            trained,
-            encoded,
-            flat_boxes[part, None],  # every crop is an image with one box
-            flat_labels[part, None],
-            options,
-            [image_ids[i] for i in owners],
-        )
-        for i, (of_object,) in zip(owners, found, strict=True):
-            samples[i].append(of_object)
+    if not len(flat_labels):
+        return samples
+    # Encoded a few at a time, decoded together: a step of many rows costs less for each
+    parts = list(trained.crop_batches(images, boxes, pad, CROPS))
+    owners = np.concatenate([of_part for _, of_part, _ in parts])  # (R,)
+    memory = torch.cat([one.memory for _, _, one in parts])  # (R, S, D)
+    encoded = Encoded(memory, [geometry for _, _, one in parts for geometry in one.geometries])
+    ids = [image_ids[i] for i in owners]
+    # Every crop is an image with one box
+    found = _decode(trained, encoded, flat_boxes[:, None], flat_labels[:, None], options, ids)
+    for i, (of_object,) in zip(owners, found, strict=True):
+        samples[i].append(of_object)
     return samples
 
 
