@@ -237,6 +237,8 @@ def sin_cos_1d(coords: Tensor, dim: int) -> Tensor:
     Returns:
         (N, dim)
     """
+    if coords.is_meta:
+        return torch.empty(len(coords), dim, device="meta")
     rates = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim / 2 up,)
     angles = coords[:, None].double() * rates
     return torch.cat([angles.sin(), angles[:, : dim // 2].cos()], dim=1).float()
@@ -244,6 +246,8 @@ def sin_cos_1d(coords: Tensor, dim: int) -> Tensor:
 
 def one_turn(count: int) -> Tensor:
     """(count,) positions from 0 to 2 pi."""
+    if torch.get_default_device().type == "meta":  # where `arange` imports the compiler for seconds
+        return torch.empty(count)
     return torch.arange(count, dtype=torch.float32) / max(count - 1, 1) * 2 * math.pi
 
 
@@ -259,5 +263,7 @@ def sin_cos_2d(grid: tuple[int, int], dim: int) -> Tensor:
     turns = [one_turn(n) for n in grid]
     if 1 in grid:
         return sin_cos_1d(turns[0] if grid[1] == 1 else turns[1], dim)
+    if turns[0].is_meta:
+        return torch.empty(grid[0] * grid[1], dim, device="meta")
     y, x = torch.meshgrid(*turns, indexing="ij")
     return torch.cat([sin_cos_1d(y.flatten(), dim // 2), sin_cos_1d(x.flatten(), dim // 2)], dim=1)
