@@ -58,8 +58,13 @@ class Session:
             UserError: it is no picture.
         """
         self.boxes, self.corner, self.found, self.record = [], None, {}, {}
-        self.image = None if path is None else load_image(path)
-        self.name = "" if path is None else Path(path).name
+        self.image, self.name = None, "" if path is None else Path(path).name
+        if path is None:
+            return
+        try:
+            self.image = load_image(path)
+        except UserError as error:  # it lies where the page keeps what is uploaded
+            raise UserError(str(error).replace(str(path), self.name)) from error
 
     def click(self, x: float, y: float) -> None:
         """The first click is a corner of a box, the second one the opposite corner."""

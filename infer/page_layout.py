@@ -30,6 +30,8 @@ CSS = """
 .gradio-container {max-width: 1280px !important; margin: 0 auto !important}
 #hint p, #result-text p {margin: 0.2em 0}
 #result-text blockquote {font-size: 1.15em; border-left: 3px solid var(--primary-500)}
+#result-text table {width: 100%}
+#result-text th, #result-text td {padding: 3px 10px; border-color: var(--border-color-primary)}
 footer {display: none !important}
 """
 
@@ -87,10 +89,10 @@ def build_page(gr, answers: Answers):
                     0, 1, value=answers.cfg.score_threshold, step=0.01, elem_id="threshold",
                     label="Score threshold", info="hides objects; the model is not asked again",
                 )  # fmt: skip
-                text = gr.Markdown(elem_id="result-text")
                 with gr.Row():
                     png = gr.DownloadButton("PNG", interactive=False, elem_id="png")
                     file = gr.DownloadButton("JSON", interactive=False, elem_id="json")
+                text = gr.Markdown(elem_id="result-text")
         outputs = [session, result, text, png, file]
         inputs = session, weights, task, picture, label, threshold
         _connect(gr, answers, inputs, outputs, (ask, forget))
@@ -138,7 +140,7 @@ def _connect(gr, answers: Answers, inputs: tuple, outputs: list, buttons: tuple)
         classes = [ANY_CLASS, *answers.classes(name)]
         return gr.Radio(tasks, value=value), gr.Dropdown(classes, value=ANY_CLASS)
 
-    one = {"concurrency_limit": 1, "concurrency_id": "model"}
+    one = {"concurrency_limit": 1, "show_progress_on": outputs[1]}
     quick = {"show_progress": "hidden"}
     picture.upload(open_picture, [session, picture, threshold], outputs, **quick)
     picture.clear(open_picture, [session, picture, threshold], outputs, **quick)

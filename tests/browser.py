@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,10 +33,12 @@ def what_is_missing() -> str:
 
 
 @contextlib.contextmanager
-def serve_page(*arguments: str, cwd: Path) -> Iterator[str]:
+def serve_page(*arguments: str, cwd: Path, root: Path = ROOT) -> Iterator[str]:
     """The address of a page that was started as a user does it."""
-    command = [sys.executable, str(ROOT / "infer" / "app.py"), *arguments]
+    command = [sys.executable, str(root / "infer" / "app.py"), *arguments]
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command += ["--port", str(server.getsockname()[1])]
     errors = cwd / "page.log"
     with errors.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=cwd, env=env)
@@ -111,7 +114,7 @@ class Browser:
 
     def text(self) -> str:
         return self.driver.execute_script(
-            "return document.querySelector('#result-text')?.innerText || ''"
+            "return document.querySelector('#result-text .md')?.innerText || ''"
         )
 
     def changed(self, before: str) -> str:
@@ -148,6 +151,21 @@ class Browser:
     def message(self) -> str:
         """The text of a message that appears."""
         return wait_for(lambda: self.find(".toast-body").text)
+
+    def close_message(self) -> None:
+        self.find(".toast-close").click()
+        wait_for(lambda: not self.driver.find_elements("css selector", ".toast-body"))
+
+    def clear_picture(self) -> None:
+        """The cross at the picture: its last button above it."""
+        buttons = self.driver.find_elements("css selector", "#picture button[aria-label]")
+        labels = [each.get_attribute("aria-label") for each in buttons]
+        next(
+            each
+            for each, label in zip(buttons, labels, strict=True)
+            if label in ("Clear", "Remove Image")
+        ).click()
+        wait_for(lambda: self.find("#picture input[type=file]"))
 
     def download(self, button: str) -> Path:
         known = set(self.downloads.iterdir())

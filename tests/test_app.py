@@ -86,6 +86,14 @@ def test_another_picture_forgets_what_was_found(answers, name, session):
         answers.answer(session, name, "objects")
 
 
+def test_a_file_that_is_no_picture_is_one_line_without_its_folder(session, tmp_path):
+    (tmp_path / "broken.png").write_bytes(PICTURE.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"^cannot read image broken\.png") as error:
+        session.open(tmp_path / "broken.png")
+    assert str(tmp_path) not in str(error.value)
+    assert session.image is None  # not the earlier one
+
+
 def test_weights_offer_the_tasks_that_they_know(answers, name, tiny_weights, session):
     assert answers.tasks(name) == ["everything", "objects", "masks", "keypoints", "caption"]
     tiny = Answers([tiny_weights], CFG, "cpu")
@@ -113,7 +121,7 @@ def test_upload_draw_and_read_the_answer(tmp_path):
         tmp_path / "large.png"
     )
     (tmp_path / "broken.png").write_bytes(PICTURE.read_bytes()[:3000])
-    with serve_page("--port", str(free_port()), "--max-upload", "1", cwd=tmp_path) as address:
+    with serve_page("--max-upload", "1", cwd=tmp_path) as address:
         browser = Browser(address, tmp_path / "downloads")
         try:
             use_the_page(browser, tmp_path)
@@ -124,6 +132,14 @@ def test_upload_draw_and_read_the_answer(tmp_path):
 
 
 def use_the_page(browser: Browser, folder: Path) -> None:
+    # Errors are messages.
+    browser.find("#ask").click()
+    assert "drop one first" in browser.message()
+    browser.close_message()
+    browser.upload(folder / "large.png")
+    assert "maximum" in browser.message()
+    browser.close_message()
+
     # Objects; the threshold hides the less certain ones.
     browser.open_picture(PICTURE)
     browser.choose("objects")
@@ -147,15 +163,8 @@ def use_the_page(browser: Browser, folder: Path) -> None:
     picture = browser.download("#png")
     assert Image.open(picture).size == (width, height)
 
-    # Errors are messages.
-    browser.find("#picture [aria-label=Clear]").click()
+    # A file that is no picture, in the place of the other one.
+    browser.clear_picture()
     browser.upload(folder / "broken.png")
-    assert "broken.png" in browser.message()
+    assert "cannot read" in browser.message()
     assert {browser.address.rstrip("/")} == browser.addresses()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
