@@ -11,7 +11,7 @@ DEMO_OUT := demo
 DEMO_TUNING := max_minutes=3
 DEMO_PHOTOS := $(addprefix dataset/bccd/images/val/,BloodImage_00035.jpg BloodImage_00111.jpg \
     BloodImage_00216.jpg BloodImage_00410.jpg)
-BENCHMARKS := decode train_step data tasks
+BENCHMARKS := decode onnx_decode train_step data tasks
 BENCH_OUT := results/bench
 DECODING_TESTS := $(addprefix tests/,test_generate.py test_native_step.py test_static_step.py \
     test_models.py test_draws.py)
