@@ -1,10 +1,13 @@
 """Batches of images in the Python API and the scripts, and evaluations of several tasks."""
 
+import argparse
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from dataset.tasks import TASKS
-from infer import evaluate, infer_single_image_object_detection
+from infer import evaluate, image_files, infer_single_image_object_detection
 from infer.batches import batches_of
 from infer.image_files import Output, find_images, read_batches
 from infer.predictor import Predictor
@@ -12,6 +15,7 @@ from infer.script import infer_parser
 from infer.tasks import EVALUATIONS
 from tokenizer import vocabulary
 from tokenizer.tasks import TOKENIZERS
+from utils import visualize
 from utils.errors import UserError
 from utils.visualize import save_image
 
@@ -117,3 +121,35 @@ def test_all_means_what_the_weights_know_and_the_dataset_has(
     with pytest.raises(UserError, match="was trained for detection, not for captioning"):
         argv[1] = "detection,captioning"
         evaluate.main([*argv, "--weights", str(tiny_weights)])
+
+
+def test_images_are_read_ahead_in_their_order_and_not_all_at_once(monkeypatch):
+    read, paths = [], [Path(f"{n}.jpg") for n in range(40)]
+
+    def load(path):
+        read.append(path)
+        return np.zeros((2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(image_files, "load_image", load)
+    batches = read_batches(paths, 4)
+    seen = [path for path, _ in next(batches)]
+    assert len(read) <= 4 + 4 + 1, "a batch, and one more ahead"
+    seen += [path for batch in batches for path, _ in batch]
+    assert seen == read == paths
+
+
+def test_a_picture_that_cannot_be_written_ends_the_script_and_results_are_printed(
+    monkeypatch, tmp_path, capsys
+):
+    def refuse(path, picture):
+        raise UserError(f"cannot write {path}")
+
+    monkeypatch.setattr(visualize, "save_image", refuse)
+    args = argparse.Namespace(out_dir=tmp_path, json=None)
+    image = np.zeros((8, 8, 3), np.uint8)
+    with (
+        pytest.raises(UserError, match="cannot write"),
+        Output(args, [Path("a.jpg")]) as output,
+    ):
+        output.add(Path("a.jpg"), image, "found nothing", {}, {"object_detection": image})
+    assert "found nothing" in capsys.readouterr().out

@@ -127,8 +127,9 @@ def make_card(weights: Path, args: argparse.Namespace, metrics: dict[str, dict[s
         eval_results=results or None,
         metrics=sorted({result.metric_type for result in results}) or None,
     )
-    return f"---\n{values.to_yaml()}\n---\n\n{_describe(weights, args.repo, record, config, meta)}" + (
-        _metrics_table(metrics)
+    return (
+        f"---\n{values.to_yaml()}\n---\n\n{_describe(weights, args.repo, record, config, meta)}"
+        + (_metrics_table(metrics))
     )
 
 
@@ -225,7 +226,9 @@ def upload(args: argparse.Namespace, weights: Path, card: str) -> None:
         raise UserError("you are not logged in to the hub; run: hf auth login, or set HF_TOKEN")
     problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
     if problem := problem or server_problem(constants.ENDPOINT):
-        raise UserError(f"cannot upload ({problem}); --dry-run DIR writes the card without a network")
+        raise UserError(
+            f"cannot upload ({problem}); --dry-run DIR writes the card without a network"
+        )
     api = HfApi()
     try:
         api.create_repo(args.repo, private=args.private or None, exist_ok=True)
