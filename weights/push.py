@@ -1,11 +1,11 @@
 """Share a weight file on the Hugging Face hub, with a model card of what the file records.
 
     python weights/push.py runs/detection/…/best.safetensors owner/name
-    python weights/push.py W.safetensors owner/name --metrics results/detection_coco_val/metrics.json
+    python weights/push.py W.safetensors owner/name --metrics results/all_coco_val/metrics.json
     python weights/push.py W.safetensors owner/name --dry-run preview
 
 The card (README.md) holds library, tags, pipeline tag and metrics for the hub, and tasks, classes,
-sizes and the checksum for people. A README.md that the repository has already stays as it is. You log
+sizes and the checksum for people. A README.md that the repository has already stays as it is. Log
 in once with `hf auth login`, or set HF_TOKEN. Others then load the file by its name:
 
     --weights hf://owner/name/best.safetensors
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read_metrics(path: Path) -> tuple[str, dict[str, float]]:
-    """Name of an evaluation (its folder) and its numbers; what could not be measured is left out."""
+    """Name of an evaluation (its folder) and its numbers, without what could not be measured."""
     values = read_json(path, "name the metrics.json of an evaluation with --metrics")
     if not fits(values, dict[str, float | None]) or not values:
         raise UserError(f"{path} holds no metrics; name the metrics.json of infer/evaluate.py")
