@@ -57,7 +57,7 @@ class Clip:
                 raise UserError(f"--json {self.lines} is there already; name another file")
             check_place(self.lines.parent)
         rate = self.capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if np.isfinite(rate) and 0 < rate <= 1000 else USUAL_RATE
+        self.rate = rate if np.isfinite(rate) and 0 < rate < 1e4 else USUAL_RATE
         count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.is_camera and 0 < count < 1e9 else None
 
