@@ -153,8 +153,12 @@ class Browser:
         return wait_for(lambda: self.find(".toast-body").text)
 
     def close_message(self) -> None:
-        self.find(".toast-close").click()
-        wait_for(lambda: not self.driver.find_elements("css selector", ".toast-body"))
+        """In the page itself: a message is drawn anew while it moves."""
+        script = (
+            "document.querySelectorAll('.toast-close').forEach(each => each.click());"
+            "return !document.querySelector('.toast-body');"
+        )
+        wait_for(lambda: self.driver.execute_script(script))
 
     def clear_picture(self) -> None:
         """The cross at the picture: its last button above it."""
