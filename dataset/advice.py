@@ -1,4 +1,4 @@
-"""What is worth a word about a dataset before anybody trains on it.
+"""Checks a dataset before training and gives advice on settings.
 
 A set may have nothing to learn, more objects than a sequence holds, classes that nobody knows, or
 the same pictures to train on and to judge by.
@@ -47,7 +47,7 @@ def check_learnable(source) -> None:
 
 
 def look_at_judged(source) -> list[str]:
-    """Lines about a set to judge by; makes its ground truth, which complains when it is made.
+    """Warnings about an evaluation set; builds its ground truth, which checks it.
 
     Raises:
         UserError: the ground truth cannot be scored.
@@ -58,7 +58,7 @@ def look_at_judged(source) -> list[str]:
 
 
 def look_at_both(source, judged) -> list[str]:
-    """Lines about what a set to train on and one to judge by do not share.
+    """Warnings about differences between a training and an evaluation set.
 
     Raises:
         UserError: they have no class in common, or other keypoints.
@@ -70,7 +70,7 @@ def look_at_both(source, judged) -> list[str]:
 
 
 def missing_objects(source) -> str:
-    """Why a set has no object; empty if it has one."""
+    """The reason why a set has no object; empty if it has one."""
     if not hasattr(source, "objects_per_class") or any(source.objects_per_class().values()):
         return ""
     names = list(source.categories.names.values())
@@ -84,7 +84,7 @@ def missing_objects(source) -> str:
 
 
 def check_headers(source) -> None:
-    """Looks at some images before the run: those of a small set, and a part of a large one.
+    """Checks the headers of images before the run: all in a small set, a part of a large one.
 
     Raises:
         UserError: one cannot be read, or its annotation says another size.
@@ -96,7 +96,7 @@ def check_headers(source) -> None:
 
 
 def unlearned_classes(source, judged) -> str:
-    """Which classes to judge by have no object to learn from, if they may be misspelt or are all.
+    """A warning about evaluation classes without training objects (misspelt, or all of them).
 
     Empty if there are none.
     """
@@ -117,7 +117,7 @@ def unlearned_classes(source, judged) -> str:
 
 
 def compare_classes(known: Categories, judged: Categories) -> str:
-    """Which classes to judge by nobody will ever predict; empty if there are none.
+    """A warning about evaluation classes that the training set lacks; empty if there are none.
 
     Args:
         known: of the training set.
@@ -144,7 +144,7 @@ def compare_classes(known: Categories, judged: Categories) -> str:
 
 
 def compare_skeletons(source, judged) -> None:
-    """Refuses sets to train on and to judge by whose keypoints are others, or in another order.
+    """Refuses training and evaluation sets with different keypoints, or another order of them.
 
     Raises:
         UserError: they are.
@@ -161,7 +161,7 @@ def compare_skeletons(source, judged) -> None:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """The name that is most like another one, whatever the case; empty if none is."""
+    """The most similar name, ignoring case; empty if none is similar."""
     folded = {other.casefold().strip(): other for other in names}
     near = difflib.get_close_matches(name.casefold().strip(), folded, n=1, cutoff=0.6)
     return folded[near[0]] if near else ""
@@ -171,7 +171,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 
 def object_budget(source, most: int, name: str) -> list[str]:
-    """A line if images have more objects than a sequence holds.
+    """A warning if images have more objects than a sequence holds; empty if none has.
 
     Args:
         most: objects that it holds.
@@ -189,7 +189,7 @@ def object_budget(source, most: int, name: str) -> list[str]:
 
 
 def outline_budget(source, most: int) -> list[str]:
-    """A line if outlines have more points than a sequence holds."""
+    """A warning if outlines have more points than a sequence holds."""
     counts = source.outline_points()
     over = counts > most
     if not over.any():
@@ -205,7 +205,7 @@ def outline_budget(source, most: int) -> list[str]:
 
 
 def caption_budget(source, text, most: int) -> list[str]:
-    """A line if captions have more pieces than an answer holds.
+    """A warning if captions have more pieces than an answer holds.
 
     Args:
         text: the text tokenizer.
@@ -226,7 +226,7 @@ def caption_budget(source, text, most: int) -> list[str]:
 
 
 def small_objects(source, img_size: int) -> list[str]:
-    """A line if many boxes are too small to be seen once their image has been resized.
+    """A warning if many boxes are too small to be seen after resizing.
 
     Args:
         img_size: longer side of the resized image, pixels.
@@ -254,7 +254,7 @@ def small_objects(source, img_size: int) -> list[str]:
 
 
 def rare_classes(source) -> list[str]:
-    """A line if classes have few objects to learn from."""
+    """A warning if classes have few training objects."""
     names, counts = source.categories.names, source.objects_per_class()
     rare = sorted((n, names[i]) for i, n in counts.items() if 0 < n < RARE)
     if not rare:
@@ -275,7 +275,7 @@ def image_paths(source) -> list[Path]:
 
 
 def same_files(ours: Iterable[Path], theirs: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of files of one name and the same bytes."""
+    """Pairs of files with equal names and equal bytes."""
     by_name = {path.name: path for path in theirs}
     pairs = [(path, by_name[path.name]) for path in ours if path.name in by_name]
     return [pair for pair in pairs if _equal(*pair)]
@@ -291,7 +291,7 @@ def _equal(one: Path, other: Path) -> bool:
 def same_pictures(
     ours: Sequence[Path], theirs: Sequence[Path], *, decode: bool
 ) -> list[tuple[Path, Path]]:
-    """Pairs of files of the same bytes, whatever their names.
+    """Pairs of files with equal bytes and any names.
 
     Args:
         decode: look at the pictures too; copies of another size or format are found.
@@ -336,7 +336,7 @@ def _fingerprints(paths: Iterable[Path]) -> dict[Path, np.ndarray]:
 
 
 def overlap_text(pairs: Sequence[tuple[Path, Path]], num_judged: int) -> str:
-    """A line about pictures to train on that are among those to judge by; empty without any."""
+    """A warning about training pictures that are in the evaluation set, too; empty if none is."""
     if not pairs:
         return ""
     judged = {theirs for _, theirs in pairs}

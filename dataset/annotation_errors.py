@@ -1,4 +1,4 @@
-"""Errors of annotations: their kinds, and whether they are refused, left out or noted."""
+"""Kinds of annotation errors, and whether each is refused, left out or only noted."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of error."""
+    """A kind of annotation error: its level and its text."""
 
     text: str  # in the plural
     level: Level
@@ -143,14 +143,14 @@ class AnnotationErrors:
 
     @classmethod
     def from_json(cls, source: object, values: dict) -> "AnnotationErrors":
-        """What `to_json` wrote; nothing is refused until `enforce` is called."""
+        """Inverse of `to_json`; nothing is refused until `enforce` is called."""
         errors = cls(source, report=True)
         errors.counts.update(values["counts"])
         errors.examples.update(values["examples"])
         return errors
 
     def forget(self, kinds: Iterable[str]) -> None:
-        """Leaves out what does not matter for the tasks in question."""
+        """Removes errors that do not matter for the given tasks."""
         for kind in kinds:
             self.counts.pop(kind, None)
             self.examples.pop(kind, None)

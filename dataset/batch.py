@@ -19,7 +19,7 @@ PAD_VALUE = 0.3  # of [0, 1], as in the official implementation
 
 @dataclass(frozen=True)
 class Resizing:
-    """Options of resizing and padding; converted weights may have others than the default."""
+    """Options of resizing and padding; converted weights can differ from the default."""
 
     antialias: bool = True  # when it is made smaller
     pad_value: float | Sequence[float] = PAD_VALUE  # of [0, 1], for all channels or one for each
@@ -45,7 +45,7 @@ def pad_batch(images: Tensor, unpadded: Tensor) -> Tensor:
 
 
 def padding_of(images: Tensor, unpadded: Tensor) -> Tensor:
-    """(B, 1, H, W) bool, what lies outside the pictures; arguments of `pad_batch`."""
+    """(B, 1, H, W) bool mask of the padding; same arguments as `pad_batch`."""
     height, width = images.shape[-2:]
     unpadded = unpadded.to(images.device)
     rows = torch.arange(height, device=images.device) >= unpadded[:, :1]  # (B, H)
@@ -130,7 +130,7 @@ class Batch:
 
 @dataclass
 class EvalBatch:
-    """Originals, resized on the device (`letterbox_batch`).
+    """A batch of original images for evaluation; `letterbox_batch` resizes them on the device.
 
     All lie in one tensor: each tensor that a loader process sends costs a file descriptor.
     """
@@ -205,7 +205,7 @@ def collate_originals(
 
 
 def trim(batch: dict[str, np.ndarray], num_lengths: int = 0) -> dict[str, np.ndarray]:
-    """Cuts the sequences behind the last target that carries weight in any of them.
+    """Cuts the sequences after the last target with a loss weight in the batch.
 
     Attention is causal, so nothing that is learned sees what comes later. By their official
     weights most tasks weigh padding, and nothing is cut.

@@ -46,7 +46,7 @@ def parse(argv=None):
 
 
 def kinds_to_check(kind_of: Mapping[str, str], known: Collection[str]) -> list[str]:
-    """The kinds of annotation files of these tasks; a kind that nobody can check is named.
+    """The kinds of annotation files of these tasks; reports kinds that have no check.
 
     Args:
         kind_of: task -> kind of its files.

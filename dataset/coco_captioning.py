@@ -77,12 +77,12 @@ class CocoCaptions:
         return Sample(image, image_id, size, captions=self.captions(index))
 
     def captions(self, index: int) -> list[str]:
-        """The captions of an image; it is not read."""
+        """The captions of an image, without reading the image."""
         rows = self.file.rows(self._images[index])
         return [text_at(self.file.arrays, "caption", row) for row in range(rows.start, rows.stop)]
 
     def stated_size(self, index: int) -> tuple[int, int]:
-        """(H, W) of an image as the file has it, (0, 0) if it does not say."""
+        """(H, W) of an image as stated in the annotation file, (0, 0) if missing."""
         return self.file.image_size(self._images[index])
 
     def image_path(self, index: int) -> Path:

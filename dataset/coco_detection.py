@@ -1,4 +1,4 @@
-"""Boxes of a COCO `instances_*.json`, and what all sources of COCO objects share.
+"""Boxes of a COCO `instances_*.json`, and the base class of all sources of COCO objects.
 
 A source is a file of arrays (`CocoFile`) and a choice of its images and objects.
 """
@@ -21,7 +21,7 @@ from utils.images import MAX_PIXELS
 
 
 def choose_classes(categories: Categories, classes: Sequence[str] | None, path: Path) -> Categories:
-    """The categories of these names; None = all."""
+    """The categories with these names; None = all."""
     if classes is None:
         return categories
     check_class_names(classes, categories.names.values(), str(path))
@@ -117,7 +117,7 @@ class CocoObjects:
         return Sample(image, image_id, size, boxes=boxes, labels=labels, **fields).select(keep)
 
     def object_rows(self, index: int) -> np.ndarray:
-        """(n,) int64, where the objects of an image stand in the arrays of the file."""
+        """(n,) int64 indices of the objects of an image in the arrays of the file."""
         rows = self.file.rows(self._images[index])
         return rows.start + np.flatnonzero(self._targets[rows])
 
@@ -127,7 +127,7 @@ class CocoObjects:
         return self.file.boxes(rows), self.file.class_ids[rows].astype(np.int64)
 
     def more_fields(self, index: int) -> dict:
-        """Fields of a `Sample` that a task has beside boxes, for all objects of an image."""
+        """Fields of a `Sample` that a task needs in addition to boxes, for one image."""
         return {}
 
     def learnable_objects(self) -> np.ndarray:
@@ -152,7 +152,7 @@ class CocoObjects:
         return {class_id: int(counts[class_id]) for class_id in self.categories.names}
 
     def num_crowds(self) -> int:
-        """Annotations of crowds of the classes in use, on all images."""
+        """Number of crowd annotations of the classes in use, on all images."""
         used = np.isin(self.file.class_ids, list(self.categories.names))
         return int(np.count_nonzero(used & self.file.arrays["iscrowd"]))
 
@@ -163,7 +163,7 @@ class CocoObjects:
         return chosen[self.file.image_of_rows()]
 
     def stated_size(self, index: int) -> tuple[int, int]:
-        """(H, W) of an image as the file has it, (0, 0) if it does not say."""
+        """(H, W) of an image as stated in the annotation file, (0, 0) if missing."""
         return self.file.image_size(self._images[index])
 
     def image_path(self, index: int) -> Path:
@@ -210,12 +210,12 @@ class CocoObjects:
         return truth
 
     def truth_rows(self) -> np.ndarray:
-        """(n,) int64, the annotations of the ground truth in the arrays of the file."""
+        """(n,) int64 indices of the ground-truth annotations in the arrays of the file."""
         used = np.isin(self.file.class_ids, list(self.categories.names))
         return np.flatnonzero(used & self._in_use())
 
     def truth_fields(self, row: int, image: int) -> dict:
-        """Fields that the scoring of a task needs beside boxes, or other values of these.
+        """Fields that the metric of a task needs in addition to boxes, or values that replace them.
 
         Args:
             row, image: numbers of the annotation and its image in the file.

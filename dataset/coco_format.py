@@ -97,7 +97,7 @@ class CocoFile:
         return self.arrays["image_id"]
 
     def image_name(self, image: int) -> str:
-        """The file of an image, below the image folder."""
+        """The file name of an image, relative to the image folder."""
         return self.files.get(image) or text_at(self.arrays, "file_name", image)
 
     def image_size(self, image: int) -> tuple[int, int]:
@@ -105,12 +105,12 @@ class CocoFile:
         return tuple(self.arrays["image_size"][image].tolist())
 
     def rows(self, image: int) -> slice:
-        """Where the annotations of an image stand."""
+        """The rows of an image's annotations in the arrays."""
         first = self.arrays["first"]
         return slice(int(first[image]), int(first[image + 1]))
 
     def present(self, images: np.ndarray) -> np.ndarray:
-        """Those of some images, (n,), whose file is there; the others are errors.
+        """The images (n,) whose files exist; missing ones are recorded as errors.
 
         Raises:
             UserError: files are missing, and errors are not left out.
@@ -140,13 +140,13 @@ class CocoFile:
         return boxes.astype(np.float32)
 
     def describe(self, row: int, image: int) -> str:
-        """An annotation in a message."""
+        """Name of an annotation for messages."""
         image_id = int(self.image_ids[image])
         names = {image_id: self.image_words(image)} if "named" in self.arrays else {}
         return describe(int(self.arrays["id"][row]), image_id, names)
 
     def image_words(self, image: int) -> str:
-        """An image in a message: its id, or its name where nobody knows ids."""
+        """Name of an image for messages: its id, or its file name in formats without ids."""
         if "named" in self.arrays:
             return self.image_name(image)
         return f"image {self.image_ids[image]}"
@@ -163,7 +163,7 @@ class CocoFile:
         return np.memmap(self.path, np.uint8, "r").view(np.ndarray)
 
     def release(self) -> None:
-        """Gives back the pages of the file; they are read again when somebody asks."""
+        """Releases the memory pages of the file; they are read again on access."""
         self.__dict__.pop("_outlines", None)
 
     def __getstate__(self) -> dict:
@@ -172,7 +172,7 @@ class CocoFile:
 
 
 def text_at(arrays: Arrays, name: str, number: int) -> str:
-    """One of many texts that lie in one array of UTF-8, `name`, with their ends beside it."""
+    """One text of many in the UTF-8 array `name`; another array has the ends of the texts."""
     ends = arrays[f"{name}_end"]
     start = int(ends[number - 1]) if number else 0
     return arrays[name][start : int(ends[number])].tobytes().decode()
@@ -185,7 +185,7 @@ def all_texts(arrays: Arrays, name: str) -> list[str]:
 
 
 class Parts(Protocol):
-    """A dataset whose parts lie where it knows, see `dataset.find_dataset.Dataset`."""
+    """Interface of a dataset that finds its own parts, see `dataset.find_dataset.Dataset`."""
 
     def open(self, part: str, kind: str) -> CocoFile: ...
 
@@ -210,14 +210,14 @@ def read_coco(
 
 
 def open_split(root: str | Path | Parts | None, split: str, kind: str) -> CocoFile:
-    """As `read_coco`; what is wrong is in the `errors`, which nobody enforced."""
+    """As `read_coco`, but errors are only collected in `errors`, not raised."""
     if root is None or isinstance(root, (str, Path)):
         return open_coco(*coco_paths(root, split, kind=kind), kind)
     return root.open(split, kind)
 
 
 def open_coco(path: Path, image_folder: Path, kind: str) -> CocoFile:
-    """Opens an annotation file; what is wrong with it is in its `errors`, which nobody enforced."""
+    """Opens an annotation file; errors are only collected in its `errors`, not raised."""
     arrays = cached_arrays(path, kind, lambda: build_index(path, kind))
     return make_file(path, image_folder, arrays)
 
@@ -259,14 +259,14 @@ def make_file(
 
 
 def other_names(folder: Path, names: list[str]) -> dict[int, str | None]:
-    """Number of a name -> the file that it means, for those that are no files as they stand."""
+    """Index of a name -> its file, for names that are not files under exactly this name."""
     found = FileNames(list_files(folder)).resolve(names)
     pairs = enumerate(zip(names, found, strict=True))
     return {number: file for number, (name, file) in pairs if file != name}
 
 
 def read_annotations(path: Path, kind: str = "instances") -> dict:
-    """The whole content of a COCO annotation file, for those who write a part of it anew.
+    """The whole content of a COCO annotation file, for writing a part of it to a new file.
 
     Raises:
         UserError: this is no such file.

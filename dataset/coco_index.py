@@ -36,7 +36,7 @@ Choose = Callable[[list[Image], Sequence], tuple[list[Image], Sequence]]
 
 
 def build_index(path: Path, kind: str, choose: Choose | None = None) -> Columns:
-    """All that the sources need of an annotation file.
+    """Reads an annotation file into the flat arrays that the sources use.
 
     Args:
         kind: a key of `ANNOTATION_KEYS`.
@@ -73,7 +73,7 @@ def build_index(path: Path, kind: str, choose: Choose | None = None) -> Columns:
 def index_document(
     content: dict, kind: str, errors: AnnotationErrors, choose: Choose | None = None
 ) -> Columns:
-    """As `build_index`, of a COCO document; errors that are there already are kept.
+    """As `build_index`, for a COCO document in memory; earlier errors are kept.
 
     Nobody knows the ids of such a document: `named` is there, and messages have file names.
 
@@ -154,7 +154,7 @@ def _index(
 
 
 def describe(annotation_id: int, image_id: int, names: Mapping[int, str] = {}) -> str:
-    """An annotation in a message.
+    """Name of an annotation for messages.
 
     Args:
         names: image id -> what the image is called, of a document whose ids nobody knows.
@@ -166,7 +166,7 @@ def describe(annotation_id: int, image_id: int, names: Mapping[int, str] = {}) -
 
 
 def texts_as_arrays(name: str, texts: Sequence[str]) -> Columns:
-    """Texts as one array of UTF-8 and one of their ends; `text_at` reads them."""
+    """Packs texts into one UTF-8 array and one array of their ends; `text_at` reads them."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     return {name: np.frombuffer(b"".join(encoded), np.uint8).copy(), f"{name}_end": ends}

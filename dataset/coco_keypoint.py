@@ -58,7 +58,7 @@ class CocoKeypoints(CocoObjects):
         return {"keypoints": self.keypoints(index), "flip_pairs": self.skeleton.flip_pairs}
 
     def truth_fields(self, row: int, image: int) -> dict:
-        """The points, and the number of labelled ones, which scoring needs."""
+        """The keypoints and the number of labelled ones, for the OKS metric."""
         points = points_of(self.file, row)
         return {
             "keypoints": points.ravel().tolist(),

@@ -99,7 +99,7 @@ FILES = {kind: _file_of(row) for kind, row in ROWS.items()}
 
 
 def read_strictly(data: bytes, kind: str) -> tuple[list[Image], list, list[dict]]:
-    """The images, annotations and categories of a file that is as the format has it.
+    """The images, annotations and categories of a valid file.
 
     Raises:
         msgspec.MsgspecError, UnicodeDecodeError: it is not.
@@ -116,7 +116,7 @@ class Unusable(Exception):
 
 
 def check_lists(path: object, content: object, kind: str, advice: str = "") -> None:
-    """Refuses what is no annotation file of this kind.
+    """Refuses a file that is not an annotation file of this kind.
 
     Args:
         advice: what to do; empty = that about `coco_root`.
@@ -136,7 +136,7 @@ def check_lists(path: object, content: object, kind: str, advice: str = "") -> N
 
 
 def keep_kind(path: object, content: object, kind: str) -> dict:
-    """A document that may hold annotations of several kinds, without those of the others.
+    """Reduces a document with several kinds of annotations to one kind.
 
     What is damaged stays, so that it is named.
 

@@ -53,7 +53,7 @@ class Outlines:
 
 
 def open_outlines(file: CocoFile) -> Outlines:
-    """The outlines of an annotation file; what is wrong with them goes to its errors."""
+    """Reads the outlines of an annotation file; invalid ones are added to its errors."""
     name = f"outlines{file.variant}"
     arrays = cached_arrays(file.path, name, lambda: _build(file), file.depends)
     errors = json.loads(arrays["errors"].tobytes())
@@ -197,7 +197,7 @@ class CocoSegmentation(CocoObjects):
         return [shorten(self._outlines.parts(row), self.max_points) for row in rows]
 
     def outline_points(self) -> np.ndarray:
-        """(n,) int64, points of every outline that is learned, and one between two parts."""
+        """(n,) int64, points of each trained outline, plus one for each gap between parts."""
         counts = self._outlines.num_points() + self._outlines.num_parts() - 1
         return counts[self._in_use() & self._learnable]
 
@@ -205,7 +205,7 @@ class CocoSegmentation(CocoObjects):
         return {"polygons": self.polygons(index)}
 
     def truth_fields(self, row: int, image: int) -> dict:
-        """The outline, safe to draw.
+        """The outlines, checked, for the mask metric.
 
         Objects without one become crowds in their boxes: no mask is right or wrong there.
         """

@@ -1,4 +1,4 @@
-"""Decides what a folder of pictures and annotations is, and opens its parts.
+"""Recognises the format of a dataset folder and opens its parts.
 
 `find_dataset` asks every module of `dataset/formats/`. `data_of` does it for the settings.
 """
@@ -39,7 +39,7 @@ _found: WeakKeyDictionary[object, "Dataset | None"] = WeakKeyDictionary()  # of 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset in its parts; where it has none to validate on, a share of the images is it.
+    """A dataset in its parts; without a validation part, a share of the images is used for it.
 
     It can stand for the root of a COCO source: `CocoDetection(dataset, "train")`.
     """
@@ -52,7 +52,7 @@ class Dataset:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `open` takes."""
+        """The names of parts that `open` accepts."""
         names = [part.name for part in self.parts]
         if self._to_split is not None:
             names += ["train", "val"]
@@ -65,7 +65,7 @@ class Dataset:
         return None if "val" in by_name else by_name.get("train", by_name.get(ALL))
 
     def open(self, part: str, kind: str) -> CocoFile:
-        """The annotations of a part; what is wrong with them is in its `errors`.
+        """Opens the annotations of a part; errors are collected in its `errors`.
 
         Args:
             part: one of `names`.
@@ -123,7 +123,7 @@ class Dataset:
         return False
 
     def describe(self, kind: str, names: Sequence[str]) -> str:
-        """A line that says what this is, with the images of some parts."""
+        """One line for the log: format, and number of images of some parts."""
         files = {name: self.open(name, kind) for name in names}
         counts = [f"{name} {len(file.image_ids)}" for name, file in files.items()]
         classes = {name for file in files.values() for name in file.categories.names.values()}
@@ -146,7 +146,7 @@ class Dataset:
 
 
 def data_of(cfg) -> Dataset | None:
-    """The dataset of the settings `data` or `train_json`; None: neither is set.
+    """The dataset of the settings `data` or `train_json`; None if neither is set.
 
     A folder is looked at once per settings, however many tasks and parts are opened.
 
@@ -177,7 +177,7 @@ def _data_of(cfg) -> Dataset | None:
 
 
 def find_dataset(path: str | Path, *, seed: int = 0, val_share: float = 0.2) -> Dataset:
-    """What a folder, a COCO file or a data.yaml is.
+    """Recognises the format of a folder, a COCO file or a data.yaml.
 
     Args:
         seed, val_share: of the images that are kept for validation, if the data has no such part.
@@ -206,7 +206,7 @@ def find_dataset(path: str | Path, *, seed: int = 0, val_share: float = 0.2) -> 
 
 
 def formats() -> dict[str, ModuleType]:
-    """Name -> module of `dataset/formats/` that reads a format; they are found by being there."""
+    """Name -> module of each format; all modules in `dataset/formats/` are formats."""
     names = sorted(module.name for module in iter_modules(dataset.formats.__path__))
     modules = {name: import_module(f"dataset.formats.{name}") for name in names}
     return {name: module for name, module in modules.items() if hasattr(module, "find_parts")}
@@ -330,7 +330,7 @@ def _choose(
 
 
 def pick_validation(names: Sequence[str], seed: int, share: float) -> np.ndarray:
-    """(N,) bool, which images are for validation; copies of one picture are on one side.
+    """(N,) bool mask of the validation images; copies of a picture are in the same part.
 
     Whether an image is depends on its name and the seed alone, so that nothing changes when others
     are added; but one is for validation and one is not, if there are two.

@@ -20,7 +20,7 @@ REDUCTIONS = (1, 2, 4, 8)  # at which an image may have been decoded (`utils.ima
 
 
 def clip_polygon(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The part of a polygon that lies in the picture (Sutherland and Hodgman, 1974).
+    """Clips a polygon to the picture (Sutherland and Hodgman, 1974).
 
     Where the part falls into several pieces, they stay joined by edges along the border, which
     enclose no area. The official code moves outside points to the border one by one instead, which
@@ -84,7 +84,7 @@ class Geometry:
         *,
         centered: bool = False,
     ) -> Geometry:
-        """The largest picture of the same aspect that fits (the official evaluation).
+        """Resizes to the largest picture of the same aspect ratio that fits (official evaluation).
 
         Args:
             mode: "letterbox", or "stretch" to fill the whole input, aspect not kept.

@@ -1,4 +1,4 @@
-"""Training and evaluation sets, the order of their samples, and the loaders of their batches."""
+"""Training and evaluation datasets, the sampler, and the data loaders."""
 
 import gc
 import os
@@ -143,7 +143,7 @@ class EvalSet(Dataset):
 
 
 class Loader(DataLoader):
-    """A DataLoader that raises a `UserError` as its one line, also out of a worker process.
+    """A DataLoader that passes on a `UserError` of a worker process as one line.
 
     A worker that cannot start, ends or cannot deliver is one line too.
     """
@@ -283,7 +283,7 @@ def build_sequence_loader(
     world: World = ALONE,
     skip_bad: bool = False,
 ) -> Loader:
-    """Training batches of these samples, drawn as in the first epoch; processes take turns.
+    """Batches of training sequences of these samples, drawn as in the first epoch.
 
     Args:
         skip_bad: leave out samples that cannot be read; a batch of nothing else is None.

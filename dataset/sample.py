@@ -52,7 +52,7 @@ class Sample:
     skipped: tuple[str, ...] = ()  # why other images, which this one replaces, cannot be used
 
     def moved(self, geometry: Geometry, *, antialias: bool = False) -> "Sample":
-        """The same in pixels of the model input, without its padding.
+        """The sample in pixels of the model input, without its padding.
 
         Boxes and polygons are clipped to the picture, and no object is removed. Keypoints outside
         the picture become unlabelled, and a mirror swaps left and right keypoints.
@@ -106,7 +106,7 @@ def read_annotated_image(
     advice: str,
     at_least: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Reads the image of an annotation, upright or as it is stored, as the annotation has it.
+    """Reads an image in the orientation (upright or as stored) that fits its annotation.
 
     A photograph with an EXIF orientation may have been annotated either way. The size that the
     annotation states decides; where both fit, the image is upright.
@@ -134,7 +134,7 @@ def read_annotated_image(
 
 
 def check_header(path: Path, stated_size: tuple[int, int]) -> None:
-    """Looks at the header of an image as `read_annotated_image` will at the image.
+    """Checks the header of an image as `read_annotated_image` checks the image.
 
     Raises:
         UserError: it is no image, or has another size.
@@ -153,7 +153,7 @@ def _other_size(path: Path, size: tuple[int, int], stated_size: tuple[int, int])
 
 
 class ChangedSource:
-    """A source that changes what another one reads; everything else is that of the other."""
+    """Wraps a source and changes what it reads; everything else is passed through."""
 
     def __init__(self, source):
         self.source = source
@@ -171,7 +171,7 @@ class ChangedSource:
 
 
 class PerObject(ChangedSource):
-    """Every object is a sample of its own: its image, and this object alone."""
+    """Makes one sample of each object: its image, and this object only."""
 
     def __init__(self, source):
         super().__init__(source)
@@ -231,7 +231,7 @@ def repeat_factors(labels: list[np.ndarray], threshold: float) -> np.ndarray:
 
 
 class RepeatRare(ChangedSource):
-    """A source whose samples with rare classes are there several times (arXiv 1908.03195).
+    """Repeats samples with rare classes: repeat-factor sampling (arXiv 1908.03195).
 
     A factor of 2.3 is three times for 30 % of the samples and twice for the others; which ones is
     drawn once.

@@ -138,7 +138,7 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The registry entry.
+    """The registry entry of a task.
 
     Raises:
         UserError: there is no such task.
@@ -149,7 +149,7 @@ def find_task(name: str) -> Task:
 
 
 def tasks_of_data(data, tasks: Sequence[str]) -> list[str]:
-    """Those of some tasks that a `Dataset` has annotations of."""
+    """The given tasks for which a `Dataset` has annotations."""
     tasks = [task for task in tasks if "coco" in find_task(task).sources]
     kinds = {task: find_task(task).annotation_kind for task in tasks}
     return [t for t in tasks if data.holds(kinds[t], outlined=t == "segmentation")]
@@ -158,7 +158,7 @@ def tasks_of_data(data, tasks: Sequence[str]) -> list[str]:
 def build_source(
     task: str, dataset: str, root: Path | Parts, split: str, *, per_object: bool = False, **options
 ):
-    """The annotated images of a task (`open_source`); what is left out is said in a line."""
+    """The annotated images of a task (`open_source`); prints one line about what is left out."""
     source = open_source(task, dataset, root, split, per_object=per_object, **options)
     if notice := source.annotation_errors.notice():
         log(f"notice: {task}: {notice}")

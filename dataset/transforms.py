@@ -66,7 +66,7 @@ class ScaleJitterCropFlip:
 
 
 class Letterbox:
-    """The picture as evaluation sees it: nothing random."""
+    """Resizes and pads as in evaluation, without randomness."""
 
     def __init__(self, size: tuple[int, int], mode: str = "letterbox", crop: float | None = None):
         self.size, self.mode, self.crop = size, mode, crop
@@ -78,7 +78,7 @@ class Letterbox:
 
 
 def box_region(sample: Sample, pad_scale: float | None) -> tuple[int, int, int, int] | None:
-    """The surroundings of the box of a sample with one object, the `crop` of a `Geometry`.
+    """The region around the box of a one-object sample, as the `crop` of a `Geometry`.
 
     Args:
         pad_scale: what is added on each side, in sides of the box; None = the whole image.
@@ -91,7 +91,7 @@ def box_region(sample: Sample, pad_scale: float | None) -> tuple[int, int, int, 
 
 
 class FilterObjects:
-    """Removes objects of which the window left no area (the only filter of the official code).
+    """Removes objects that the crop left without area (the only filter of the official code).
 
     With outlines those of which it left no outline, too.
     """
@@ -186,7 +186,7 @@ def train_transforms(
 def evaluation(
     size: tuple[int, int], mode: str = "letterbox", *, crop: float | None = None
 ) -> list:
-    """The whole picture, nothing random; training without augmentation uses it, too.
+    """The transforms of evaluation: the whole picture; also for training without augmentation.
 
     Args:
         crop: see `box_region`; only the surroundings of the one object.
@@ -195,7 +195,7 @@ def evaluation(
 
 
 def load_pixel_transforms(path: str) -> list:
-    """The user's albumentations pipeline from the file that `A.save` wrote; none for ""."""
+    """Loads the user's albumentations pipeline, a file of `A.save`; an empty list for ""."""
     if not path:
         return []
     if not Path(path).is_file():

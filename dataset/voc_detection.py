@@ -44,7 +44,7 @@ WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}  # a flag in words
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """What one XML file says; objects of all classes, the difficult ones included."""
+    """The content of one XML file; objects of all classes, including difficult ones."""
 
     names: tuple[str, ...]
     boxes: np.ndarray  # (N, 4) float32 xyxy, 0-based continuous pixels, only boxes with an area
@@ -73,7 +73,7 @@ def parse_voc_sets(text: str) -> list[tuple[str, str]]:
 
 
 def voc_year_folder(root: str | Path, year: str) -> Path:
-    """The folder VOC<year>, with `root` at, above or below VOCdevkit."""
+    """Finds the folder VOC<year>; `root` may be VOCdevkit, its parent or a folder in it."""
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(
@@ -132,7 +132,7 @@ def images_of_lines(lines: Sequence[str], images: FileNames) -> list[str | None]
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Name without suffix -> file of a folder, hidden ones apart (a Mac adds such to archives)."""
+    """File stem -> file of a folder, without hidden files (macOS adds them to archives)."""
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist; {CHECK_ROOT}")
     with os.scandir(folder) as entries:
@@ -331,11 +331,11 @@ class VocDetection:
         return annotation.boxes[keep], labels[keep], annotation.difficult[keep]
 
     def objects_per_image(self) -> np.ndarray:
-        """(M,) int64, objects of each image that are learned."""
+        """(M,) int64, number of objects of each image that are trained on."""
         return np.array([len(self._learned(i)) for i in range(len(self))], np.int64)
 
     def objects_per_class(self) -> dict[int, int]:
-        """Class id -> its objects that are learned."""
+        """Class id -> number of its objects that are trained on."""
         labels = np.concatenate([self._learned(i) for i in range(len(self))] or [[]]).astype(int)
         counts = np.bincount(labels, minlength=len(self.categories.names) + 1)
         return {class_id: int(counts[class_id]) for class_id in self.categories.names}
@@ -349,7 +349,7 @@ class VocDetection:
         return self._images[index]
 
     def stated_size(self, index: int) -> tuple[int, int]:
-        """(H, W) of an image as its annotation has it, (0, 0) if it does not say."""
+        """(H, W) of an image as stated in its annotation, (0, 0) if missing."""
         return self._annotations[index].size
 
     def ground_truth(self) -> dict[str, dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Images in batches: those that a caller has, and all images of a dataset for an evaluation."""
+"""Makes batches of a caller's images, and of all images of a dataset for an evaluation."""
 
 import itertools
 import numbers
@@ -74,18 +74,18 @@ def _per_image(name: str, value, num_images: int) -> Sequence | None:
 
 
 def is_single(value: object) -> bool:
-    """Whether it is a name or a number, not a list of them."""
+    """Whether the value is one name or number, not a list."""
     return isinstance(value, (str, numbers.Number)) or getattr(value, "ndim", None) == 0
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is a whole number, Python's or numpy's; True and False are none."""
+    """Whether the value is an integer of Python or numpy; False for booleans."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
 class EvalLoop:
-    """How an evaluation goes through the images of a dataset; results do not depend on it."""
+    """How an evaluation distributes images to batches and processes; results are equal."""
 
     batch_size: int = 16
     num_workers: int = 0  # processes that load images; 0 = this one

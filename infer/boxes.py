@@ -1,4 +1,4 @@
-"""Boxes that masks and keypoints are asked for: given by a caller, detected, or from a file.
+"""The boxes for segmentation and keypoints: given by the caller, detected, or from a file.
 
 A caller may leave out the classes of the boxes, or the boxes. An evaluation takes the boxes of the
 ground truth, those that the same weights detect, or those of a COCO results file.
@@ -81,7 +81,7 @@ def label_boxes(
 
 
 def check_box_values(boxes, labels: Labels, scores, threshold: float) -> None:
-    """Refuses labels and scores of no boxes, and a threshold that is none.
+    """Refuses labels and scores without boxes, and an invalid threshold.
 
     Raises:
         ValueError: one of it.
@@ -92,7 +92,7 @@ def check_box_values(boxes, labels: Labels, scores, threshold: float) -> None:
 
 
 def check_threshold(threshold: float) -> None:
-    """Raises a ValueError for a score that is none."""
+    """Raises a ValueError for an invalid score threshold."""
     if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:
         raise ValueError(f"score_threshold must be a number from 0 to 1, got {threshold!r}")
 
@@ -147,7 +147,7 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def classify_boxes(
     trained: TrainedModel, encoded: Encoded, boxes: Sequence[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Asks the detection task for the likeliest class of each box.
+    """Predicts the class of each box with the detection task.
 
     Every box is the first object of an answer of its own.
 
@@ -217,7 +217,7 @@ def class_ids(labels: Labels, num: int, categories: Categories, source: str) -> 
 
 
 def check_box_source(trained: TrainedModel, boxes: str | Path) -> None:
-    """Checks that there are such boxes, as far as that needs no dataset; see `BoxSource`.
+    """Checks a box source as far as possible without a dataset; see `BoxSource`.
 
     Raises:
         UserError: there are none.
@@ -229,7 +229,7 @@ def check_box_source(trained: TrainedModel, boxes: str | Path) -> None:
 
 
 class BoxSource:
-    """The boxes that an evaluation of masks or keypoints asks for.
+    """The boxes for which an evaluation predicts masks or keypoints.
 
     Args:
         source: of the task's dataset, with the ground truth.

@@ -21,7 +21,7 @@ from utils.caption_metrics import ptb_tokenize, score_captions
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """How sentences are picked; the default, greedy, is what captioning is evaluated with.
+    """How captions are decoded; the default is greedy, which evaluations use.
 
     The official configuration says top_p 1, plain sampling: its authors report BLEU-4 14.1 that
     way and 35.3 with top_k 1 (google-research/pix2seq, issue 31).
@@ -45,7 +45,7 @@ class CaptionOptions:
 
     @classmethod
     def from_settings(cls, cfg, num_captions: int = 1) -> CaptionOptions:
-        """Decoding as the settings say."""
+        """The options of the settings."""
         return cls(
             num_captions=num_captions,
             num_beams=cfg.caption_beams,
@@ -58,7 +58,7 @@ class CaptionOptions:
 
     @property
     def beams(self) -> int:
-        """Width of the beam search, 1 = there is none."""
+        """Width of the beam search; 1 = no beam search."""
         greedy = self.num_beams > 1 or self.top_k == 1
         return max(self.num_beams, self.num_captions) if greedy else 1
 
@@ -71,7 +71,7 @@ def caption(
     encoded: Encoded | None = None,
     image_ids: Sequence[int | str] | None = None,
 ) -> list[Captions]:
-    """Describes a batch of images. Only text comes out: the grammar rules all other ids out.
+    """Captions for a batch of images; the grammar allows text tokens only.
 
     Args:
         images: B uint8 (3, h, w) originals of any sizes.
@@ -159,7 +159,7 @@ def evaluate(
     options: CaptionOptions = CaptionOptions(),
     loop: EvalLoop = EvalLoop(),
 ) -> Report:
-    """Describes every image of the source and scores the best caption of each.
+    """Captions every image of the source and scores the best caption of each.
 
     Args:
         source: `CocoCaptions`.

@@ -24,7 +24,7 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """How tokens are picked; see `Pix2Seq.generate`. The defaults are the papers' for detection."""
+    """How tokens are sampled; see `Pix2Seq.generate`. The defaults are those of the papers."""
 
     top_k: int = 0
     top_p: float = 0.4
@@ -48,7 +48,7 @@ class DetectionOptions:
     def from_settings(
         cls, cfg, max_objects: int | None = None, *, evaluation: bool = False
     ) -> DetectionOptions:
-        """Decoding as the settings say.
+        """The options of the settings.
 
         Args:
             evaluation: objects are scored rather than shown.
@@ -60,11 +60,11 @@ class DetectionOptions:
         )  # fmt: skip
 
     def showing(self, threshold: float) -> DetectionOptions:
-        """The options for a caller who shows no objects below `threshold`: only these end it."""
+        """The options for a caller that drops objects below `threshold`: may stop early."""
         return replace(self, stop_score=min(self.stop_score, threshold))
 
     def stop(self, tokenizer: DetectionTokenizer) -> Callable[[Generated], Tensor] | None:
-        """What `generate` asks: whether objects have run out; None = it need not ask."""
+        """The stop criterion for `generate`: no more objects; None = no early stop."""
         most, score = self.stop_objects, self.stop_score
         if most == 0:
             return None
@@ -139,7 +139,7 @@ def detect(
 def detection_tokenizer(
     trained: TrainedModel, max_objects: int | None = None
 ) -> DetectionTokenizer:
-    """The tokenizer of the weights, perhaps with a smaller object budget.
+    """The detection tokenizer of the weights, optionally with a smaller object budget.
 
     Raises:
         UserError: the weights cannot detect, or not as many objects.
@@ -200,7 +200,7 @@ def evaluate(
 
 
 def with_other_metric(report: Report, others: dict, prefix: str) -> Report:
-    """Adds the numbers of the other benchmark after those of the dataset's own."""
+    """Adds the figures of the other benchmark (COCO or VOC) after those of the dataset's own."""
     names = {"mAP50": "AP50", "mAP50_11point": "AP50_11point"}
     numbers = {k: v for k, v in others.items() if isinstance(v, float)}
     named = {f"{prefix}/{names.get(k, k)}": value for k, value in numbers.items()}
@@ -227,7 +227,7 @@ def score_voc(source, found: dict[str, Detections], categories: Categories) -> R
 
 
 def voc_figures(source, found: dict[int | str, Detections], categories: Categories) -> dict:
-    """What `evaluate_voc` returns, for data in VOC's or COCO's layout."""
+    """The result of `evaluate_voc` for data in VOC or COCO layout."""
     detections = {
         image_id: {
             "boxes": one.boxes,

@@ -120,7 +120,7 @@ def _print(reports: dict, sources: dict, likelihood: bool) -> None:
 
 
 def settings_beside(weights: Path) -> dict | None:
-    """The settings of the run whose folder the weights lie in; None: they lie elsewhere."""
+    """The settings of the run in whose folder the weights are; None if they are elsewhere."""
     path = (weights if weights.is_dir() else weights.parent) / "settings.json"
     if not path.is_file():
         return None
@@ -143,7 +143,7 @@ def data_settings(cfg, dataset: str) -> list[str]:
 
 
 def name_of_data(cfg, dataset: str) -> str:
-    """What the folder of results is called by: the dataset, or the folder of `data`."""
+    """The dataset part of the results folder's name: the dataset, or the folder of `data`."""
     path = cfg.data or cfg.train_json
     return dataset if path is None else path.resolve().stem
 

@@ -37,7 +37,7 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> Path:
-    """Finds out what cannot work before anything long starts; returns the weight file.
+    """Checks the arguments before anything long starts; returns the weight file.
 
     Raises:
         UserError: a package or file is missing, or OUT holds something.

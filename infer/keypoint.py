@@ -34,7 +34,7 @@ NOTEBOOK_WEIGHT = 0.1  # of the points' probability beside a detected box's scor
 
 @dataclass(frozen=True)
 class KeypointOptions:
-    """How points are picked and scored; see `Pix2Seq.generate`. The defaults are the papers'."""
+    """How points are sampled and scored; see `Pix2Seq.generate`. Defaults: those of the papers."""
 
     top_k: int = 0
     top_p: float = 0.1
@@ -62,7 +62,7 @@ class KeypointOptions:
 
     @classmethod
     def from_settings(cls, cfg) -> KeypointOptions:
-        """Decoding as the settings say."""
+        """The options of the settings."""
         return cls(
             top_k=cfg.top_k,
             top_p=cfg.keypoint_top_p,
@@ -85,7 +85,7 @@ def find_keypoints(
     *,
     image_ids: Sequence[int | str] | None = None,
 ) -> list[Keypoints]:
-    """Keypoints of the objects in given boxes, each seen in the surroundings of its box.
+    """Predicts keypoints of the objects in given boxes, each in a crop around its box.
 
     Only coordinates and the invisible token are sampled; a point the model passes on stands at the
     centre of its box with visibility 0. Points are clipped to the image. The score is the mean
@@ -132,7 +132,7 @@ def find_keypoints(
 
 
 def with_keypoints(trained: TrainedModel, found: Sequence[Detections]) -> list[Detections]:
-    """The detections whose classes the weights know keypoints of."""
+    """The detections of classes for which the weights know keypoints."""
     labels = trained.tokenizer("keypoint").labels
     return [one.select(np.flatnonzero(np.isin(one.labels, labels))) for one in found]
 
@@ -278,7 +278,7 @@ def _few(skeleton: Skeleton) -> str:
 
 
 def draw(image: np.ndarray, found: Keypoints) -> np.ndarray:
-    """A copy of the image with skeletons and the boxes that they were asked for.
+    """A copy of the image with skeletons and their boxes.
 
     Points that the model passed on are left out.
     """
@@ -325,7 +325,7 @@ def generate_resampled(
     allowed: Callable[[Tensor], Tensor] | None = None,
     official: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Answers of keypoints in which every `invisible` token is replaced: all points get a place.
+    """Generates keypoints and replaces every `invisible` token, so that all get a position.
 
     Args:
         memory: (R, S, D) encoded images, one for each prompt.

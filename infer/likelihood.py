@@ -1,4 +1,4 @@
-"""How likely a model finds the annotation: teacher-forced loss and accuracy of training sequences.
+"""Likelihood of the annotation: teacher-forced loss and accuracy of training sequences.
 
 The sequences are made as in training, but without augmentation of the images and with draws that
 belong to the sample: a model always meets the same ones. The loss is plain cross entropy in nats,
@@ -113,7 +113,7 @@ def build_loader(
     loop: EvalLoop,
     limit: int,
 ):
-    """Batches of the samples' sequences, this process's share of them."""
+    """Loader of the samples' sequences; each process gets its share."""
     if source.categories.names:  # captions have none
         source = WithClassesOf(trained, source)
     if is_per_object(tokenizer):
@@ -142,12 +142,12 @@ def build_loader(
 
 
 def is_per_object(tokenizer: TaskTokenizer) -> bool:
-    """Whether a sample is one object, shown from nearby."""
+    """Whether a sample is one object in a crop."""
     return getattr(tokenizer, "crop", None) is not None
 
 
 class WithClassesOf(ChangedSource):
-    """A source with the class ids of the weights; objects of classes they do not know are gone."""
+    """A source with the class ids of the weights; objects of unknown classes are removed."""
 
     def __init__(self, trained: TrainedModel, source):
         super().__init__(source)
@@ -222,7 +222,7 @@ def summarise(sums: Tensor) -> dict[str, float]:
 
 
 def likelihood_table(metrics: dict[str, float]) -> str:
-    """For people: a line for all tokens and for each kind.
+    """A table for printing: one line for all tokens and one for each kind.
 
     Args:
         metrics: of a report, with "likelihood/loss" and so on among them.

@@ -27,7 +27,7 @@ from utils.visualize import draw_detections, draw_keypoints, draw_masks
 
 @dataclass(frozen=True)
 class AllTasksOptions:
-    """How each task is decoded. The defaults are those of the tasks."""
+    """Decoding options of each task; the defaults are those of the tasks."""
 
     detection: DetectionOptions = DetectionOptions()
     segmentation: SegmentationOptions = SegmentationOptions()
@@ -94,7 +94,7 @@ def find_all(
 
 
 def draw(image: np.ndarray, found: AllTasks) -> dict[str, np.ndarray]:
-    """A picture for each kind of result that the weights know; without an object the bare image."""
+    """One picture per kind of result; without objects, the unchanged image."""
     pictures = {}
     if found.objects is not None:
         pictures["object_detection"] = detection.draw(image, found.objects)

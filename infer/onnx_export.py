@@ -1,4 +1,4 @@
-"""A weight file as a folder of ONNX graphs: what is in it, and the proof that it computes the same.
+"""Exports a weight file to a folder of ONNX graphs and checks that they compute the same.
 
 The graphs are made in `models/onnx_graphs.py`. `infer/run_onnx.py` is copied into the folder as
 run.py; the check here runs that very file.
@@ -40,7 +40,7 @@ OPTIONS = {
 
 
 def describe(trained: Predictor) -> dict:
-    """What model.json holds: all that the graphs do not know, as JSON values."""
+    """The content of model.json: everything that is not in the graphs, as JSON values."""
     config, vocab = trained.model.config, trained.vocab
     tasks = {}
     for task, settings in trained.tasks.items():
@@ -68,7 +68,7 @@ def describe(trained: Predictor) -> dict:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when all went well, and else disappears."""
+    """A temporary folder beside `out`; it is renamed on success and removed on failure."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         inner = Path(folder) / "export"
@@ -138,7 +138,7 @@ def check_folder(trained: Predictor, folder: Path, picture: Path) -> dict[str, f
 def compare_logits(
     trained: Predictor, exported: run_onnx.Model, pixels: np.ndarray, generator
 ) -> float:
-    """The largest difference of a logit on random tokens, several of them read at once.
+    """The largest difference of the logits on random tokens, several of them in one step.
 
     Args:
         pixels: (B, 3, H, W) float32 in [0, 1].
@@ -159,7 +159,7 @@ def compare_logits(
 def compare_tokens(
     trained: Predictor, exported: run_onnx.Model, pixels: np.ndarray, task: str
 ) -> int:
-    """The number of greedy tokens that were compared, as many as an answer of the task has.
+    """Compares greedy tokens over a whole answer; returns their number.
 
     Raises:
         UserError: they differ.
@@ -186,7 +186,7 @@ def compare_tokens(
 
 
 def compare_boxes(trained: Predictor, exported: run_onnx.Model, picture: np.ndarray) -> int:
-    """The number of boxes in a picture that were compared, found greedily.
+    """Compares greedily detected boxes in a picture; returns their number.
 
     Raises:
         UserError: they differ.

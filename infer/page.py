@@ -1,4 +1,4 @@
-"""What the page in the browser (`infer/app.py`) answers and draws, for one visitor and picture.
+"""Predictions and pictures of the browser page (`infer/app.py`), for one visitor and picture.
 
 Nothing here needs gradio: `infer/page_layout.py` puts it into a page.
 """
@@ -41,7 +41,7 @@ MARK = (230, 25, 75)
 
 @dataclass
 class Session:
-    """What one visitor has done so far."""
+    """The state of one visitor."""
 
     name: str = ""  # of the picture
     image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
@@ -52,7 +52,7 @@ class Session:
     folder: Path | None = None  # of what can be downloaded
 
     def open(self, path: str | Path | None) -> None:
-        """Takes another picture; what was drawn and found is forgotten.
+        """Opens another picture; boxes and results are discarded.
 
         Raises:
             UserError: it is no picture.
@@ -97,7 +97,7 @@ class Session:
 
 
 class Answers:
-    """Answers with the weights that are offered; the last ones stay loaded.
+    """Runs the offered weights; the last used ones stay loaded.
 
     Args:
         weights: files, run folders or names of the hub.
@@ -120,7 +120,7 @@ class Answers:
         self.lock = threading.Lock()
 
     def tasks(self, name: str) -> list[str]:
-        """What weights can do, in the words of the page."""
+        """The tasks of a weight file, as the page names them."""
         known = set(self.metas[name]["tasks"])
         tasks = [task for task, needed in TASKS.items() if known & set(needed)]
         return tasks if len(known) > 1 else [task for task in tasks if task != "everything"]
@@ -129,7 +129,7 @@ class Answers:
         return [row["name"] for row in self.metas[name]["categories"]]
 
     def answer(self, session: Session, name: str, task: str, label: str = ANY_CLASS) -> None:
-        """Asks the model; the results stay in the session, so that the threshold may move.
+        """Runs the model; the session keeps the results, so that the threshold can change.
 
         Raises:
             UserError: there is no picture, or the weights cannot do it.
@@ -190,7 +190,7 @@ def above(found: Detections | InstanceMasks | Keypoints, threshold: float):
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of an answer at a threshold."""
+    """The part of a result that is visible at a threshold."""
 
     picture: np.ndarray | None  # (H, W, 3) uint8 RGB
     text: str  # Markdown
@@ -198,7 +198,7 @@ class View:
 
 
 def view(session: Session, threshold: float) -> View:
-    """Draws what a session has found; the model is not asked again."""
+    """Draws the results of a session without running the model again."""
     if not session.found:
         return View(None, "")
     shown = {

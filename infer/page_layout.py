@@ -1,4 +1,4 @@
-"""The page of `infer/app.py` as gradio shows it: what is where, and what happens on a click.
+"""Layout and event handlers of the page of `infer/app.py`, with gradio.
 
 gradio is an optional extra and is imported when the page is made. The page asks no server but its
 own: no analytics, no fonts and no scripts of others.
@@ -37,7 +37,7 @@ footer {display: none !important}
 
 
 def import_gradio():
-    """gradio, which then tells nobody.
+    """Imports gradio with its analytics switched off.
 
     Raises:
         UserError: it is not installed.

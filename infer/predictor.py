@@ -32,7 +32,7 @@ from models.weights import load_model
 
 
 class Predictor(TrainedModel):
-    """Runs a weight file on images. Everything it needs to know stands in that file.
+    """Runs a weight file on images. The file contains everything that this needs.
 
     An image is a path, a PIL image, a uint8 array (H, W, 3) or a tensor (3, H, W) of torch, uint8
     or float from 0 to 1. Arrays and tensors are in RGB order: `image[..., ::-1]` turns the BGR of
@@ -107,7 +107,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> InstanceMasks | list[InstanceMasks]:
-        """Masks of the objects in values boxes, or of all that the same weights detect.
+        """Masks of the objects in given boxes, or of all objects that the same weights detect.
 
         Args:
             images: of a list, boxes, labels and scores are lists too, or None.
@@ -149,7 +149,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> Keypoints | list[Keypoints]:
-        """Keypoints of the objects in values boxes, or of the persons that the same weights detect.
+        """Keypoints of the objects in given boxes, or of the persons that the same weights detect.
 
         Args:
             images, boxes, scores, score_threshold: as for `segment`; scores are mixed with the

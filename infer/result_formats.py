@@ -1,4 +1,4 @@
-"""Results for other tools: tables of pandas, labels of YOLO, supervision, and cut-outs."""
+"""Exports results: pandas tables, YOLO labels, supervision objects, and cut-outs."""
 
 from __future__ import annotations
 

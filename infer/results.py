@@ -31,7 +31,7 @@ Objects = TypeVar("Objects", bound="ObjectResult")
 
 @dataclass(frozen=True)
 class Origin:
-    """The image that a result is about; its pixels are not kept."""
+    """The source image of a result (path and size); its pixels are not stored."""
 
     size: tuple[int, int]  # (H, W)
     path: Path | None  # None = it came as pixels
@@ -40,7 +40,7 @@ class Origin:
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ImageResult:
-    """What can be drawn into the image that it is about."""
+    """Base of results that can be drawn into their image."""
 
     origin: Origin | None = field(default=None, compare=False)  # of `Predictor`, otherwise None
 
@@ -84,7 +84,7 @@ class ImageResult:
 
 @dataclass(frozen=True, repr=False)
 class ObjectResult(ImageResult):
-    """Objects of one image: a sequence of them, which is selected from as an array is."""
+    """Objects of one image: a sequence with the indexing of an array."""
 
     boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels
     labels: np.ndarray  # (N,) int64 class ids
@@ -137,7 +137,7 @@ class ObjectResult(ImageResult):
         return self.select(np.flatnonzero([name in wanted for name in self.names]))
 
     def best(self: Objects, most: int | None = None) -> Objects:
-        """The `most` objects that score best, or all of them, best first."""
+        """The `most` objects with the best scores, or all of them, best first."""
         return self.select(np.argsort(-self.scores, kind="stable")[:most])
 
     def to_json(self) -> list[dict]:
@@ -338,7 +338,7 @@ class Captions(ImageResult):
 
 
 def with_origin(result: ImageResult, origin: Origin) -> ImageResult:
-    """The result, and what it is made of, with its image."""
+    """Adds the source image to a result and its parts."""
     values = {one.name: getattr(result, one.name) for one in fields(result)}
     parts = {name: v for name, v in values.items() if isinstance(v, ImageResult)}
     parts = {name: with_origin(part, origin) for name, part in parts.items()}
@@ -363,7 +363,7 @@ class AllTasks(ImageResult):
         return "\n".join(map(repr, self.known()))
 
     def known(self) -> list[Captions | ObjectResult]:
-        """What the weights know of it."""
+        """The results that are present, of the tasks that the weights know."""
         found = (self.captions, self.objects, self.masks, self.keypoints)
         return [one for one in found if one is not None]
 
@@ -409,7 +409,7 @@ class Report:
 
 
 def compact_table(reports: dict[str, Report], num_images: dict[str, int]) -> str:
-    """A line per task: how many images, and the numbers that tasks are judged by.
+    """One line per task: number of images and main figures.
 
     Args:
         reports: task -> report.
@@ -431,7 +431,7 @@ def score_coco(
     kind: str,
     sigmas: Sequence[float] | None = None,
 ) -> Report:
-    """COCO's numbers for boxes, masks or keypoints.
+    """The COCO metrics for boxes, masks or keypoints.
 
     Args:
         source: with the ground truth as `.coco`.

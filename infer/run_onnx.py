@@ -105,7 +105,7 @@ class Model:
 
 
 class Decoding:
-    """One sequence of tokens for each image of a batch, and its caches."""
+    """The decoding state of a batch: one token sequence per image, and the caches."""
 
     def __init__(self, model: Model, encoded: dict):
         self.model, self.length, self.bound = model, 0, None

@@ -86,12 +86,12 @@ def open_clip(args: argparse.Namespace):
 
 
 def is_camera(name: str) -> bool:
-    """Whether `--image` means the camera of this number: a file of that name comes first."""
+    """Whether `--image` is the number of a camera; a file with that name has precedence."""
     return name.isdecimal() and not Path(name).exists()
 
 
 def check_places(args: argparse.Namespace) -> None:
-    """Tries the places for all that is written, before anything takes its time.
+    """Checks that all output paths can be written, before anything long starts.
 
     Raises:
         UserError: nothing can be written there, or what is there is not ours.
@@ -122,7 +122,7 @@ def check_places(args: argparse.Namespace) -> None:
 
 
 def pick_threshold(args: argparse.Namespace, cfg) -> float:
-    """`--score-threshold`, else the setting."""
+    """The threshold of `--score-threshold`, else of the setting."""
     return cfg.score_threshold if args.score_threshold is None else args.score_threshold
 
 
@@ -160,7 +160,7 @@ def check_box_arguments(args: argparse.Namespace, num_images: int) -> None:
 
 
 def check_boxes_known(args: argparse.Namespace, predictor, task: str) -> None:
-    """Checks that the weights know the task, and that boxes are given or can be detected.
+    """Checks that the weights know the task, and that boxes are given or detectable.
 
     Raises:
         UserError: one of it is missing.
@@ -248,7 +248,7 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path):
 
 
 def predictor_of(weights: Path, cfg, device: str | None = None):
-    """Loads a `Predictor` that computes as the settings say.
+    """Loads a `Predictor` with the number type and decoding of the settings.
 
     Args:
         device: None = that of the settings.

@@ -41,7 +41,7 @@ WATCH_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class SegmentationOptions:
-    """How outlines are picked and become a mask. The defaults are the papers', but for grammar."""
+    """How outlines are sampled and combined. Defaults: the papers', except for `grammar`."""
 
     top_k: int = 0
     top_p: float = 0.8
@@ -69,7 +69,7 @@ class SegmentationOptions:
     def from_settings(
         cls, cfg, num_samples: int | None = None, *, evaluation: bool = False
     ) -> SegmentationOptions:
-        """Decoding as the settings say.
+        """The options of the settings.
 
         Args:
             num_samples: None = as the settings say.
@@ -101,7 +101,7 @@ def segment(
     encoded: Encoded | None = None,
     image_ids: Sequence[int | str] | None = None,
 ) -> list[InstanceMasks]:
-    """Masks of the objects in given boxes.
+    """Predicts masks of the objects in given boxes.
 
     Each image is encoded once and all samples of all its objects are decoded from that; only
     where the weights want crops to the box, each object is an image of its own.
@@ -125,7 +125,7 @@ def segment(
 
 @dataclass(frozen=True)
 class Outlines:
-    """Sampled outlines of the objects of one image; what takes no model is still to be done."""
+    """Sampled outlines of the objects of one image, before they are filled."""
 
     boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the given boxes
     labels: np.ndarray  # (N,) int64 class ids
@@ -152,7 +152,7 @@ def sample_outlines(
     encoded: Encoded | None = None,
     image_ids: Sequence[int | str] | None = None,
 ) -> list[Outlines]:
-    """The part of `segment` that needs the model; the same arguments."""
+    """The part of `segment` that runs the model; same arguments."""
     # What a caller may leave out
     if image_ids is None:
         image_ids = [0] * len(images)
@@ -179,7 +179,7 @@ def sample_outlines(
 def combine_samples(
     tokenizer: SegmentationTokenizer, samples: np.ndarray, geometry: Geometry, threshold: float
 ) -> dict:
-    """Sampled outlines of one object as one mask of the original image.
+    """Combines sampled outlines of one object to one mask of the original image.
 
     Each sample is filled in original pixels, the masks are averaged and cut at the threshold
     (official `ensemble_mask_np`); they are not piled on each other.
@@ -262,7 +262,7 @@ def _decode(
 
 
 def sample_iou(tokenizer: SegmentationTokenizer, two: np.ndarray, geometry: Geometry) -> float:
-    """How far two samples (2, T) of an object agree: the IoU of their masks in the model input."""
+    """The IoU of the masks of two samples (2, T) of an object, in the model input."""
     return outline_iou(*(tokenizer.decode(ids, geometry.size) for ids in two), geometry.size)
 
 
@@ -428,7 +428,7 @@ def _start_mask_process(parent: int) -> None:
 
 
 def draw(image: np.ndarray, found: InstanceMasks) -> np.ndarray:
-    """A copy of the image with masks and the boxes that they were asked for."""
+    """A copy of the image with masks and their boxes."""
     return found.plot(image)
 
 

@@ -1,4 +1,4 @@
-"""How each task is evaluated and drawn: the registry beside that of `dataset/tasks.py`.
+"""The registry of evaluations: how each task is scored and drawn.
 
 `infer/evaluate.py` and the validation of a training both go through it. For a new task see
 docs/tasks.md, "A fifth task".
@@ -31,7 +31,7 @@ from utils.errors import UserError, import_function, one_line
 
 @dataclass(frozen=True)
 class Request:
-    """What an evaluation may be asked beside the settings; tasks take what concerns them."""
+    """Options of an evaluation that are not settings; each task uses those that apply to it."""
 
     boxes: str | Path = "gt"  # of masks and keypoints, see `BoxSource`
     max_objects: int | None = None  # to detect; None = as many as the weights were trained for
@@ -41,14 +41,14 @@ class Request:
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """How a task is scored and drawn, as the settings `cfg` say."""
+    """The functions that score and draw a task."""
 
     evaluate: Callable[..., Report]  # (cfg, trained, source, request, loop)
     draw: Callable[..., list[np.ndarray]]  # (cfg, trained, source, most) -> RGB uint8 pictures
 
 
 def place_of_data(cfg, dataset: str, split: str) -> tuple[Path | Dataset, str]:
-    """Where the settings say that a dataset lies: its root, and the split by its own name.
+    """The root of a dataset and its name of the split, from the settings.
 
     The root is a folder, or the dataset that the settings `data` or `train_json` name.
 
@@ -124,7 +124,7 @@ def load_metrics(cfg) -> dict[str, Callable[[list[dict], object, str], dict[str,
 
 
 def add_own_figures(cfg, task: str, report: Report, source) -> Report:
-    """The report with the figures of `metrics`; a function that fails costs its figures alone.
+    """Adds the figures of `metrics` to a report; an error only removes the figures of its function.
 
     Called as function(results, source, task): rows of the COCO results format with the annotation
     file's ids, and the images with their annotation, see `dataset.tasks.Task`.
@@ -159,7 +159,7 @@ def draw_task(task: str, cfg, trained: TrainedModel, source, most: int) -> list[
 
 
 def find_evaluation(task: str) -> TaskEvaluation:
-    """The registry entry.
+    """The registry entry of a task.
 
     Raises:
         UserError: there is no such task.

@@ -1,4 +1,4 @@
-"""A model together with what its weight file says about it: vocabulary, classes, tasks, resizing.
+"""A model with the metadata of its weight file: vocabulary, classes, tasks, resizing.
 
 Every task function of `infer/` takes a `TrainedModel`.
 """
@@ -27,7 +27,7 @@ HEAVY = ("captioning",)  # tasks whose tokenizer is built when it is needed
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded images, and where their pixels are in the model input."""
+    """Encoded images with their geometries (original pixels to model input)."""
 
     memory: Tensor  # (B, S, D)
     geometries: list[Geometry]  # B, original pixels -> model input
@@ -83,11 +83,11 @@ class TrainedModel:
         return self._tokenizers[key]
 
     def encode(self, images: Sequence[Tensor]) -> Encoded:
-        """Encodes B uint8 (3, h, w) originals, once for as many tasks as you like."""
+        """Encodes B uint8 (3, h, w) originals; all tasks can use the result."""
         return self._encode_regions(images, [None] * len(images))
 
     def encode_crops(self, images: Sequence[Tensor], boxes: np.ndarray, pad: float) -> Encoded:
-        """Encodes the surroundings of a box in each image.
+        """Encodes the crop around one box in each image.
 
         Args:
             images: R uint8 (3, h, w) originals; one with several boxes comes several times.
@@ -103,7 +103,7 @@ class TrainedModel:
     def crop_batches(
         self, images: Sequence[Tensor], boxes: Sequence[np.ndarray], pad: float, most: int
     ) -> Iterator[tuple[slice, np.ndarray, Encoded]]:
-        """Encodes the surroundings of all boxes of a batch of images.
+        """Encodes the crops around all boxes of a batch of images.
 
         Args:
             images: B uint8 (3, h, w) originals.

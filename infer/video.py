@@ -1,4 +1,4 @@
-"""Videos and cameras: every frame answered, an annotated MP4, a line of JSON per frame.
+"""Videos and cameras: predictions for each frame, an annotated MP4, a JSON line per frame.
 
 A few frames are in memory at a time, however long the video is.
 """
@@ -30,7 +30,7 @@ Answer = Callable[[list[np.ndarray]], list[tuple[dict, np.ndarray]]]
 
 
 class Clip:
-    """A video file or a camera, opened; and where its results go.
+    """An opened video file or camera, and the output paths of its results.
 
     Args:
         source: path of a video file, or the number of a camera.
@@ -92,7 +92,7 @@ class Clip:
             yield list(numbers), [_resized(image, size) for image in images]
 
     def annotate(self, answer: Answer) -> None:
-        """Answers all frames; writes the video and the lines of JSON.
+        """Predicts all frames; writes the annotated video and the JSON lines.
 
         Both files are complete or not there. Ctrl-C ends a camera: what it gave is kept.
         """

@@ -78,7 +78,7 @@ def beam_search(
 
 
 def log_probs_of(logits: Tensor, tokens: Tensor, request: GenerationRequest) -> Tensor:
-    """(R, V) logits after tokens (R, t) -> log-probs, -inf where the grammar does not go."""
+    """(R, V) logits after tokens (R, t) -> log-probs, -inf for tokens outside the grammar."""
     if request.suppress:
         logits[:, list(request.suppress)] = -torch.inf
     log_probs = logits.log_softmax(1)
@@ -89,7 +89,7 @@ def log_probs_of(logits: Tensor, tokens: Tensor, request: GenerationRequest) -> 
 
 @dataclass
 class Finished:
-    """The best rows of each image that have ended."""
+    """The best finished sequences of each image."""
 
     tokens: Tensor  # (B, K, T)
     log_probs: Tensor  # (B, K), -inf where there is none

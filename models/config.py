@@ -1,4 +1,4 @@
-"""`ModelConfig`: what defines the shape of a model; every weight file holds it."""
+"""`ModelConfig`: the architecture of a model; every weight file contains it."""
 
 import typing
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and options of a `Pix2Seq` model. A weight file alone is enough to run: it holds this.
+    """Sizes and options of a `Pix2Seq` model; every weight file contains them.
 
     Defaults are the papers' decoder (Pix2SeqV2 configs) on a timm encoder.
     """
@@ -122,7 +122,7 @@ class ModelConfig:
 
 
 def different_settings(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
-    """In what two models differ, in words; dropout belongs to a training, not to a model."""
+    """Describes the differences of two architectures; dropout is ignored."""
     pairs = ((name, value, getattr(ours, name)) for name, value in vars(theirs).items())
     return [
         f"{NAMES.get(name, name)} is {_shown(value)} there and {_shown(own)} here"

@@ -37,7 +37,7 @@ LOGITS_AT_ONCE = 2**25  # bytes of float32 logits that `measure_logits` holds at
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer, owned by whoever decodes, never by a module."""
+    """Keys and values of one layer; the decoding loop owns them, not a module."""
 
     k: Tensor  # (R, nh, max_len, hd), self-attention, written in place
     v: Tensor  # (R, nh, max_len, hd)
@@ -61,7 +61,7 @@ class Cache:
     length: int = 0
 
     def spread(self, times: int, max_len: int) -> Cache:
-        """The same with every row `times` times, and room for `max_len` positions."""
+        """A copy with every row repeated `times` times, and room for `max_len` positions."""
         layers = []
         for c in self.layers:
             rows, heads, _, head_dim = c.k.shape
@@ -298,20 +298,20 @@ class Decoder(nn.Module):
         return F.linear(hidden, *self.output_table(id_range))
 
     def output_table(self, id_range: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (V, D) and bias (V,) or None that make logits, or those of some ids."""
+        """Output embeddings (V, D) and bias (V,) or None, for all ids or some of them."""
         bias = self.output_bias
         return self.output_weight[id_range], None if bias is None else bias[id_range]
 
     @property
     def output_weight(self) -> nn.Parameter:
-        """Embeddings (V, D) that make logits."""
+        """Output embeddings (V, D): logits are their products with the hidden states."""
         tied = self.output_embedding is None
         return self.token_embedding if tied else self.output_embedding
 
     def measure_logits(
         self, hidden: Tensor, targets: Tensor, measure: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """What `measure` says about the logits of positions, without holding all logits at a time.
+        """Applies `measure` to the logits of positions in parts, to save memory.
 
         With tens of thousands of ids the logits of a batch take many times the memory of all the
         rest. Many positions are therefore measured part by part, and for the gradient each part is

@@ -105,7 +105,7 @@ class TimmEncoder(nn.Module):
         return tokens
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H', W') -> what timm gives: (B, P + S, C), (B, h, w, C) or (B, C, h, w)."""
+        """(B, 3, H', W') -> timm's output: (B, P + S, C), (B, h, w, C) or (B, C, h, w)."""
         if self.is_convolutional:
             images = images.contiguous(memory_format=torch.channels_last)  # faster on CPU and GPU
         backbone = self.backbone
@@ -164,7 +164,7 @@ class _Keep(logging.Handler):
 
 @contextmanager
 def timm_messages() -> Iterator[list[str]]:
-    """Collects what timm says while it loads weights; nothing of it is printed."""
+    """Collects the log messages of timm while it loads weights, without printing them."""
     logger, handler = logging.getLogger(TIMM_LOGGER), _Keep()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -258,7 +258,7 @@ ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {
 
 
 def is_class(encoder: str) -> bool:
-    """Whether an encoder is named as "package.module:Class"."""
+    """Whether an encoder name has the form "package.module:Class"."""
     return is_import_path(encoder)
 
 

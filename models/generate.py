@@ -108,7 +108,7 @@ class Generated:
         return self.tokens, self.log_probs, self.best, self.best_log_probs
 
     def so_far(self, rows: Tensor, num_steps: int) -> Generated:
-        """The first steps of some rows (R',)."""
+        """The first steps of the given rows (R',)."""
         return Generated(*(values[rows, :num_steps] for values in self.as_tuple()))
 
 
@@ -172,7 +172,7 @@ def generate(decoder: Decoder, memory: Tensor, request: GenerationRequest) -> Ge
 
 
 def check_request(decoder: Decoder, memory: Tensor, request: GenerationRequest) -> None:
-    """Refuses what would fail only after many tokens."""
+    """Checks a request before decoding starts."""
     if len(request.prompt) != len(memory):
         raise ValueError(
             f"prompt must have an entry for each of {len(memory)} images, got {len(request.prompt)}"
@@ -206,7 +206,7 @@ def read_prompt(
 
 
 def empty_results(request: GenerationRequest, num_rows: int) -> Generated:
-    """Results to fill in: what is never written is `eos_id` at log-prob 0."""
+    """Result tensors to fill in, initially `eos_id` with log-prob 0."""
     shape, device = (num_rows, request.max_new_tokens), request.prompt.device
     tokens = torch.full(shape, request.eos_id or 0, dtype=torch.long, device=device)
     if request.unscored_range is not None:
@@ -226,7 +226,7 @@ def columns_to_suppress(request: GenerationRequest) -> Tensor:
 
 
 def numbers_to_draw(request: GenerationRequest, num_rows: int) -> Tensor | None:
-    """(R, >= max_new_tokens) numbers in [0, 1) that choose the tokens; greedy needs none."""
+    """(R, >= max_new_tokens) uniform random numbers for sampling; None for greedy decoding."""
     if request.options.top_k == 1:
         return None
     if request.uniforms is not None:
@@ -274,7 +274,7 @@ def record(
 
 @dataclass
 class LiveRows:
-    """The rows that are still decoded; those of an image stand together, equally many of each."""
+    """The rows that are still decoded, grouped by image, with equally many rows per image."""
 
     rows: Tensor  # (R,) their numbers in the results
     ended: Tensor  # (R,) bool: have ended, but are still here
@@ -288,7 +288,7 @@ class LiveRows:
         return cls(rows, torch.zeros_like(rows, dtype=torch.bool), num_images, step)
 
     def compact(self, token: Tensor) -> Tensor:
-        """Lets rows that have ended leave when that pays; returns the tokens (R',) of the rest."""
+        """Removes finished rows if that saves time; returns the tokens (R',) of the others."""
         kept = rows_to_keep(self.ended, self.num_images) if self.step.rows_may_leave else None
         if kept is None:
             return token
@@ -302,12 +302,12 @@ class LiveRows:
 
 
 def is_time_to_check(t: int, device: torch.device) -> bool:
-    """Whether to ask which rows have ended: seldom on a GPU, where asking means waiting."""
+    """Whether to check for finished rows; rarely on a GPU, because the check synchronises."""
     return device.type == "cpu" or t % CHECK_ENDED_EVERY == CHECK_ENDED_EVERY - 1
 
 
 def rows_to_keep(ended: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None:
-    """The rows to go on with; None while more than half of them would stay.
+    """The rows to continue with; None while more than half of them would remain.
 
     All images must have equally many rows. So every image with unfinished rows keeps as many as the
     image with the most, and some of these may have ended. Of 2 images with 4 rows each, 1 and 0 of
@@ -386,7 +386,7 @@ def sample(logits: Tensor, options: SamplingOptions, uniforms: Tensor | None = N
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """(R, V) -> (R,) indices: each row's number is looked up in its cumulative distribution.
+    """(R, V) -> (R,) indices, sampled by inverting the cumulative distribution.
 
     `torch.multinomial` makes R * V random numbers, which took a tenth of an inference on a CPU. The
     price of one number per row: ids less probable than 3e-8 are never drawn. Ids of probability 0

@@ -16,14 +16,14 @@ FOLD_TOLERANCE = 1e-4  # of the largest number, between a model and one with fol
 
 
 class DropPath(nn.Module):
-    """Skips a residual branch at random, per image, in training: what timm's `DropPath` draws."""
+    """Stochastic depth: skips a residual branch at random per image in training, as timm does."""
 
     def __init__(self, drop_prob: float = 0.0):
         super().__init__()
         self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...); what is kept makes up for the rest."""
+        """(B, ...) -> (B, ...); kept rows are scaled up by 1 / (1 - rate)."""
         if self.drop_prob == 0.0 or not self.training:
             return x
         keep = 1 - self.drop_prob
@@ -74,7 +74,7 @@ def init_attention(attention: nn.Module, num_heads: int) -> None:
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> nn.Module | None:
-    """A copy with batch norms folded into the convolutions in front of them, for inference.
+    """A copy for inference, with batch norms folded into the convolutions before them.
 
     A run shows which these are: what the norm takes is the very tensor that the convolution made.
     A second one shows that the numbers stay. All other parameters are shared with `model`.

@@ -44,7 +44,7 @@ class EncoderGraph(nn.Module):
 
 @dataclass(kw_only=True)
 class GraphCache(LayerCache):
-    """A `LayerCache` that is written at positions held in a tensor, and always read whole.
+    """A `LayerCache` whose write positions are a tensor; it is always read completely.
 
     Its `mask` is (T, L): 0 at the places up to each token's position, -inf at the others.
     """
@@ -60,7 +60,7 @@ class GraphCache(LayerCache):
 
 
 class DecoderGraph(nn.Module):
-    """The next tokens of every sequence to logits and to caches that hold them."""
+    """The next tokens of every sequence to logits and updated caches."""
 
     def __init__(self, decoder: Decoder):
         super().__init__()

@@ -64,7 +64,7 @@ class Pix2Seq(nn.Module):
     def prepare(
         self, *, dtype: torch.dtype = torch.float32, mode: str = "plain", fold: bool = False
     ) -> None:
-        """Sets the type that the model computes in and the way it decodes.
+        """Sets the number type of the model and its decoding engine.
 
         A model as it is loaded computes in float32 and decodes "plain"; `infer.predictor.Predictor`
         prepares it with "auto".
@@ -100,12 +100,12 @@ class Pix2Seq(nn.Module):
         return () if folded is None else (folded,)
 
     def compile(self, *args, **options) -> None:
-        """As `nn.Module.compile`, without parts of large logits: their number differs by step."""
+        """As `nn.Module.compile`, but `measure_in_parts` stays uncompiled: its loops vary."""
         self.decoder.measure_in_parts = torch.compiler.disable(self.decoder.measure_in_parts)
         super().compile(*args, **options)
 
     def train(self, mode: bool = True) -> "Pix2Seq":
-        """Training changes the weights: nothing stays folded."""
+        """Switches training mode; in training, batch norms are unfolded again."""
         if mode:
             self.folded = ()
         return super().train(mode)
@@ -124,7 +124,7 @@ class Pix2Seq(nn.Module):
         return [*getattr(self.encoder, "blocks", ()), *self.decoder.layers]
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encodes images once; decode the memory as often as you like.
+        """Encodes images; the result can be decoded any number of times.
 
         Call it under `torch.no_grad()` outside of training, and `eval()` before.
 
@@ -148,7 +148,7 @@ class Pix2Seq(nn.Module):
         targets: Tensor | None = None,
         measure: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Teacher-forced logits, or what `measure` says about them.
+        """Teacher-forced logits, or the result of `measure` on them.
 
         Args:
             images: (B, 3, H, W), see `encode`.
@@ -285,7 +285,7 @@ class Projection(nn.Module):
 def build_model(
     config: ModelConfig, *, pretrained: bool = False, encoder_weights: Path | None = None
 ) -> Pix2Seq:
-    """A model with new weights, in float32 whatever the default type of the caller.
+    """A model with new weights, in float32 for any default dtype.
 
     Args:
         pretrained: fetch pretrained weights of the encoder.
@@ -335,7 +335,7 @@ def _build_decoder(config: ModelConfig, memory_len: int) -> Decoder:
 
 @torch.no_grad()
 def smooth_coordinates(model: Pix2Seq, coord_range: tuple[int, int]) -> None:
-    """Initialises coordinate tokens and learned image positions with sin-cos codes of their place.
+    """Initialises coordinate tokens and learned image positions with sin-cos position codes.
 
     Neighbouring bins then start with similar embeddings, and tokens and image use one code for
     places. Only for training from scratch; not in the papers.

@@ -93,7 +93,7 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
 
 
 def used_tensors(file: safe_open, encoder: torch.nn.Module) -> list[str]:
-    """Names of the tensors of a file, without those of stages that older files still hold."""
+    """Names of the tensors of a file, without unused encoder stages of older files."""
     unused = tuple(f"encoder.backbone.{prefix}" for prefix in getattr(encoder, "unused", ()))
     return [name for name in file.keys() if not name.startswith(unused)]  # noqa: SIM118
 
@@ -190,7 +190,7 @@ def _opened(path: Path) -> Iterator[safe_open]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
-    """The model of a weight file, or the best one of a run folder, in float32 and eval mode.
+    """Loads a weight file, or the best one of a run folder, in float32 and eval mode.
 
     Raises:
         UserError: the file is missing, is not a weight file of this project, or its tensors do not

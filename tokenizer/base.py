@@ -46,12 +46,12 @@ class TaskTokenizer:
 
     @property
     def eos_id(self) -> int | None:
-        """The token that ends an answer early; None = there is none."""
+        """The token that ends an answer; None = answers have a fixed length."""
         return None
 
     @property
     def max_len(self) -> int:
-        """Positions that a decoder needs: the prompt, and the answer but its last token."""
+        """Number of decoder positions: the prompt and the answer without its last token."""
         return self.prompt_len + self.max_new_tokens - 1
 
     @property

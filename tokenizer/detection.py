@@ -19,7 +19,7 @@ CORRUPTIONS = ("none", "rand_cls", "real_n_fake_cls", "rand_n_fake_cls", "real_n
 
 @dataclass(frozen=True)
 class ClassDraws:
-    """The four draws of class corruption, one value per object, in the official order."""
+    """The four random numbers of class corruption per object, in the official order."""
 
     rand_cls: np.ndarray  # int in [0, coord0 - class0)
     rand_n_fake: np.ndarray  # uniform
@@ -111,7 +111,7 @@ class DetectionTokenizer(TaskTokenizer):
         rng: np.random.Generator,
         extent: tuple[int, int] | None = None,
     ) -> TokenSequence:
-        """Training sequence: objects in random order, then noise objects, classes corrupted.
+        """Training sequence: objects in random order, then noise objects, with corrupted classes.
 
         Args:
             boxes, labels: as for `encode`; with more than `max_objects` a random choice is kept.
@@ -227,7 +227,7 @@ class DetectionTokenizer(TaskTokenizer):
         return mask
 
     def ran_out(self, class_log_probs: Tensor, most: int, score: float) -> Tensor:
-        """Whether objects have run out: the last `most` of them all score below `score`.
+        """Whether decoding may stop: the last `most` objects all score below `score`.
 
         Args:
             class_log_probs: (R, t) so far, as for `decode`.
@@ -289,7 +289,7 @@ def _draw_rows(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndar
 
 
 def noise_boxes(boxes: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Boxes that hold no object, to be appended to the real ones.
+    """Boxes of noise objects, to be appended to the real ones.
 
     A uniform number of them are jittered duplicates of real boxes; of the rest about half are
     real boxes at another place and half are random. Without a real box all are random.

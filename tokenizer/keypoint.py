@@ -1,4 +1,4 @@
-"""Keypoints as tokens: the points of one object, given its box and class, in a picture of it."""
+"""Keypoints as tokens: the points of one object, given its box and class, in a crop of it."""
 
 from collections.abc import Sequence
 
@@ -104,7 +104,7 @@ class KeypointTokenizer(TaskTokenizer):
         size: tuple[int, int],
         rng: np.random.Generator,
     ) -> TokenSequence:
-        """Training sequence of one object, see `train_sequence`; what is hidden is drawn."""
+        """Training sequence of one object; draws which tokens are hidden, see `train_sequence`."""
         hidden = np.zeros(self.max_new_tokens - 1, bool)
         if self.mask_inputs:
             ratio = rng.random()
@@ -141,7 +141,7 @@ class KeypointTokenizer(TaskTokenizer):
     def decode(
         self, tokens: np.ndarray, box: np.ndarray, size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Any token sequence as points, however short or strange.
+        """Any token sequence, even an invalid one, as points.
 
         Args:
             tokens: (T,) generated ids, prompt not included.
@@ -180,7 +180,7 @@ class KeypointTokenizer(TaskTokenizer):
 def weighted_scores(
     tokens: np.ndarray, log_probs: np.ndarray, box_scores: np.ndarray, weight: float, pad: int
 ) -> np.ndarray:
-    """Scores of objects from their boxes' and their points' (official `compute_weighted_scores`).
+    """Scores of objects from box and point scores (official `compute_weighted_scores`).
 
     Args:
         tokens, log_probs: (N * S, T) of S answers per object, samples fastest.

@@ -214,7 +214,7 @@ class SegmentationTokenizer(TaskTokenizer):
 
     @property
     def answer_range(self) -> tuple[int, int]:
-        """[first, last + 1) ids that hold all the grammar ever allows."""
+        """[first, last + 1) range of ids that contains all tokens of the grammar."""
         v = self.vocab
         ids = [*v.coord_range, v.pad + 1, v.separator + 1]
         return min(v.coord0, v.pad, v.separator), max(ids)

@@ -1,4 +1,4 @@
-"""The registry of task tokenizers, and how one is built: from options, or from a weight file.
+"""The registry of task tokenizers; builds them from options or from a weight file.
 
 For a new task see docs/tasks.md, "A fifth task".
 """

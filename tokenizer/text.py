@@ -1,4 +1,4 @@
-"""Captions as sub-word pieces: 0 `<pad>`, 1 `</s>`, 2 `<unk>`, then what was learned."""
+"""Captions as sub-word pieces: 0 `<pad>`, 1 `</s>`, 2 `<unk>`, then the learned pieces."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ MIN_COUNT = 2  # a pair of pieces that occurs less often is not merged
 
 
 class TextTokenizer:
-    """Text to piece ids and back; `to_json` is all that is needed to build it again.
+    """Text to piece ids and back; it can be rebuilt from `to_json`.
 
     Either a byte-pair vocabulary of our own (the `tokenizers` library) or a SentencePiece model,
     which needs the optional package `sentencepiece`.
@@ -57,7 +57,7 @@ class TextTokenizer:
     def train(
         cls, captions: Iterable[str], vocab_size: int, *, lower_case: bool = False
     ) -> "TextTokenizer":
-        """Learns byte-pair pieces; the same captions in the same order give the same pieces.
+        """Learns byte-pair pieces; deterministic for the same captions in the same order.
 
         Text is normalised by NFKC, white space collapsed to single spaces and cut off at both
         ends. Pieces never cross a space, and punctuation is a piece of its own. Every character
@@ -146,7 +146,7 @@ class TextTokenizer:
         return self._model.get_piece_size() if self._bytes else self._model.get_vocab_size()
 
     def piece(self, number: int) -> str:
-        """A piece as it is spelled; ▁ stands for the space before a word."""
+        """The text of a piece; ▁ is the space before a word."""
         if self._bytes is not None:
             return self._model.id_to_piece(number)
         return self._model.id_to_token(number)
@@ -181,7 +181,7 @@ class TextTokenizer:
         return (_state(self._model.normalizer), _state(self._model.pre_tokenizer)) in states
 
     def decode(self, pieces: Sequence[int]) -> str:
-        """Text up to the first `</s>`; other special pieces and unknown ids say nothing."""
+        """Text up to the first `</s>`; other special pieces and unknown ids are ignored."""
         pieces = [int(piece) for piece in pieces]
         if END in pieces:
             pieces = pieces[: pieces.index(END)]

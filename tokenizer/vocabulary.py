@@ -84,7 +84,7 @@ class Vocabulary:
 
     @classmethod
     def for_classes(cls, last: int, *, num_bins: int, num_text: int = 0) -> "Vocabulary":
-        """The official layout, with as much more room for classes as they need.
+        """The official layout, enlarged if the classes need more ids.
 
         Up to class id 899 it is the official one. Beyond, coordinates and text start at the next
         thousand that leaves room: with LVIS's 1,203 classes at 2000 and 4000.
@@ -171,7 +171,7 @@ class Vocabulary:
 
     @property
     def unused(self) -> np.ndarray:
-        """(size,) bool: the ids that mean nothing."""
+        """(size,) bool: the ids without a meaning."""
         singles = (self.pad, self.fake, self.separator, self.invisible, self.bos, self.eos)
         out = np.ones(self.size, bool)
         out[[i for i in (*singles, *self.prompts.values()) if i is not None]] = False
@@ -203,7 +203,7 @@ class Vocabulary:
 
     @property
     def floors(self) -> bool:
-        """Whether a coordinate becomes the bin below it, not the nearest one."""
+        """Whether quantisation rounds down instead of to the nearest bin."""
         return self.layout == "simple"
 
     def to_json(self) -> dict:
@@ -272,7 +272,7 @@ def points_to_tokens(
     size: tuple[int, int],
     invisible: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Points as `y x` coordinate tokens; what lies outside the input is moved to its edge.
+    """Points as `y x` coordinate tokens; points outside the input are moved to its edge.
 
     Args:
         points: (..., 2) of (x, y), pixels of the model input.

@@ -1,4 +1,4 @@
-"""Builds what a training is made of: data, model, and the state that training changes."""
+"""Builds the parts of a training: data, model, and the state that training changes."""
 
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ class Steps:
 
 @dataclass
 class Run:
-    """What a training is made of; `state` is what it changes."""
+    """The parts of a training; only `state` changes during it."""
 
     cfg: object  # the settings
     tasks: list[str]
@@ -84,12 +84,12 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether all steps are done, or nothing gets better."""
+        """Whether all steps are done, or early stopping applies."""
         return self.state.step >= self.steps.total or self.gets_no_better
 
     @property
     def at_epoch_end(self) -> bool:
-        """Whether no epoch has begun without having ended."""
+        """Whether the run is between two epochs."""
         return self.state.step % self.steps.epoch == 0
 
     @property
@@ -109,7 +109,7 @@ class Run:
 def build_run(
     cfg, tasks: list[str], world: World, device: torch.device, *, resumed: bool = False
 ) -> Run:
-    """Everything at step 0; the settings have been checked (`check_settings`).
+    """Builds a run at step 0 from checked settings (`check_settings`).
 
     Args:
         resumed: a checkpoint will be loaded: no other weights are read or fetched.
@@ -154,7 +154,7 @@ def build_run(
 
 
 def build_source_of(cfg, task: str, *, train: bool):
-    """Samples to train on, or those that validation during training uses."""
+    """The source of training samples, or that of validation during training."""
     settings = task_settings(cfg, task)
     options = {"classes": cfg.classes or None, "skip_bad": cfg.bad_samples == "skip"}
     options |= settings.train_source if train else settings.eval_source
@@ -167,7 +167,7 @@ def build_source_of(cfg, task: str, *, train: bool):
 
 
 def look_at_data(cfg, sources: dict, eval_sources: dict, world: World = ALONE) -> None:
-    """Says what of the data does not fit together or the settings, before anything is trained.
+    """Warns about data that does not fit the settings or other data, before training starts.
 
     Args:
         sources, eval_sources: task -> samples to train on, and those to judge by.
@@ -194,7 +194,7 @@ def look_at_data(cfg, sources: dict, eval_sources: dict, world: World = ALONE) -
 
 
 def join_categories(sources: dict) -> Categories:
-    """The categories of all tasks, by class id, which must mean the same in every task.
+    """Joins the categories of all tasks; a class id must mean the same in every task.
 
     Captions have none; keypoints have those that have points, a part of the others'.
 
@@ -236,7 +236,7 @@ def join_categories(sources: dict) -> Categories:
 def build_streams(
     cfg, sources: dict, task_tokenizers: dict[str, TaskTokenizer], world: World = ALONE
 ) -> dict[str, TaskStream]:
-    """Batches of every task, this process's share of them.
+    """The batch streams of every task; each process gets its share.
 
     Raises:
         UserError: a step needs more images than there are.
@@ -298,12 +298,12 @@ def _check_batch_size(
 
 
 def plans_by_length(cfg) -> bool:
-    """Whether a step of a new length costs more than its computing: something plans it anew."""
+    """Whether a new sequence length has extra costs (compilation or planning)."""
     return cfg.compile or pick_device(cfg.device).type == "cuda"  # the attention of cuDNN
 
 
 def count_run_steps(cfg, task_streams: dict[str, TaskStream], sources: dict) -> Steps:
-    """Steps of an epoch, of the run and of its warm-up."""
+    """Counts the steps of an epoch, of the run and of its warm-up."""
     epoch = max(len(stream) for stream in task_streams.values())
     if cfg.whole_epochs:
         total, warmup = cfg.epochs * epoch, round(cfg.warmup_epochs * epoch)
@@ -338,7 +338,7 @@ def build_model_of_run(
     *,
     resumed: bool = False,
 ) -> tuple[Pix2Seq, str]:
-    """A new model, or the one of `init_weights`, with the record that its weight files carry.
+    """A new model, or that of `init_weights`, with the metadata for its weight files.
 
     Args:
         resumed: its weights come from a checkpoint, later.

@@ -21,7 +21,7 @@ NAME = "last.ckpt"  # the newest; the one before it is last-1.ckpt, and so on
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, newest first; half-written files are none."""
+    """The checkpoints of a run, newest first, without half-written files."""
     older = [path for path in run_dir.glob("last-*.ckpt") if path.stem[5:].isdecimal()]
     newest = [run_dir / NAME] if (run_dir / NAME).is_file() else []
     return newest + sorted(older, key=lambda path: int(path.stem[5:]))
@@ -30,7 +30,7 @@ def checkpoints(run_dir: Path) -> list[Path]:
 def save_checkpoint(
     run_dir: Path, state: TrainState, *, keep: int = 1, rotate: bool = True
 ) -> Path:
-    """Writes run_dir/last.ckpt; at any moment a whole checkpoint is in the folder.
+    """Writes run_dir/last.ckpt; the folder always contains a complete checkpoint.
 
     All processes have to call it, the first one writes.
 
@@ -65,7 +65,7 @@ def _make_room(run_dir: Path, keep: int) -> None:
 
 
 def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
-    """Puts `state` where the newest whole checkpoint of run_dir left off; returns its path.
+    """Loads the newest complete checkpoint of run_dir into `state`; returns its path.
 
     A damaged one is reported in a line and the one before it used; it is set aside as
     `NAME.damaged`, so that no whole one makes room for it.
@@ -114,7 +114,7 @@ def load_checkpoint(run_dir: Path, state: TrainState) -> Path:
 
 
 def check_record(record: str | None, model: Pix2Seq) -> None:
-    """Checks that the model of a checkpoint means what this one means: a run keeps its model.
+    """Checks that a checkpoint has the same model, classes and tokens as this run.
 
     Args:
         record: what `TrainState.state_dict` wrote; None: it was written before there was one.
@@ -176,14 +176,14 @@ def _read(path: Path) -> dict:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Half-written files of a process that was killed while saving."""
+    """Removes half-written files of a process that was killed while saving."""
     for path in run_dir.rglob(".*"):
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 class Saver:
-    """When and where a run is saved.
+    """Decides when a run is saved, and saves it.
 
     Args:
         run_dir: the run folder.
@@ -206,11 +206,11 @@ class Saver:
         return time.monotonic() - self._since > 60 * self.minutes
 
     def resumed(self, state: TrainState) -> None:
-        """Says that the newest checkpoint holds `state` already."""
+        """Records that the newest checkpoint already contains `state`."""
         self._saved = state.step, state.evaluated
 
     def save(self, state: TrainState) -> None:
-        """Writes the weight files and last.ckpt; nothing if they hold this state already.
+        """Writes the weight files and last.ckpt, unless they already contain this state.
 
         All processes have to call it, the first one writes. The checkpoint comes last: once it is
         there, everything is. One of the same step (before its evaluation) is replaced.

@@ -1,4 +1,4 @@
-"""What a run says to the person at the terminal: at its start, while it trains, at its end.
+"""Terminal output of a run: at its start, during training, at its end.
 
 All of it goes to stderr. On a terminal there is a bar; elsewhere (a file, a pipe) there are plain
 lines. Of several processes the first one speaks.
@@ -31,7 +31,7 @@ INFERENCE = {"detection": "object_detection", "captioning": "caption"}  # task -
 
 
 def start_text(run: Run, run_dir: Path) -> str:
-    """What is about to happen, in about ten lines; settings.json in the folder holds all settings.
+    """The about ten lines at the start of a run; settings.json has all settings.
 
     Args:
         run_dir: the run folder.
@@ -168,7 +168,7 @@ class Progress:
             self.say(f"{self._place()}{figures_text(reports)}{self._mark(reports)}")
 
     def say(self, text: str, *, shown: bool = True) -> None:
-        """A line that stays, above the bar; where it is not shown it is in log.txt alone."""
+        """Prints a line above the bar, or writes it only to log.txt if it is not shown."""
         if self.is_main:
             if shown:
                 tqdm.write(text, sys.stderr)
@@ -177,7 +177,7 @@ class Progress:
             self._last_line = time.monotonic()
 
     def warn(self, text: str) -> None:
-        """A line about this process alone, whichever it is."""
+        """Prints a line about this process only, on any process."""
         tqdm.write(text, sys.stderr)
         pass_on(text)
 
@@ -201,7 +201,7 @@ def _joined(numbers: dict[str, str]) -> str:
 
 
 def figures_text(reports: dict[str, Report]) -> str:
-    """The first figures of one task; of several tasks the one that models are compared by."""
+    """The main figures as text; for several tasks, those of the task that decides."""
     text = ""
     for task, report in reports.items():
         names = list(report.metrics)[:3]
@@ -219,7 +219,7 @@ def _figure(value: float, any_sign: bool = False) -> str:
 
 
 def end_text(run: Run, run_dir: Path) -> str:
-    """The best figure and where its weights are, and what to do with them."""
+    """The last lines of a run: best figure, its weight file, and two commands."""
     state, best = run.state, run_dir / "best.safetensors"
     minutes, seconds = divmod(round(state.seconds), 60)
     lines = [f"run folder: {_short(run_dir)}"]
@@ -247,7 +247,7 @@ def _leading_name(run: Run, run_dir: Path) -> str:
 
 
 def evaluate_command(run: Run, run_dir: Path) -> str:
-    """Evaluates the best weights with the settings of the run; `--split` chooses other images."""
+    """The command that evaluates the best weights; `--split` selects other images."""
     words = ["--task", ",".join(run.tasks), "--weights", _short(run_dir / "best.safetensors")]
     words += ["--config", _short(run_dir / "settings.json")]
     if run.cfg.dataset != "voc" and run.cfg.eval_split == "train":
@@ -256,7 +256,7 @@ def evaluate_command(run: Run, run_dir: Path) -> str:
 
 
 def infer_command(run: Run, run_dir: Path) -> str:
-    """Shows what the best weights see in a validation image; "" where there is no script.
+    """The command that runs the best weights on a validation image; "" without a script.
 
     Weights that cannot detect need a box of the object to look at.
     """

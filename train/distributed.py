@@ -28,7 +28,7 @@ from utils.devices import World
 
 
 def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Module:
-    """What to call in place of `model` in training; `model` keeps its names and methods.
+    """Wraps `model` for training on several processes; `model` keeps its names and methods.
 
     Args:
         fsdp: shard parameters, gradients and optimiser state instead of copying them. The blocks
@@ -62,7 +62,7 @@ def _copies(model: nn.Module, *, unused: bool) -> DistributedDataParallel:
 
 @torch.no_grad()
 def share_statistics(model: nn.Module, world: World) -> None:
-    """Gives all processes the batch statistics of the first: they evaluate one and the same model.
+    """Copies the batch statistics of the first process to all, so that they evaluate one model.
 
     Without SyncBatchNorm, which needs CUDA, each process has statistics of its own images.
     """
@@ -75,7 +75,7 @@ def share_statistics(model: nn.Module, world: World) -> None:
 
 
 def wrap_again(model: Pix2Seq, *, unused: bool) -> DistributedDataParallel:
-    """Copies of a model whose parameters ask for other gradients than before.
+    """Wraps a model again after its trainable parameters changed.
 
     DDP looks at that only once. The wrapper from before must not be held by anyone any more.
 
@@ -100,7 +100,7 @@ def _unused_parameters(model: Pix2Seq) -> list[str]:
 
 
 def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
-    """Forward and backward of one part of a step: gradients travel with the last part alone.
+    """Context of one accumulated batch: gradients are only exchanged in the last one.
 
     Sharded ones travel with every part: holding them whole until the end is what FSDP avoids.
     """
@@ -110,7 +110,7 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
 
 
 def whole(values, *, to_host: bool = False, keep: bool = True):
-    """Sharded tensors anywhere in `values` become plain ones; all processes have to call it.
+    """Gathers sharded tensors anywhere in `values`; all processes must call it.
 
     `torch.distributed.checkpoint.state_dict` is no substitute: before the first step, reading the
     optimiser's state there makes a step with zero gradients, which counts in the bias correction,
@@ -193,7 +193,7 @@ class _Recomputed:
 
 
 def recompute_activations(modules: Iterable[nn.Module]) -> None:
-    """Keeps only what goes into each of these modules; gradients and parameters stay as they are.
+    """Stores only the inputs of these modules and recomputes the rest; gradients are equal.
 
     The forward pass of the modules is computed twice. Modules with batch norm, whose statistics
     would be updated twice as well, are left as they are.

@@ -1,4 +1,4 @@
-"""The story of a training: check, build, then train, evaluate and save until the end.
+"""Runs a training: check, build, then train, evaluate and save until the end.
 
 One task is a list of length one.
 """
@@ -222,7 +222,7 @@ def train_epoch(
     stop: StopSignal,
     progress: Progress,
 ) -> tuple[float, float]:
-    """Steps until the end of the epoch or of the run; a point of the curves every few steps.
+    """Trains until the end of the epoch or run; logs a point of the curves every few steps.
 
     Returns:
         mean of the loss, and seconds.

@@ -1,4 +1,4 @@
-"""This module handles what disturbs a training.
+"""Handles events that disturb a training: non-finite losses, signals, unreadable images.
 
 Losses may be no numbers, and samples may be bad. A signal or the time limit ends a training between
 two steps.
@@ -34,7 +34,7 @@ HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; n
 
 
 class NonFiniteWatch:
-    """Notes steps that were skipped because a loss or the gradient was no number.
+    """Counts steps that were skipped because a loss or the gradient was not finite.
 
     The outcome of a step is copied to the host while later steps already run, so that nothing
     waits for the device; a batch is kept until its outcome is known.
@@ -53,7 +53,7 @@ class NonFiniteWatch:
         self._pending: deque[tuple] = deque()
 
     def add(self, step: int, outcome: Tensor, micro: list[dict[str, Batch]]) -> list[str]:
-        """Takes what one step gave, and says what is known by now of this and earlier ones.
+        """Adds the result of one step, and reports skipped steps once their values are known.
 
         Args:
             outcome: (tasks + 1,) the losses and the norm of the gradient, on the device.
@@ -110,7 +110,7 @@ class NonFiniteWatch:
 
 
 def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch]]) -> Path:
-    """Writes the batches of one process in a step, image ids in the metadata."""
+    """Writes the batches of one process and step to a file, with image ids in its metadata."""
     tensors, ids = {}, {}
     for number, batches in enumerate(micro):
         for task, batch in batches.items():
@@ -126,7 +126,7 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
 
 
 class Statistics:
-    """The running statistics of batch norm before a step, which a skipped step must not change."""
+    """Saves batch-norm statistics before a step, to restore them if the step is skipped."""
 
     def __init__(self, model: nn.Module):
         wanted = ("running_mean", "running_var")
@@ -134,20 +134,20 @@ class Statistics:
         self.kept = [(buffer, buffer.clone()) for buffer in buffers]
 
     def keep_if(self, finite: Tensor) -> None:
-        """Brings back those from before unless `finite`, a bool on the device, is true."""
+        """Restores the saved statistics unless `finite`, a bool on the device, is true."""
         for buffer, before in self.kept:
             buffer.copy_(torch.where(finite, buffer, before))
 
 
 class Stopped(BaseException):
-    """Training was asked to stop: a signal, or the time is up.
+    """Raised to stop a training: by a signal or the time limit.
 
     No `except Exception` on the way, such as that of a library that reads images, may catch it.
     """
 
 
 class StopSignal:
-    """Ctrl-C, SIGTERM, a closed terminal and the time limit, all asked for between two steps."""
+    """Collects stop requests (signals and the time limit), which are checked between steps."""
 
     def __init__(self, max_minutes: float):
         self.signal = 0
@@ -160,7 +160,7 @@ class StopSignal:
 
     @contextmanager
     def interrupts(self) -> Iterator[None]:
-        """A signal in this context raises `Stopped` at once: for work that is done again later."""
+        """In this context, a signal raises `Stopped` at once; for work that can be repeated."""
         try:
             self._at_once = True
             if self.signal:
@@ -170,7 +170,7 @@ class StopSignal:
             self._at_once = False
 
     def restore(self) -> None:
-        """Gives the signals back to whoever had them before."""
+        """Restores the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -194,7 +194,7 @@ class StopSignal:
 
 
 def check_stop(stop: StopSignal, world: World) -> None:
-    """Raises `Stopped` on every process where one has a reason."""
+    """Raises `Stopped` on every process if any of them has to stop."""
     reason = stop.reason()
     if world.sums([float(bool(reason))])[0]:
         stop.signal, reason = max(world.gather((stop.signal, reason)))  # a signal before the time
@@ -202,7 +202,7 @@ def check_stop(stop: StopSignal, world: World) -> None:
 
 
 def report_skipped(streams: dict[str, TaskStream], epoch: int, world: World = ALONE) -> None:
-    """Says in one line per task which images could not be used, and forgets them.
+    """Prints one line per task about unreadable images, and clears the list.
 
     Args:
         epoch: the one that ends, from 1.

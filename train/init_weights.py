@@ -1,4 +1,4 @@
-"""Starting from the weights of another model: other classes, tasks, input size or bins.
+"""Initialises a model from weights with other classes, tasks, input size or bins.
 
 Settings follow from the weights too, and those of a fine-tuning from its data. They replace those
 of CFG and preset; what a person gives with `--config` and `--set` replaces them.
@@ -49,7 +49,7 @@ PATIENCE = 5  # evaluations without a better one
 
 
 def start_settings(load: Callable, tasks: Sequence[str]):
-    """The settings of a new run: what `init_weights` and a fine-tuning bring is below the others.
+    """The settings of a new run; values of `init_weights` and fine-tuning are overridden by others.
 
     Args:
         load: called as load(inherited=such settings, or None) -> settings.
@@ -65,7 +65,7 @@ def start_settings(load: Callable, tasks: Sequence[str]):
 
 
 def pick_settings(cfg, tasks: Sequence[str]) -> dict[str, object]:
-    """What fits these data and weights; says so in a line.
+    """Chooses settings for these data and weights, and prints them in one line.
 
     Args:
         cfg: settings with `init_weights`; of what is given there only the data and the largest
@@ -88,13 +88,13 @@ def pick_settings(cfg, tasks: Sequence[str]) -> dict[str, object]:
 
 
 def pick_budget(objects_per_image: np.ndarray) -> int:
-    """Objects that a sequence holds: those of the fullest image and a few more."""
+    """The object budget: objects of the fullest image and a few more."""
     most = int(objects_per_image.max(initial=1))
     return min(max(most + 2, round(most * SPARE_OBJECTS)), MOST_OBJECTS)
 
 
 def pick_schedule(num_images: int, batch_size: int) -> dict[str, object]:
-    """Batch, epochs, warm-up and evaluations of a run.
+    """Chooses batch size, epochs, warm-up and evaluations of a run.
 
     Args:
         batch_size: the largest that may be.
@@ -112,7 +112,7 @@ def pick_schedule(num_images: int, batch_size: int) -> dict[str, object]:
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Numbers that a model of this shape learns; none of them is allocated."""
+    """Number of trainable parameters of an architecture; allocates no memory for them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_model(config).parameters())
 
@@ -177,7 +177,7 @@ def settings_of_weights(path: Path) -> dict[str, object]:
 
 
 def settings_taken(cfg) -> list[str]:
-    """Settings that are as `init_weights` has them and as the preset has not, as "name=value"."""
+    """Settings of `init_weights` that differ from the preset, as "name=value"."""
     base = type(cfg).__mro__[1]  # `snapshot` makes a subclass
     return [
         f"{name}={value}"
@@ -188,7 +188,7 @@ def settings_taken(cfg) -> list[str]:
 
 @dataclass(frozen=True)
 class StartReport:
-    """What became of the tensors of a weight file."""
+    """Report of which tensors of a weight file were loaded, adapted or skipped."""
 
     taken: list[str]  # as they are
     adapted: dict[str, str]  # name -> what was changed so that they fit
@@ -198,7 +198,7 @@ class StartReport:
     share: float  # of the model's parameters that were taken or adapted
 
     def text(self, path: str | Path) -> str:
-        """Lines for the person at the terminal."""
+        """The report as lines for the terminal."""
         lines = [f"start from {path}: {len(self.taken)} tensors taken, {self.share:.0%} of all"]
         lines += [f"  {name}: {change}" for name, change in self.adapted.items()]
         for kind in ("missing", "unexpected", "mismatched"):

@@ -1,4 +1,4 @@
-"""Where curves, pictures and texts of a run go beside its folder: the setting `logger`.
+"""Loggers for curves, pictures and texts (setting `logger`): TensorBoard, wandb, trackio.
 
 A leaf: `train/run_folder.py` loads it when a run starts. Every logger has the same four methods;
 the packages of `wandb` and `trackio` are optional.
@@ -25,23 +25,23 @@ OFFLINE = ("offline", "disabled", "dryrun")  # values of WANDB_MODE that need no
 
 
 class Logger(Protocol):
-    """What curves and pictures are sent to."""
+    """Interface of a logger."""
 
     def add_scalars(self, step: int, values: dict[str, float]) -> None:
-        """A point of every curve that is named."""
+        """Adds one point to each named curve."""
 
     def add_image(self, step: int, name: str, image: np.ndarray) -> None:
         """image: (H, W, 3) uint8 RGB"""
 
     def add_text(self, step: int, name: str, text: str) -> None:
-        """A text under a name; it replaces the one before."""
+        """Sets the text of a name; replaces an earlier one."""
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends remaining data and closes the logger."""
 
 
 class TensorBoard:
-    """Event files in the run folder."""
+    """TensorBoard event files in the run folder."""
 
     def __init__(self, run_dir: Path, settings: dict, step: int):
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
@@ -65,7 +65,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases; without a network too, with WANDB_MODE=offline.
+    """A run of Weights & Biases; works offline with WANDB_MODE=offline.
 
     The step is a value of its own: a resumed run repeats steps, which W&B would refuse.
     """
@@ -180,7 +180,7 @@ def _is_installed(name: str) -> bool:
 
 
 def open_loggers(setting: str, run_dir: Path, settings: dict, step: int) -> list[Logger]:
-    """The loggers of a run that starts or goes on.
+    """Opens the loggers of a new or resumed run.
 
     Args:
         setting: names with commas, or "none".

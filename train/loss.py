@@ -1,4 +1,4 @@
-"""The one loss: a token-weighted mean of cross entropies or their kin (official `compute_loss`)."""
+"""The loss of all tasks: a token-weighted mean of cross entropies (official `compute_loss`)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ IGNORED = -100  # a target that costs nothing
 
 @dataclass(frozen=True)
 class LossType:
-    """What a token costs (official `get_loss`, but for "hl_gauss" and functions of one's own).
+    """The loss of a token (official `get_loss`; "hl_gauss" and user functions are additions).
 
     - "xent": cross entropy; `parameter` is the label smoothing a: y (1 - a) + a / V
     - "focal": cross entropy times (1 - p) ** `parameter`
@@ -131,7 +131,7 @@ def _pick(values: Tensor, targets: Tensor, inside: Tensor) -> Tensor:
 
 
 def check_loss(text: str, vocab: Vocabulary) -> None:
-    """Tries a function of one's own on a few tokens of all kinds.
+    """Tests a user's loss function on a few tokens of all kinds.
 
     Raises:
         UserError: it cannot be imported, fails, or does not return a loss per token.
@@ -182,7 +182,7 @@ def batch_loss(
 def supervised_losses(
     model: nn.Module, batch: Batch, loss_type: LossType = XENT
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The M tokens of a batch that carry weight, on the device the batch is on.
+    """Losses of the M tokens of a batch with loss weight, on the device of the batch.
 
     Only these positions are projected onto the vocabulary, and of many not all at a time
     (`Decoder.measure_logits`).
@@ -210,7 +210,7 @@ class TokenKinds:
     eos_id: int | None = None  # of the task's tokenizer
 
     def sums(self, losses: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
-        """Sums over the tokens of each kind, on their device; nothing waits for it.
+        """Sums over the tokens of each kind, on their device, without synchronisation.
 
         Args:
             losses, weights, targets: (M,) of `supervised_losses`.
@@ -237,7 +237,7 @@ def token_weights(micro: Sequence[dict[str, Batch]]) -> list[float]:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Mixed precision of `dtype`, or none."""
+    """The autocast context of `dtype`; None = no mixed precision."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate, as the official recipe has them (`model_utils.py`).
+"""Optimiser and learning rate of the official recipe (`model_utils.py`).
 
 Learning rates may differ within a model: a pretrained encoder learns slower, its first layers
 slowest. The encoder may also wait before it learns. A moving average of the weights is often better
@@ -41,7 +41,7 @@ def base_lr(lr: float, batch_size: int, scaling: str) -> float:
 def count_steps(
     num_images: int, batch_size: int, *, epochs: float, warmup_epochs: float
 ) -> tuple[int, int]:
-    """All steps and those of the warm-up, as the official code counts: epochs need not be whole."""
+    """Total and warm-up steps as the official code counts them: epochs can be incomplete."""
     total = int(num_images * epochs // batch_size) + 1
     return total, round(warmup_epochs * num_images // batch_size)
 
@@ -83,7 +83,7 @@ def lr_factor(
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, **shape) -> torch.optim.lr_scheduler.LambdaLR:
-    """The rate of `lr_factor`, which gets `shape`, for every group."""
+    """A scheduler that applies `lr_factor`, with the arguments `shape`, to every group."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, **shape))
 
 
@@ -138,7 +138,7 @@ def build_optimizer(
     decay_exclude: Sequence[str] = (),
     factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a name; "adamw" and "lamb" are step for step the official ones.
+    """The optimiser with this name; "adamw" and "lamb" step exactly as in the official code.
 
     Args:
         name: one of `optimizer_names`; what `lr`, `weight_decay` and `betas` do not say is timm's
@@ -239,7 +239,7 @@ def guarded_step(
 
 
 def check_lr_factors(encoder: float, layer_decay: float) -> None:
-    """Raises ValueError for factors that cannot be; see `lr_factors`."""
+    """Raises ValueError for invalid factors; see `lr_factors`."""
     if not encoder > 0:
         raise ValueError(f"encoder_lr_factor must be above 0, got {encoder}")
     if not 0 < layer_decay <= 1:
@@ -247,7 +247,7 @@ def check_lr_factors(encoder: float, layer_decay: float) -> None:
 
 
 def lr_factors(model: Pix2Seq, *, encoder: float = 1.0, layer_decay: float = 1.0) -> dict:
-    """Name of a parameter -> factor of its rate; names that are not there have factor 1.
+    """Parameter name -> factor of its learning rate; missing names have factor 1.
 
     Args:
         encoder: factor of the whole encoder.
@@ -304,7 +304,7 @@ def average_of(model: nn.Module, decay: float) -> ModelEmaV3 | None:
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Parameters in whose name a regular expression is found do not learn.
+    """Freezes the parameters whose names match one of the regular expressions.
 
     Raises:
         ValueError: a pattern is found in no name, or nothing is left to learn.
@@ -325,7 +325,7 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 class Freeze:
-    """Keeps a module as it is for the first steps: no gradients, batch statistics unchanged.
+    """Freezes a module in the first steps: no gradients, batch statistics unchanged.
 
     Statistics of a norm whose parameters do not learn (`freeze_parameters`) never change.
 

@@ -42,7 +42,7 @@ COLUMNS = 4
 def draw_batch(
     batch: Batch, model: Pix2Seq, tokenizer: TaskTokenizer, categories: Categories
 ) -> np.ndarray:
-    """A training batch after augmentation and normalisation, with what its tokens decode to.
+    """Draws a training batch after augmentation, with the annotation decoded from its tokens.
 
     The pixels are those that the encoder gets, brought back into [0, 255] for the eye; under each
     are its id and what its tokens are about.
@@ -124,7 +124,7 @@ DRAWN: dict[str, Callable] = {
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """Makes a small model input larger by a whole factor, so that lines and names have room.
+    """Enlarges a small model input by an integer factor, so that lines and names fit.
 
     Args:
         image: (H, W, 3) uint8.
@@ -164,7 +164,7 @@ def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.n
 
 
 class Chosen(ChangedSource):
-    """Some of the images of a source."""
+    """A source restricted to some of its images."""
 
     def __init__(self, source, numbers: Sequence[int]):
         super().__init__(source)
@@ -182,7 +182,7 @@ class Chosen(ChangedSource):
 
 
 def choose_images(source, most: int) -> list[int]:
-    """Images of a source to look at again and again: some with objects, from all over it.
+    """Chooses images with objects from the whole source; always the same ones.
 
     Those that cannot be read are left out; the evaluation has named them.
     """
@@ -199,7 +199,7 @@ def choose_images(source, most: int) -> list[int]:
 
 
 def draw_pairs(source, most: int, predict: Callable[[Chosen], list[np.ndarray]]) -> np.ndarray:
-    """The annotation of a few images, always the same ones, and what the model makes of them.
+    """Draws annotation and prediction of a few images, always the same ones.
 
     Args:
         predict: draws the predictions on the images of a source.
@@ -237,7 +237,7 @@ def draw_annotation(sample: Sample, source) -> np.ndarray:
 
 
 def titled(image: np.ndarray, text: str) -> np.ndarray:
-    """The picture below a white strip with a word or two."""
+    """Adds a white strip with a title above the picture."""
     font = load_font(max(11, round(0.04 * image.shape[1])), find_font(text))
     strip = sum(font.getmetrics()) + font.size // 2
     picture = Image.new("RGB", (image.shape[1], image.shape[0] + strip), "white")

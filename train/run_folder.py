@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, settings, curves and pictures.
+"""The run folder: settings, curves, pictures and logs.
 
 It also records what the run was computed with: versions, code, machine.
 """
@@ -46,7 +46,7 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
 def environment(device: torch.device) -> dict:
-    """Where and with what a run computes, as plain values for JSON."""
+    """Machine, versions and command of a run, as plain values for JSON."""
     import torch
 
     is_cuda = device.type == "cuda"
@@ -161,7 +161,7 @@ def _started(run_dir: Path) -> tuple[str, int]:
 
 
 class RunRecords:
-    """Curves and pictures of a run: in its folder, and where the setting `logger` says.
+    """Writes curves and pictures to the run folder and to the loggers of the setting `logger`.
 
     The numbers are JSON lines, the pictures PNG files, the newest of each name.
     """
@@ -208,7 +208,7 @@ class RunRecords:
                 logger.add_image(step, name, image)
 
     def keep_picture(self, name: str, other: str) -> None:
-        """Copies the newest picture of a name to another name, in the folder alone."""
+        """Copies the newest picture of a name to another name, in the run folder only."""
         with atomic_path(self._file(other)) as path:
             shutil.copyfile(self._file(name), path)
 
@@ -243,7 +243,7 @@ def _leave_to_the_main_thread(failure: threading.ExceptHookArgs) -> None:
 
 
 class NoRecords:
-    """In place of `RunRecords` on the processes that write nothing."""
+    """Replaces `RunRecords` on processes that write nothing."""
 
     def scalars(self, *_) -> None: ...
 
@@ -257,7 +257,7 @@ class NoRecords:
 
 
 class TextLog:
-    """log.txt of a run: what the terminal says, also what it said before there was the folder."""
+    """log.txt of a run: the terminal output, including that from before the folder existed."""
 
     def __init__(self):
         self.path: Path | None = None
@@ -274,21 +274,21 @@ class TextLog:
             file.write(text + "\n")
 
     def open(self, run_dir: Path) -> None:
-        """Goes on in this folder, with a line on when and by which command."""
+        """Starts writing in this folder, with a line for time and command."""
         self.path = run_dir / "log.txt"
         now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         lines, self._waiting = [f"== {now}  {shlex.join(sys.argv)}", *self._waiting], []
         self.add("\n".join(lines))
 
     def fail(self, text: str) -> None:
-        """Adds what ended the run; the log is not what it fails by."""
+        """Adds the error that ended the run; never fails itself."""
         with suppress(UserError):
             self.add(text)
 
 
 @contextmanager
 def text_log() -> Iterator[TextLog]:
-    """What is said in this context is kept; an error that leaves it is written too."""
+    """Records the output of this context, and an error that leaves it."""
     lines = TextLog()
     with listening(lines.add):
         try:
@@ -332,20 +332,20 @@ def read_settings(run_dir: Path) -> dict:
 
 
 def settings_of_run(run_dir: Path) -> dict:
-    """The settings that a run goes on with: its captions are spelled with its own vocabulary."""
+    """The settings of a resumed run: captions use the vocabulary stored in its folder."""
     settings, vocab = read_settings(run_dir), run_dir / CAPTION_VOCAB
     return settings | ({"caption_vocab": str(vocab)} if vocab.is_file() else {})
 
 
 def write_caption_vocab(run_dir: Path, meta: dict) -> None:
-    """Keeps the caption vocabulary, so that the run goes on without the file it came from."""
+    """Copies the caption vocabulary to the run, so that resuming needs no other file."""
     text = meta["tasks"].get("captioning", {}).get("text")
     if text is not None:
         write_json_atomic(run_dir / CAPTION_VOCAB, text, indent=None)
 
 
 def write_environment(run_dir: Path, *, seed: int, device: torch.device, step: int) -> None:
-    """Adds a line on where and with what this sitting of the run computes."""
+    """Adds a line about machine, versions and command of this start of the run."""
     line = {"step": step, "seed": seed, **environment(device)}
     path = run_dir / "environment.jsonl"
     with _written(path), path.open("a", encoding="utf-8") as file:

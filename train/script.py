@@ -1,4 +1,4 @@
-"""What all train scripts do: parse, then start or resume a run.
+"""Shared code of all train scripts: parse, then start or resume a run.
 
 Arguments and settings are understood before torch and the rest are imported, which takes seconds.
 """

@@ -1,4 +1,4 @@
-"""What a training takes from `CFG`, as far as it needs neither data nor a model.
+"""Derives training options from `CFG`; needs neither data nor a model.
 
 `check_settings` refuses what cannot work before the first dataset is opened. `task_settings` says
 for each task which settings are its own. Vocabulary, tokenizers and the shape of the model follow
@@ -36,7 +36,7 @@ from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What the settings say about one task. The defaults are those of a task without settings."""
+    """The settings of one task. The defaults are for tasks without settings of their own."""
 
     # the source of its samples, None before there is one -> options of its tokenizer
     tokenizer: Callable[[object], dict] = lambda source: {}
@@ -131,12 +131,12 @@ TASK_SETTINGS: dict[str, Callable[[object], TaskSettings]] = {
 
 
 def batch_sizes(cfg, tasks: Sequence[str]) -> dict[str, int]:
-    """Images of each task in a step; a task without a setting of its own has `batch_size`."""
+    """Images of each task per step; the default is `batch_size`."""
     return {task: getattr(cfg, f"{task}_batch_size", 0) or cfg.batch_size for task in tasks}
 
 
 def task_weights(cfg, tasks: Sequence[str]) -> dict[str, float]:
-    """Factors of the losses in their sum: 1 for a task that is alone or has no such setting."""
+    """Weights of the tasks' losses in their sum; 1 for a single task or without a setting."""
     if len(tasks) == 1:
         return dict.fromkeys(tasks, 1.0)
     return {task: getattr(cfg, f"{task}_weight", 1.0) for task in tasks}
@@ -145,7 +145,7 @@ def task_weights(cfg, tasks: Sequence[str]) -> dict[str, float]:
 def build_vocabulary(
     cfg, tasks: Sequence[str] = (), categories: Categories | None = None
 ) -> Vocabulary:
-    """The token ids of these tasks.
+    """Builds the vocabulary of these tasks.
 
     Args:
         categories: those of the data, which say how many class tokens there are; without them the
@@ -180,7 +180,7 @@ def build_tokenizers(
 def build_model_config(
     cfg, vocab: Vocabulary, task_tokenizers: dict[str, TaskTokenizer]
 ) -> ModelConfig:
-    """The shape of the model, long enough for every task.
+    """The model architecture, with enough positions for every task.
 
     Raises:
         UserError: no such model, or `max_len` is less than a task needs.
@@ -192,7 +192,7 @@ def build_model_config(
 
 
 def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
-    """Fields of `ModelConfig` that have a setting of the same name take its value."""
+    """A `ModelConfig` whose fields have the values of the settings with the same names."""
     mean, std = image_statistics(cfg.encoder)
     names = [f.name for f in fields(ModelConfig) if hasattr(cfg, f.name)]
     values = {name: getattr(cfg, name) for name in names} | {
@@ -209,7 +209,7 @@ def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
 
 
 def settle_encoder(cfg, *, resumed: bool = False):
-    """The settings with an encoder that needs no folder and no network later.
+    """Replaces an encoder from a folder or the hub by one that needs neither later.
 
     "local-dir:" and "hf-hub:" become the architecture, its weights, mean and deviation; the file of
     the weights is recorded by its checksum. Settings that name a model of timm stay as they are.
@@ -280,7 +280,7 @@ def _changed(cfg, changes: dict[str, object]):
 def check_settings(
     cfg, tasks: Sequence[str], world: World, *, resumed: bool = False
 ) -> torch.device:
-    """Refuses settings that do not go together, on this machine or with these weights and encoder.
+    """Refuses settings that conflict with each other, this machine, the weights or the encoder.
 
     Each setting alone is in its range already (`utils.setting_rules`). Needs no data.
 

@@ -1,4 +1,4 @@
-"""Everything that changes while training: what a checkpoint has to hold.
+"""The state of a training: everything that a checkpoint stores.
 
 The states of the random generators are kept in types that load without unpickling.
 """
@@ -37,14 +37,14 @@ NUMBERS = ("step", "evaluated", "best", "best_step", "stale", "seconds")
 
 
 def seed_all(seed: int) -> None:
-    """Starts all generators of this process: the same seed, the same run."""
+    """Seeds all random generators of this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (what users' transforms may draw from)
     torch.manual_seed(seed)
 
 
 def rng_state() -> dict:
-    """Of Python, NumPy, torch and the CUDA devices of this process."""
+    """The states of the generators of Python, NumPy, torch and CUDA in this process."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -65,7 +65,7 @@ def set_rng_state(state: dict) -> None:
 
 
 class TaskStream:
-    """Endless batches of one task that remembers where in which epoch it is."""
+    """Endless batches of one task; stores its position in the epoch."""
 
     def __init__(self, loader: Loader, batch_size: int, accumulate_steps: int = 1):
         """
@@ -86,7 +86,7 @@ class TaskStream:
 
     @property
     def images_per_step(self) -> int:
-        """Over all processes."""
+        """Images per step over all processes."""
         return self.batch_size * self.accumulate_steps * self.loader.sampler.world_size
 
     def next(self) -> Batch:
@@ -102,7 +102,7 @@ class TaskStream:
         return batch
 
     def state_dict(self) -> dict:
-        """Counted in images of all processes: the batches may be cut otherwise when it goes on."""
+        """The position in images of all processes, so that batch size and processes may change."""
         return {
             "epoch": self.epoch,
             "images": self.batch * self.batch_size * self.loader.sampler.world_size,
@@ -133,7 +133,7 @@ def finite_mean(rows: Tensor) -> Tensor:
 
 @dataclass
 class StepRecord:
-    """What one step gave, still on the device, and how long it took."""
+    """The result of one step, still on the device, and its duration."""
 
     losses: Tensor  # (tasks,) this process's share of the loss of each task, not weighted
     grad_norm: Tensor  # ()
@@ -143,7 +143,7 @@ class StepRecord:
 
 
 class Window:
-    """The last steps, whose means are the points of the curves.
+    """The steps since the last point of the curves; a point is their mean.
 
     It goes on over the end of an epoch and, in the checkpoint, over the end of a sitting: a point
     is always the mean over the same steps.
@@ -157,7 +157,7 @@ class Window:
         self.steps: deque[StepRecord] = deque(maxlen=size)
 
     def means(self, tasks: list[str], world: World, weights: dict[str, float]) -> dict[str, float]:
-        """Means over the steps that were not skipped, over all processes, which all have to call.
+        """Means over all steps that were not skipped, of all processes; all must call it.
 
         Args:
             weights: task -> factor of its loss in the sum; 1 where there is none.
@@ -221,7 +221,7 @@ class Window:
 
 @dataclass
 class TrainState:
-    """A run between two steps."""
+    """The state of a run between two steps."""
 
     model: Pix2Seq
     optimizer: torch.optim.Optimizer
@@ -255,7 +255,7 @@ class TrainState:
 
     @property
     def judged(self) -> Pix2Seq:
-        """What is evaluated and kept as the best, whole: the average where there is one."""
+        """The model that is evaluated and saved as the best: the moving average if there is one."""
         return whole_model(self.model) if self.ema is None else self.ema.module
 
     def before_step(self) -> None:
@@ -272,7 +272,7 @@ class TrainState:
             self.ema.update(self.model, self.step)
 
     def state_dict(self) -> dict:
-        """Of whole tensors, whatever the processes; all have to call it, the first has them all."""
+        """The state as whole tensors on the first process; all processes must call it."""
         keep = self.world.is_main  # who writes
         values = {
             name: whole(getattr(self, name).state_dict(), to_host=True, keep=keep)
@@ -292,7 +292,7 @@ class TrainState:
         return values
 
     def check_origin(self, values: dict) -> None:
-        """Checks what wrote these values.
+        """Checks version, tasks and optimiser of a checkpoint.
 
         Raises:
             ValueError, KeyError: another version, other tasks or another optimiser.

@@ -1,4 +1,4 @@
-"""Validation is inference: the evaluation of `infer/`, pictures to look at, the best weights."""
+"""Validation during training: runs the evaluation of `infer/`, draws, keeps the best weights."""
 
 import importlib
 from functools import partial
@@ -78,7 +78,7 @@ def _mark_best(run: Run, reports: dict[str, Report], records: RunRecords | NoRec
 
 
 def leading_metric(report: Report, *, alone: bool) -> str:
-    """What models are compared by; beside other tasks not CIDEr, which goes up to 10."""
+    """The figure that models are compared by; with other tasks not CIDEr, which goes up to 10."""
     first = next(iter(report.metrics))
     return "BLEU-4" if not alone and "BLEU-4" in report.metrics else first
 
@@ -110,13 +110,13 @@ def validate(
 
 
 def draw_pairs(task: str, cfg, trained: TrainedModel, source) -> np.ndarray:
-    """Annotation beside prediction, (H, W, 3) uint8 RGB, of always the same images."""
+    """Annotation beside prediction, (H, W, 3) uint8 RGB, always of the same images."""
     predict = partial(draw_task, task, cfg, trained, most=NUM_PICTURES)
     return importlib.import_module("train.pictures").draw_pairs(source, NUM_PICTURES, predict)
 
 
 def likelihood(cfg, task: str, model: Pix2Seq, source, world: World = ALONE) -> dict[str, float]:
-    """What `measure_likelihood` finds, under names for the curves; nothing where it is off."""
+    """The figures of `measure_likelihood`, with names for the curves; empty if it is off."""
     if not cfg.likelihood_limit:
         return {}
     loop = EvalLoop.from_settings(cfg, world)

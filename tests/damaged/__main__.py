@@ -11,10 +11,12 @@ REST = "## What must not go wrong"  # from there on the page is written by hand
 HEAD = """\
 # Damaged and hostile files
 
-Inputs crafted by `tests/damaged/`, each given to the code that the scripts run, and the line that
-came of it. An `error` ends the script with exit status 2; a `notice` says what is left out. None
-gives a traceback, none is accepted in silence, no code out of a file runs.
-`tests/test_hostile_files.py` checks all of them; this part of the page is written by
+Each row is a damaged or hostile input. `tests/damaged/` creates it and gives it to the code that
+the scripts use. The last column is the line that the user sees. An `error` ends the script with
+exit status 2. A `notice` names what is left out. No input leads to a traceback, none is accepted
+silently, and no code from a file is executed. `tests/test_hostile_files.py` checks every row.
+
+This command writes this part of the page:
 
     python -m tests.damaged
 """
