@@ -87,8 +87,8 @@ def find_keypoints(
 ) -> list[Keypoints]:
     """Predicts keypoints of the objects in given boxes, each in a crop around its box.
 
-    Only coordinates and the invisible token are sampled; a point the model passes on stands at the
-    centre of its box with visibility 0. Points are clipped to the image. The score is the mean
+    Only coordinates and the invisible token are sampled; an invisible point gets the
+    centre of its box and visibility 0. Points are clipped to the image. The score is the mean
     probability of the tokens, mixed with that of the box (`weighted_scores`), and 0 for objects
     that have other labels than those the weights know keypoints of.
 

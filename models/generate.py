@@ -1,7 +1,7 @@
 """Autoregressive decoding: encode once, then one token per step through the cache.
 
-Read `generate` first: it is the whole loop. Below it stand its phases, then what only makes it
-faster, then how a token is sampled.
+Read `generate` first: it is the whole loop. Its phases follow below, then code that only makes it
+faster, then the sampling of a token.
 """
 
 from __future__ import annotations
