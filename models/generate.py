@@ -25,7 +25,7 @@ REMOVED = -1e10  # logit of a token that truncation removed, as in the official 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is sampled: top_k = 1 is greedy; top_k = 0 and top_p = 1 switch truncation off."""
+    """How a token is sampled: top_k = 1 is greedy; top_k = 0 and top_p = 1 mean no truncation."""
 
     temperature: float = 1.0
     top_k: int = 1
@@ -55,9 +55,8 @@ class GenerationRequest:
             `TaskTokenizer.allowed` (tokenizer/). It limits the choice, not the scores.
         suppress: ids that are removed before anything else, from the scores as well.
         score_range: [lo, hi) ids, e.g. the classes: also return the best of them at every step.
-        unscored_range: [lo, hi) ids, for callers that need no scores: only the logits of these
-            ids are computed, and all log-probs are nan. It must contain `eos_id` and all ids that
-            `allowed` permits.
+        unscored_range: [lo, hi) ids, if no scores are needed: only their logits are computed, and
+            all log-probs are nan. It must contain `eos_id` and all ids that `allowed` permits.
         uniforms: (B * N * num_samples, >= max_new_tokens) random numbers in [0, 1) for sampling
             (`uniforms_of_images`), column t for step t; None = drawn from `generator`.
         generator: random generator for sampling; None = torch's global one.
