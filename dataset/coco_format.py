@@ -231,7 +231,7 @@ def make_file(
     variant: str = "",
     depends: Sequence[Path] = (),
 ) -> CocoFile:
-    """A `CocoFile` of the arrays that `build_index` made; the other arguments are its fields."""
+    """Makes a `CocoFile` of the arrays of `build_index`; the other arguments are its fields."""
     meta = json.loads(arrays["meta"].tobytes())
     errors = AnnotationErrors.from_json(path, meta["errors"])
     category_rows = meta["categories"]

@@ -200,7 +200,7 @@ class ObjectResult(ImageResult):
 
 @dataclass(frozen=True, repr=False)
 class Detections(ObjectResult):
-    """Objects of one image; what is detected comes best first."""
+    """Objects of one image; detected objects are sorted, best first."""
 
     def to_coco(self, image_id: int, categories: Categories | None = None) -> list[dict]:
         """Rows of a COCO results file (`bbox` is xywh), with the annotation file's ids.

@@ -358,7 +358,7 @@ def evaluate(
     boxes: str | Path = "gt",
     detection: DetectionOptions = WHOLE_BUDGET,
 ) -> Report:
-    """Masks for every image of the source (those without objects too), scored.
+    """Predicts masks for every image of the source, including empty ones, and scores them.
 
     Args:
         source: `CocoSegmentation`.

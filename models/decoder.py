@@ -182,7 +182,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids and image memory to hidden states; `logits` turns those into scores.
+    """Token ids and image memory to hidden states; `logits` converts these to logits.
 
     Args:
         vocab_size: number of token ids.
