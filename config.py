@@ -139,7 +139,8 @@ class CFG:
     decoder_positions: str = "learned"
     tie_embeddings: bool = True  # use one matrix for token embeddings and output logits
     output_bias: bool = True  # add a bias to the output logits
-    # stochastic depth: probability that a residual block is skipped for a sample in training
+    # stochastic depth: probability that a residual block is skipped for a sample in training; in
+    # timm encoders it grows from 0 in the first block to this value in the last
     drop_path: float = 0.1
     drop_units: float = 0.1  # dropout probability inside MLPs
     drop_attention: float = 0.0  # dropout probability of attention weights

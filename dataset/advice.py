@@ -284,7 +284,7 @@ def same_files(ours: Iterable[Path], theirs: Iterable[Path]) -> list[tuple[Path,
 def _equal(one: Path, other: Path) -> bool:
     try:
         return one == other or filecmp.cmp(one, other, shallow=False)
-    except OSError:  # a missing picture is told elsewhere
+    except OSError:  # a missing picture is reported elsewhere
         return False
 
 

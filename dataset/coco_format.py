@@ -88,7 +88,7 @@ class CocoFile:
     class_ids: np.ndarray  # (N,) int16 class id of each annotation; 0 of unknown categories
     files: Mapping[int, str | None]  # images whose file has another name, None = there is none
     remedy: str = COMPLETE  # what to do if pictures are missing
-    variant: str = ""  # tells apart what is made of one `path`
+    variant: str = ""  # distinguishes files that are made from one `path`
     depends: tuple[Path, ...] = ()  # files that the arrays depend on; empty = `path`
 
     @property
@@ -231,7 +231,7 @@ def make_file(
     variant: str = "",
     depends: Sequence[Path] = (),
 ) -> CocoFile:
-    """A `CocoFile` of the arrays that `build_index` made; the other arguments are its fields."""
+    """Makes a `CocoFile` of the arrays of `build_index`; the other arguments are its fields."""
     meta = json.loads(arrays["meta"].tobytes())
     errors = AnnotationErrors.from_json(path, meta["errors"])
     category_rows = meta["categories"]

@@ -389,7 +389,7 @@ def _without_repeated_names(
 ) -> list[dict]:
     """Of categories of one name those with annotations; some exports list an empty one beside it.
 
-    Two of one name that both have annotations cannot be told apart by anybody.
+    Two with one name and annotations of their own cannot be distinguished.
     """
     used = set(np.unique(category_id).tolist())
     by_name: dict[str, list[dict]] = {}
@@ -399,7 +399,7 @@ def _without_repeated_names(
     dropped = []
     for name, same in by_name.items():
         if len({row["id"] for row in same}) < len(same) or len(same) == 1:
-            continue  # an id that stands there twice is named elsewhere
+            continue  # duplicate ids are reported elsewhere
         ids = ", ".join(str(row["id"]) for row in same)
         annotated = [row for row in same if row["id"] in used]
         if len(annotated) > 1:

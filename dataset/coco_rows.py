@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.files import fits, read_json, shown, whole_text
 from utils.images import MAX_SIDE
 
-ANNOTATION_KEYS = {  # what tells the kinds of annotation file apart
+ANNOTATION_KEYS = {  # they distinguish the kinds of annotation files
     "instances": ("bbox", "category_id"),
     "person_keypoints": ("bbox", "category_id", "keypoints"),
     "captions": ("caption",),

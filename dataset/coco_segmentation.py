@@ -155,7 +155,7 @@ def _flat(objects: list[list[np.ndarray]]) -> tuple:
 
 
 class CocoSegmentation(CocoObjects):
-    """Images sorted by id, with the outlines of their objects, those of several parts included.
+    """Images sorted by id, with the outlines of their objects; outlines may have several parts.
 
     Run lengths become outlines when the file is read for the first time. Outlines of more than
     `max_points` are simplified when a sample is read. Objects without an outline keep their place

@@ -41,7 +41,7 @@ _found: WeakKeyDictionary[object, "Dataset | None"] = WeakKeyDictionary()  # of 
 class Dataset:
     """A dataset in its parts; without a validation part, a share of the images is used for it.
 
-    It can stand for the root of a COCO source: `CocoDetection(dataset, "train")`.
+    It can replace the root of a COCO source: `CocoDetection(dataset, "train")`.
     """
 
     path: Path  # as the person named it
@@ -135,7 +135,7 @@ class Dataset:
         return text
 
     def _sources(self) -> str:
-        """The files that it was told by, in brackets."""
+        """The files by which the format was recognised, in brackets."""
         folder = (self.path if self.path.is_dir() else self.path.parent).resolve()
         places = [part.source.resolve() for part in self.parts]
         places = [place for place in places if place != folder]

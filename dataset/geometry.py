@@ -114,7 +114,7 @@ class Geometry:
         crop: tuple[int, int, int, int] | None = None,
         mode: str = "letterbox",
     ) -> Geometry:
-        """Scale jitter and fixed-size crop as the official training does them.
+        """Scale jitter and fixed-size crop, as in the official training.
 
         Args:
             scale: factor on the largest picture that fits.
@@ -286,7 +286,7 @@ class Geometry:
 
 
 def crop_to_box(box: np.ndarray, orig_size: Size, pad_scale: float) -> tuple[int, int, int, int]:
-    """The region around one object that the keypoint task looks at, as the official code has it.
+    """The crop around one object for the keypoint task, as in the official code.
 
     Args:
         box: (4,) xyxy original pixels.

@@ -115,7 +115,7 @@ def read_split(folder: Path, split: str) -> list[str]:
 def images_of_lines(lines: Sequence[str], images: FileNames) -> list[str | None]:
     """The image that each line of a split list names; None where there is none.
 
-    A line that names an image as it stands is that image. Otherwise its last word may be the flag
+    A line that is the name of an image means that image. Otherwise its last word may be the flag
     of a class, as lists of Pascal VOC have it.
 
     Args:

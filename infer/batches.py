@@ -126,7 +126,7 @@ def evaluate_all(
 def predict_all(
     source, predict: Callable[[EvalBatch], list], loop: EvalLoop = EvalLoop()
 ) -> dict[int | str, object]:
-    """Predicts all images: the result is the same whatever the number of processes.
+    """Predicts all images; the result does not depend on the number of processes.
 
     Every process takes whole batches, and draws belong to an image.
 

@@ -117,7 +117,7 @@ def check_scores(scores: np.ndarray | float, num: int) -> np.ndarray:
 
 
 def check_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(N, 4) float32 boxes; those that hold no pixel of the image are refused.
+    """(N, 4) float32 boxes; refuses boxes that contain no pixel of the image.
 
     Args:
         boxes: (N, 4) xyxy pixels.

@@ -171,7 +171,7 @@ def evaluate(
     options: DetectionOptions = WHOLE_BUDGET,
     loop: EvalLoop = EvalLoop(),
 ) -> Report:
-    """Detects on every image of the source (those without objects too) and scores the result.
+    """Detects on every image of the source, including empty ones, and scores the result.
 
     Classes are matched by name: what the weights call something else does not count.
 

@@ -87,8 +87,8 @@ def find_keypoints(
 ) -> list[Keypoints]:
     """Predicts keypoints of the objects in given boxes, each in a crop around its box.
 
-    Only coordinates and the invisible token are sampled; a point the model passes on stands at the
-    centre of its box with visibility 0. Points are clipped to the image. The score is the mean
+    Only coordinates and the invisible token are sampled; an invisible point gets the
+    centre of its box and visibility 0. Points are clipped to the image. The score is the mean
     probability of the tokens, mixed with that of the box (`weighted_scores`), and 0 for objects
     that have other labels than those the weights know keypoints of.
 
@@ -230,7 +230,7 @@ def evaluate(
     boxes: str | Path = "gt",
     detection: DetectionOptions = WHOLE_BUDGET,
 ) -> Report:
-    """Keypoints for every image of the source (those without objects too), scored.
+    """Predicts keypoints for every image of the source, including empty ones, and scores them.
 
     Args:
         source: `CocoKeypoints` of whole images.
@@ -371,7 +371,7 @@ def generate_resampled(
 
 
 def official_truncation(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """`top_logits` as the official code runs it on logits of three dimensions.
+    """`top_logits` as in the official code for three-dimensional logits.
 
     What is meant to be the threshold of a row is taken along the wrong axis: top-k compares all
     positions with the best of the last one, top-p entry v with the v-th best of the first one at

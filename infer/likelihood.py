@@ -90,7 +90,7 @@ def measure_likelihood(
 
 
 def build_sequence_tokenizer(cfg, task: str, trained: TrainedModel) -> TaskTokenizer:
-    """The tokenizer of the weights, which makes sequences as the settings say."""
+    """The tokenizer of the weights with the sequence options of the settings."""
     trained.require(task)
     if trained.vocab.layout != "official":
         raise UserError(

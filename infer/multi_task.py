@@ -37,7 +37,7 @@ class AllTasksOptions:
 
 
 def check_can_start(trained: TrainedModel) -> None:
-    """Checks that the weights know captions, or detection, which the other tasks need.
+    """Checks that the weights know captioning, or detection, which the other tasks need.
 
     Raises:
         UserError: they do not.
@@ -161,7 +161,7 @@ def _body(text: str) -> str:
 
 
 class Stopwatch:
-    """Adds up the seconds of each stage of `find_all`, and what went through the encoder.
+    """Adds up the seconds and encoder inputs of each stage of `find_all`.
 
     `find_all(trained, images, stage=stopwatch.stage)`
     """
@@ -173,7 +173,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures what happens in this context."""
+        """Measures the time in this context."""
         passes = self.passes.setdefault(name, [])
         counter = self.model.encoder.register_forward_hook(
             lambda _, args, __: passes.append(len(args[0]))

@@ -198,7 +198,7 @@ class Predictor(TrainedModel):
         *,
         batch_size: int = 16,
     ) -> AllTasks | list[AllTasks]:
-        """Captions, objects, masks and persons' keypoints, as far as the weights know them."""
+        """Captions, objects, masks and persons' keypoints, for the tasks that the weights know."""
         multi_task.check_can_start(self)
         found, paths = [], _paths_of(images)
         for tensors, (p,) in batches_of(images, paths=paths, batch_size=batch_size):

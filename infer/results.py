@@ -200,7 +200,7 @@ class ObjectResult(ImageResult):
 
 @dataclass(frozen=True, repr=False)
 class Detections(ObjectResult):
-    """Objects of one image; what is detected comes best first."""
+    """Objects of one image; detected objects are sorted, best first."""
 
     def to_coco(self, image_id: int, categories: Categories | None = None) -> list[dict]:
         """Rows of a COCO results file (`bbox` is xywh), with the annotation file's ids.
@@ -250,7 +250,7 @@ class Keypoints(ObjectResult):
     """Keypoints of given objects of one image, in the order of their boxes."""
 
     # (N, K, 3) float32: x, y in original pixels, visibility 2. A point that the model calls
-    # invisible has visibility 0 and stands at the centre of the box: scoring needs a place for all.
+    # invisible has visibility 0 and the centre of the box: scoring needs a position for all.
     points: np.ndarray
     point_scores: np.ndarray  # (N, K) float32, mean probability of the point's tokens
     skeleton: Skeleton

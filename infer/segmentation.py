@@ -286,7 +286,7 @@ def _draw(
     found: list[list] = [[None] * len(p) for p in prompts]
     for pieces in pack_objects([len(p) for p in prompts], max(options.max_rows // num_samples, 1)):
         most = pieces[0][2] - pieces[0][1]
-        # Images with fewer objects repeat theirs, so that the sequences of an image stand together.
+        # Images with fewer objects repeat them, so that the sequences of an image are adjacent.
         rows = np.stack([np.resize(prompts[i][a:b], (most, 6)) for i, a, b in pieces])
         rows = torch.from_numpy(rows).to(model.device)  # (images, most, 6)
         uniforms = uniforms_of_images(
@@ -359,7 +359,7 @@ def evaluate(
     boxes: str | Path = "gt",
     detection: DetectionOptions = WHOLE_BUDGET,
 ) -> Report:
-    """Masks for every image of the source (those without objects too), scored.
+    """Predicts masks for every image of the source, including empty ones, and scores them.
 
     Args:
         source: `CocoSegmentation`.

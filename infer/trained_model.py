@@ -185,7 +185,7 @@ class WeightMeta:
 
 
 def read_meta(meta: dict, config: ModelConfig, source: str) -> WeightMeta:
-    """Checks the `meta` of a model, as the training and the converters write it.
+    """Checks the `meta` of a model, which the training and the converters write.
 
     Args:
         source: names the file in errors.

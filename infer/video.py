@@ -84,7 +84,7 @@ class Clip:
             log(f"notice: {self.name} states {self.count} frames, {number} could be read")
 
     def batches(self) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-        """Numbers and frames of a few frames at a time; all are as large as the first."""
+        """Batches of frames with their numbers; all frames have the size of the first one."""
         frames, size = self.frames(), None
         while batch := list(itertools.islice(frames, 1 if self.is_camera else BATCH)):
             numbers, images = zip(*batch, strict=True)

@@ -2,7 +2,7 @@
 
 The same arithmetic is written again for single tokens in `decode_step/native.cpp`, and around the
 layers in `decode_step/cuda_graph.py` (`static_logits`) and in `onnx_graphs.py` (`DecoderGraph`).
-Who changes the decoder changes these too, or decodes with `decode_mode=plain`. They are compared in
+After a change of the decoder, change these too, or decode with `decode_mode=plain`. Compared in
 tests/test_native_step.py, test_static_step.py and test_onnx.py.
 """
 
@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, start: int, cache: LayerCache | None) -> Tensor:
-        """(R, T, D) -> (R, T, D); the T tokens stand at positions `start`, `start + 1`, …"""
+        """(R, T, D) -> (R, T, D); the T tokens have the positions `start`, `start + 1`, …"""
         heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (R, T, 3, nh, hd)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, nh, T, hd)
         if cache is not None:
@@ -138,7 +138,7 @@ class CrossAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention and MLP, each with a residual branch.
 
-    The LayerNorms stand in front of the branches, or with `post_norm` after the sums, as in
+    LayerNorms are before the branches, or with `post_norm` after the sums, as in
     `torch.nn.TransformerDecoderLayer` (with its epsilon and ReLU).
     """
 
@@ -182,7 +182,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids and image memory to hidden states; `logits` turns those into scores.
+    """Token ids and image memory to hidden states; `logits` converts these to logits.
 
     Args:
         vocab_size: number of token ids.

@@ -1,7 +1,7 @@
 """Autoregressive decoding: encode once, then one token per step through the cache.
 
-Read `generate` first: it is the whole loop. Below it stand its phases, then what only makes it
-faster, then how a token is sampled.
+Read `generate` first: it is the whole loop. Its phases follow below, then code that only makes it
+faster, then the sampling of a token.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from models.decoder import Cache, Decoder
 from models.layers import no_cudnn_attention
 
 CHECK_ENDED_EVERY = 8  # on a GPU: steps between two checks of which rows have ended
-NUCLEUS_FIRST_TRY = 64  # so many of the best ids usually hold the nucleus
+NUCLEUS_FIRST_TRY = 64  # this number of best ids usually contains the nucleus
 REMOVED = -1e10  # logit of a token that truncation removed, as in the official code
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is picked: top_k = 1 is greedy, top_k = 0 and top_p = 1 switch truncation off."""
+    """How a token is sampled: top_k = 1 is greedy; top_k = 0 and top_p = 1 mean no truncation."""
 
     temperature: float = 1.0
     top_k: int = 1
@@ -48,18 +48,18 @@ class GenerationRequest:
     Args:
         prompt: (B, P) or (B, N, P) ids, N prompts per image.
         eos_id: token that ends a sequence; later positions repeat it. None = there is none.
-        stop: asked after every token with what all rows that go on have generated so far,
-            `Generated` of (R, t) -> (R,) bool: these rows end here, too.
+        stop: called after every token with the rows that are still decoded, `Generated` of (R, t)
+            -> (R,) bool: rows that end here, too.
         num_samples: continuations per prompt.
         allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar, usually
-            `TaskTokenizer.allowed` (tokenizer/). It limits what may be picked, not the scores.
+            `TaskTokenizer.allowed` (tokenizer/). It limits the choice, not the scores.
         suppress: ids that are removed before anything else, from the scores as well.
         score_range: [lo, hi) ids, e.g. the classes: also return the best of them at every step.
-        unscored_range: [lo, hi) ids, for callers who need no scores: only their logits are
-            computed, and all log-probs are nan. It holds `eos_id` and all that `allowed` permits.
-        uniforms: (B * N * num_samples, >= max_new_tokens) numbers in [0, 1) that choose the tokens
-            (`uniforms_of_images`), column t those of step t; None = drawn from `generator`.
-        generator: source of the draws; None = torch's global one.
+        unscored_range: [lo, hi) ids, if no scores are needed: only their logits are computed, and
+            all log-probs are nan. It must contain `eos_id` and all ids that `allowed` permits.
+        uniforms: (B * N * num_samples, >= max_new_tokens) random numbers in [0, 1) for sampling
+            (`uniforms_of_images`), column t for step t; None = drawn from `generator`.
+        generator: random generator for sampling; None = torch's global one.
         mode: how the steps are computed, one of `models.decode_step.MODES`.
     """
 
@@ -91,9 +91,9 @@ class GenerationRequest:
 class Generated:
     """The continuations of all prompts, R = B * N * num_samples rows.
 
-    Row (image * N + prompt) * num_samples + sample. Behind its end a row is `eos_id` (0 where there
-    is none) at log-prob 0, also in `best`. Log-probs are under the full softmax at temperature 1
-    without grammar or truncation, so they serve as scores.
+    The index of a row is (image * N + prompt) * num_samples + sample. After its end, a row repeats
+    `eos_id` (0 if there is none) with log-prob 0, also in `best`. Log-probs are those of the full
+    softmax at temperature 1, without grammar or truncation, so they can be used as scores.
     """
 
     tokens: Tensor  # (R, max_new_tokens) int64

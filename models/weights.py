@@ -63,7 +63,7 @@ def read_metadata(path: object, texts: Mapping[str, str]) -> tuple[ModelConfig, 
 
 
 def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
-    """Compares the tensors that a file lists with those of the model that `config` describes.
+    """Compares the tensors of a file with those of the architecture `config`.
 
     Raises:
         UserError: they differ; the first difference is named.

@@ -190,7 +190,7 @@ class DetectionTokenizer(TaskTokenizer):
 
         Returns:
             boxes (N, 4) xyxy pixels clipped to `size`, labels (N,), scores (N,). Label 0 means
-            "no class": the token stands outside the class range, or its probability underflows.
+            "no class": the token is outside the class range, or its probability underflows.
         """
         v, (h, w) = self.vocab, size
         tokens = np.asarray(tokens, np.int64)

@@ -25,7 +25,7 @@ MISFITS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, Index
 
 
 def build_tokenizer(task: str, vocab: Vocabulary, **options) -> TaskTokenizer:
-    """The tokenizer of a task; options are those of its class.
+    """Builds the tokenizer of a task with options of its class.
 
     Raises:
         UserError: there is no such task.

@@ -22,7 +22,7 @@ from utils.files import decode_text, read_json, write_text_atomic
 SPECIAL = ("<pad>", "</s>", "<unk>")
 PAD, END, UNKNOWN = range(3)
 MAX_WORDS = 200_000  # whose pieces are remembered
-SPACE = "▁"  # stands for the space before a word
+SPACE = "▁"  # represents the space before a word
 MIN_COUNT = 2  # a pair of pieces that occurs less often is not merged
 
 
@@ -114,7 +114,7 @@ class TextTokenizer:
 
     @classmethod
     def _of_weights(cls, path: Path) -> "TextTokenizer":
-        """The pieces that a weight file was trained with; they stand in its header."""
+        """The pieces of a weight file's training, from its header."""
         try:
             with safe_open(path, framework="np") as file:
                 tasks = json.loads((file.metadata() or {})["meta"])["tasks"]

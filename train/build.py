@@ -222,7 +222,7 @@ def join_categories(sources: dict) -> Categories:
                     f"{known[0]!r} of the one is {row[1]} {row[0]!r} of the other"
                 )
 
-    # No name may stand for two classes.
+    # No name may belong to two classes.
     rows = dict(sorted(rows.items()))
     names = [name for name, _ in rows.values()]
     for name in names:

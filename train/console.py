@@ -59,7 +59,7 @@ def _curves(run: Run) -> str:
 
 
 def changed_settings(cfg) -> tuple[type, list[str]]:
-    """The class of config.py that `cfg` starts from, and "name=value" of what differs from it."""
+    """The class of config.py of `cfg`, and its differing settings as "name=value"."""
     base = type(cfg).__mro__[1]  # `snapshot` makes a subclass
     names = [n for n in settings_types(base) if getattr(cfg, n) != getattr(base, n)]
     return base, [f"{name}={_value(getattr(cfg, name))}" for name in names]

@@ -135,7 +135,7 @@ def whole(values, *, to_host: bool = False, keep: bool = True):
 def whole_model(
     model: Pix2Seq, *, keep: bool = True, device: torch.device | None = None
 ) -> Pix2Seq | None:
-    """`model`, or with FSDP a plain copy of it: every process decodes at its own pace.
+    """`model`, or with FSDP an unsharded copy: processes decode independently.
 
     Args:
         keep: see `whole`; without it there is no copy.

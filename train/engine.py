@@ -69,7 +69,7 @@ def train(cfg, tasks: list[str]) -> Path:
 
 
 def resume(name: str, tasks: list[str], load: Callable) -> Path:
-    """Continues a run folder with its own settings, below those of the command line.
+    """Continues a run folder with its settings; those of the command line override them.
 
     "auto" takes the newest run of these tasks on this dataset; without one it starts one, so that a
     command that is repeated need not change.

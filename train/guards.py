@@ -115,7 +115,7 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
     for number, batches in enumerate(micro):
         for task, batch in batches.items():
             ids[f"{number}.{task}"] = batch.image_ids
-            blank = padding_of(batch.images, batch.unpadded)  # anything may stand there
+            blank = padding_of(batch.images, batch.unpadded)  # its values are undefined
             batch = replace(batch, images=batch.images.masked_fill(blank, 0))
             for field in fields(batch):
                 if isinstance(value := getattr(batch, field.name), Tensor):

@@ -185,7 +185,7 @@ def build_optimizer(
 
 
 def _timm_options(name: str, betas: tuple[float, float]) -> dict:
-    """What an optimiser of timm is told beside rate and weight decay."""
+    """Arguments of a timm optimiser besides learning rate and weight decay."""
     info, options = get_optimizer_info(name), {}
     taken = inspect.signature(info.opt_class).parameters
     has_two = info.has_betas and info.num_betas == 2

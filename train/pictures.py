@@ -1,4 +1,4 @@
-"""Pictures of a training: a batch as the model sees it, and annotation beside prediction.
+"""Pictures of a training: the model's input batch, and annotation beside prediction.
 
 A leaf that a run loads when it starts. What is drawn into the pictures of a batch comes from its
 tokens alone: a wrong tokenizer, mirror or crop shows.
@@ -152,7 +152,7 @@ def read_prompt(
 
 
 def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: what the parts of one object, each (M, 2) of (x, y) pixels, enclose."""
+    """(H, W) bool mask enclosed by the parts of one object, each (M, 2) of (x, y) pixels."""
     mask = np.zeros(size, np.uint8)
     parts = [np.round(part).astype(np.int32) for part in polygons if len(part)]
     if parts:

@@ -202,7 +202,7 @@ class Window:
         return {"losses": losses, "grad_norms": norms, "kinds": kinds, "times": times}
 
     def load_state_dict(self, values: dict, world: World, device: torch.device) -> None:
-        """Inverse of `state_dict`; the first process holds the sums, the others nothing.
+        """Inverse of `state_dict`; the first process gets the sums, the others zeros.
 
         Values of other kinds of tokens, as another version had, count for nothing.
         """
