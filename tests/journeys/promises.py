@@ -201,13 +201,14 @@ def find_runs(root: Path) -> set[Path]:
 
 
 def check_evaluation(outcome: Outcome) -> None:
-    """Three files for each task, with a result above nothing: the weights know these scenes."""
+    """Results and a report for each task, with a result above nothing: the weights know these scenes."""
     task, dataset = outcome.option("--task"), outcome.option("--dataset", "coco")
     split = outcome.option("--split", "val").replace(":", "-")
     out = Path("results") / f"{task}_{dataset}_{split}"
     for folder in [out / name for name in TASKS] if task == "all" else [out]:
         outcome.check_file(folder / "results.json")
         outcome.check_file(folder / "per_class.csv")
+        outcome.check_file(folder / "report.html")
         metrics = json.loads(outcome.check_file(folder / "metrics.json").read_text())
         first = next(iter(metrics.values()))  # the one to compare weights by
         assert first > 0.1, f"{folder}: {metrics}"
