@@ -1,4 +1,4 @@
-"""From photographs and a YOLO export to a detector and a drawn picture; an encoder without network.
+"""From a YOLO export to a detector, its report and a drawn picture; an encoder without network.
 
 As docs/own_data.md and docs/own_encoder.md say it.
 """
@@ -60,6 +60,10 @@ def test_a_yolo_export_becomes_a_detector_and_a_picture(clone, export):
     (run,) = clone.root.glob("runs/detection/*/")
     metrics = json.loads((run / "best" / "metrics.json").read_text())
     assert metrics["AP50"] > 0.02, "after a minute"
+
+    clone.run(f"python infer/evaluate.py --weights {run} --out-dir judged", seconds=120)
+    page = (clone.root / "judged" / "report.html").read_text()
+    assert "Confusion of classes" in page and "http://" not in page and "https://" not in page
 
     image = sorted((clone.root / export / "images").iterdir())[0].relative_to(clone.root)
     script = "python infer/infer_single_image_object_detection.py"
