@@ -201,7 +201,7 @@ def find_runs(root: Path) -> set[Path]:
 
 
 def check_evaluation(outcome: Outcome) -> None:
-    """Results and a report for each task, with a result above nothing: the weights know these scenes."""
+    """Results and a report for each task; the weights know these scenes, so AP is not 0."""
     task, dataset = outcome.option("--task"), outcome.option("--dataset", "coco")
     split = outcome.option("--split", "val").replace(":", "-")
     out = Path("results") / f"{task}_{dataset}_{split}"
