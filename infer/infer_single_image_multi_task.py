@@ -34,9 +34,7 @@ def main(argv=None):
     args = infer_parser(__doc__)
     args.add_argument("--num-captions", type=int, default=1, help="number of captions per image")
     args.add_argument(
-        "--num-samples",
-        type=int,
-        help="sample at most so many outlines per object; default: the setting",
+        "--num-samples", type=int, help="most outlines per object; default: the setting"
     )
     args.add_argument("--max-objects", type=int, help="decode at most so many objects")
     args.add_argument("--timing", action="store_true", help="print the seconds of each stage")

@@ -32,9 +32,7 @@ def main(argv=None):
     args = infer_parser(__doc__)
     add_box_arguments(args)
     args.add_argument(
-        "--num-samples",
-        type=int,
-        help="sample at most so many outlines per object; default: the setting",
+        "--num-samples", type=int, help="most outlines per object; default: the setting"
     )
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
