@@ -172,7 +172,7 @@ def _parser():
         type=Path,
         help="folder for the results; default: results/<task>_<dataset>_<split>",
     )
-    args.add_argument("--max-objects", type=int, help="decode at most so many objects")
+    args.add_argument("--max-objects", type=int, help="decode at most so many objects: faster")
     args.add_argument(
         "--boxes",
         default="gt",
