@@ -1,4 +1,4 @@
-"""Look through a dataset before training on it: errors, label statistics, annotated samples.
+"""Check a dataset before training on it: errors, label statistics, annotated samples.
 
 python dataset/check_dataset.py /my/folder
 python dataset/check_dataset.py --set train_json=a.json val_json=b.json
@@ -6,11 +6,16 @@ python dataset/check_dataset.py --dataset coco --set coco_root=/data/coco
 python dataset/check_dataset.py --dataset coco --task keypoint --split val --decode
 python dataset/check_dataset.py --dataset voc --split 2012:train,2012:val --set voc_root=/data/VOC
 
-Prints every kind of error with its count and a few examples, in three groups: training refuses it
-(with --set bad_samples=skip: leaves it out and counts it), leaves it out, or accepts it. For each
-annotation file it writes a picture of label statistics and one of annotated samples into --out-dir.
-Images are measured by their headers. --decode reads all their pixels, which also finds files that
-are cut off. Exit status: 0 = training refuses nothing, 1 = it does, 2 = there is nothing to check.
+FOLDER is what your labelling tool exported (docs/formats.md). Prints each kind of error with its
+count and a few examples, in three groups:
+  - training stops at it (with --set bad_samples=skip: leaves it out and counts it)
+  - training leaves it out
+  - training accepts it
+
+For each annotation file two pictures are written into --out-dir: label statistics, and annotated
+samples. Look at them. Only the headers of the images are read; --decode reads all pixels, which
+also finds truncated files. Exit status: 0 = training can start, 1 = training stops at errors,
+2 = there is nothing to check.
 """
 
 import sys
@@ -28,16 +33,27 @@ from utils.errors import UserError
 def parse(argv=None):
     args = parser(__doc__, presets=PRESETS)
     args.add_argument(
-        "folder", type=Path, nargs="?", help="your dataset in any format; as --set data=FOLDER"
+        "folder",
+        type=Path,
+        nargs="?",
+        help="your dataset, in any format of docs/formats.md; the same as --set data=FOLDER",
     )
-    args.add_argument("--dataset", help="coco or voc; default: the setting")
-    args.add_argument("--task", default="all", help=f"some of {','.join(TASKS)}; default: all")
     args.add_argument(
-        "--split", help="train, val or test, or VOC sets such as 2007:test; default: all"
+        "--dataset", help="coco (also for a folder of your own) or voc; default: the setting"
+    )
+    args.add_argument(
+        "--task",
+        default="all",
+        help=f"one or several, with commas, of {', '.join(TASKS)}; default: all",
+    )
+    args.add_argument(
+        "--split", help="train, val, test, or VOC sets such as 2007:test; default: all"
     )
     args.add_argument("--decode", action="store_true", help="read all pixels of all images")
     args.add_argument(
-        "--out-dir", type=Path, help="for the pictures; default: dataset_check/<dataset>"
+        "--out-dir",
+        type=Path,
+        help="folder for the pictures; default: dataset_check/<name of the dataset>",
     )
     args = args.parse_args(argv)
     if args.folder is not None:

@@ -3,8 +3,9 @@
 python infer/app.py
 python infer/app.py --weights runs/detection/RUN weights/demo.safetensors hf://owner/name/w.safetensors
 
-The page is at http://127.0.0.1:7860, for this machine alone; --host 0.0.0.0 opens it to others. It
-needs gradio: pip install -r requirements-app.txt. It asks no other server. Ctrl-C ends it.
+The page is at http://127.0.0.1:7860. Only this machine can open it; --host 0.0.0.0 opens it to
+others, without a password. It needs gradio: pip install -r requirements-app.txt. It sends nothing
+to other servers. Ctrl-C ends it.
 """
 
 import sys
@@ -24,12 +25,16 @@ def main(argv=None):
         "--weights",
         type=Path,
         nargs="+",
-        help="files, run folders or names of the hub, to choose from; default: the demo weights",
+        help="weight files, run folders or hf:// names, to choose from; default: the demo weights",
     )
-    args.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
-    args.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    args.add_argument("--max-upload", type=int, default=20, metavar="MB", help="default: 20")
-    args.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: the setting")
+    args.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, only this machine")
+    args.add_argument("--port", type=int, help="default: the first free port from 7860 on")
+    args.add_argument(
+        "--max-upload", type=int, default=20, metavar="MB", help="largest picture; default: 20"
+    )
+    args.add_argument(
+        "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1; default: the setting"
+    )
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     weights = args.weights or [cfg.demo_weights]

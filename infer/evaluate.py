@@ -9,14 +9,13 @@ python infer/evaluate.py --task all --likelihood --weights W
 python infer/evaluate.py --set data=FOLDER --split test --weights W
 torchrun --nproc-per-node 8 infer/evaluate.py --task all --weights W
 
-Prints the table of average precision and writes into --out-dir: results.json (rows of the COCO
-results format), metrics.json, per_class.csv (of captioning: one row per image) and report.html, a
-page with figures and the worst pictures (docs/evaluation.md). Of several tasks ("a,b", or all that
-the weights know and the dataset has) it prints a line each, and each has a folder of its own in
---out-dir.
+Prints the table of average precision. Writes into --out-dir: metrics.json, results.json (the
+predictions in COCO's results format), per_class.csv (for captioning: one row per image) and
+report.html, a page with figures and the worst pictures (docs/evaluation.md). For several tasks it
+prints one line each and writes one folder each.
 
-Weights in the folder of a run are evaluated with the settings of that run (dataset, folders, sets,
-decoding), below those of --config and --set.
+Weights in the folder of a run are evaluated with the task and settings of that run (dataset,
+folders, sets, decoding): --weights RUN is enough. --config and --set override these settings.
 """
 
 import importlib
@@ -152,32 +151,45 @@ def _parser():
     args = parser(__doc__, presets=PRESETS)
     args.add_argument(
         "--task",
-        help=f"of {', '.join(TASKS)}, several with commas, or all; default: those of the run that "
-        "made the weights, else detection",
+        help=f"one or several, with commas, of {', '.join(TASKS)}; or all: each task that weights "
+        "and dataset have; default: those of the run that made the weights, else detection",
     )
-    args.add_argument("--dataset", help="coco or voc; default: the setting")
+    args.add_argument(
+        "--dataset", help="coco (also for --set data=FOLDER) or voc; default: the setting"
+    )
     args.add_argument(
         "--split",
-        help="train, val, test of --set data=FOLDER, or VOC sets such as 2007:test; default: val",
+        help="train, val, test, or VOC sets such as 2007:test; default: eval_split in config.py",
     )
-    args.add_argument("--weights", type=Path, required=True)
-    args.add_argument("--out-dir", type=Path, help="default: results/<task>_<dataset>_<split>")
-    args.add_argument("--max-objects", type=int, help="ask for fewer objects than trained for")
+    args.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        help="a weight file, a run folder (its best weights) or hf://owner/name/FILE",
+    )
+    args.add_argument(
+        "--out-dir",
+        type=Path,
+        help="folder for the results; default: results/<task>_<dataset>_<split>",
+    )
+    args.add_argument("--max-objects", type=int, help="decode at most so many objects: faster")
     args.add_argument(
         "--boxes",
         default="gt",
-        help="of segmentation and keypoints: gt, detected (by the same weights) or a COCO results "
-        "file of boxes; default: gt",
+        help="boxes for segmentation and keypoints: gt (ground truth), detected (by the same "
+        "weights) or a COCO results file with boxes; default: gt",
     )
     args.add_argument(
         "--likelihood",
         action="store_true",
-        help="also the teacher-forced loss and token accuracy of the annotation",
+        help="also print the loss and the accuracy of the annotation's tokens (teacher forcing)",
     )
     args.add_argument(
         "--no-report", dest="report", action="store_false", help="do not write report.html"
     )
-    args.add_argument("--device", help="default: the setting")
+    args.add_argument(
+        "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1; default: the setting"
+    )
     return args
 
 

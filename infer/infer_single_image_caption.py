@@ -4,7 +4,7 @@ python infer/infer_single_image_caption.py --image images/demo.jpg
 python infer/infer_single_image_caption.py --image photos/ --num-captions 3 --json all.json
 python infer/infer_single_image_caption.py --image a.jpg --num-captions 3 --set caption_top_k=0
 
-Several captions are the best of a beam search; with caption_top_k other than 1 they are sampled.
+Several captions are the best of a beam search. With caption_top_k other than 1 they are sampled.
 """
 
 import sys
@@ -21,7 +21,7 @@ from utils.cli import load_settings, run
 def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__, pictures=False)
-    args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
+    args.add_argument("--num-captions", type=int, default=1, help="captions per image, best first")
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
     paths = find_images(args.image, args.recursive)

@@ -1,13 +1,14 @@
-"""Describe images, find their objects, outline them, and find the keypoints of the persons.
+"""Run all tasks on images: captions, objects, masks, and keypoints of persons.
 
 python infer/infer_single_image_multi_task.py --image images/demo.jpg
 python infer/infer_single_image_multi_task.py --image a.jpg --num-captions 3 --json all.json
 python infer/infer_single_image_multi_task.py --image a.jpg --timing
 python infer/infer_single_image_multi_task.py --image clip.mp4 --stride 5
 
-The text goes to stdout; object_detection.png, instance_segmentation.png and
-keypoint_detection.png to --out-dir. Each image is encoded once for all that the weights know,
-and the crops of tasks that look closer once more; --timing says so, and how long each stage took.
+Only tasks that the weights were trained for are run. Text is written to stdout;
+object_detection.png, instance_segmentation.png and keypoint_detection.png to --out-dir. Each image
+is encoded once. Tasks that use crops of objects encode the crops once more. --timing shows this and
+the seconds of each stage.
 """
 
 import sys
@@ -31,11 +32,11 @@ from utils.cli import load_settings, log, run
 def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
-    args.add_argument("--num-captions", type=int, default=1, help="per image, best first")
+    args.add_argument("--num-captions", type=int, default=1, help="number of captions per image")
     args.add_argument(
         "--num-samples", type=int, help="most outlines per object; default: the setting"
     )
-    args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    args.add_argument("--max-objects", type=int, help="decode at most so many objects: faster")
     args.add_argument("--timing", action="store_true", help="print the seconds of each stage")
     add_video_arguments(args)
     args = args.parse_args(argv)

@@ -1,11 +1,13 @@
-"""Detect objects with COCO weights: a table on stdout and object_detection.png.
+"""Detect objects: a table on stdout and the picture object_detection.png.
 
 python infer/infer_single_image_object_detection.py --image images/demo.jpg
 python infer/infer_single_image_object_detection.py --image photos/ --json all.json
 python infer/infer_single_image_object_detection.py --image clip.mp4 --stride 2
 
-`--image` may name a video file or the number of a camera: an annotated MP4 and a line of JSON per
-frame go to --out-dir.
+Use it for COCO weights and for detectors that you trained on your own data. If you give several
+images, the pictures are called NAME_object_detection.png. --image may also be a video file or the
+number of a camera; then an annotated MP4 and a JSON file with a line per frame are written to
+--out-dir. docs/inference.md explains the results.
 """
 
 import sys
@@ -31,7 +33,7 @@ BATCH = 16  # images that are detected together
 def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
-    args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    args.add_argument("--max-objects", type=int, help="decode at most so many objects: faster")
     add_video_arguments(args)
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)

@@ -28,7 +28,7 @@ BATCH = 16  # images that are detected together
 def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
-    args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
+    args.add_argument("--max-objects", type=int, help="decode at most so many objects: faster")
     add_video_arguments(args)
     args = args.parse_args(argv)
     cfg = load_settings(args, VocCFG)

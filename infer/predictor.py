@@ -32,7 +32,7 @@ from models.weights import load_model
 
 
 class Predictor(TrainedModel):
-    """Runs a weight file on images. The file contains everything that this needs.
+    """Runs a weight file on images. The file contains everything that it needs.
 
     An image is a path, a PIL image, a uint8 array (H, W, 3) or a tensor (3, H, W) of torch, uint8
     or float from 0 to 1. Arrays and tensors are in RGB order: `image[..., ::-1]` turns the BGR of
@@ -44,7 +44,7 @@ class Predictor(TrainedModel):
     Args:
         weights: path of a weight file, or a model that is loaded already.
         device: e.g. "cpu", "cuda", "cuda:1".
-        dtype, mode: how it computes, see `Pix2Seq.prepare`; a model that is values stays as it is.
+        dtype, mode: how it computes, see `Pix2Seq.prepare`; a model that is given stays as it is.
 
     Raises:
         UserError: no such weight file, or not one of ours.
@@ -107,7 +107,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> InstanceMasks | list[InstanceMasks]:
-        """Masks of the objects in given boxes, or of all objects that the same weights detect.
+        """Masks of the objects in the given boxes, or of all that the same weights detect.
 
         Args:
             images: of a list, boxes, labels and scores are lists too, or None.
@@ -149,7 +149,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> Keypoints | list[Keypoints]:
-        """Keypoints of the objects in given boxes, or of the persons that the same weights detect.
+        """Keypoints of the objects in the given boxes, or of the persons that are detected.
 
         Args:
             images, boxes, scores, score_threshold: as for `segment`; scores are mixed with the
@@ -165,7 +165,7 @@ class Predictor(TrainedModel):
         found, values = [], {"boxes": boxes, "labels": labels, "scores": scores}
         values["paths"] = _paths_of(images)
         for tensors, (b, k, s, p) in batches_of(images, batch_size=batch_size, **values):
-            # The values boxes, or those of the persons that are detected
+            # The given boxes, or those of the persons that are detected
             if b is None:
                 shown = DetectionOptions().showing(score_threshold)
                 objects = detection.detect(self, tensors, shown)

@@ -31,44 +31,63 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         action="extend",
-        help="files, folders (not their subfolders), globs or http(s) addresses",
+        help="files, folders (without subfolders), globs or http(s) addresses of pictures",
     )
-    args.add_argument("--recursive", action="store_true", help="look into subfolders, too")
+    args.add_argument("--recursive", action="store_true", help="also read subfolders")
     args.add_argument(
         "--weights",
         type=Path,
-        help="a file, a run folder or hf://owner/name/FILE; default: the task's path in config.py",
+        help="a weight file, a run folder or hf://owner/name/FILE; default: the file that "
+        "config.py names for the task, else the demo weights (they only know drawn scenes)",
     )
     if pictures:
         args.add_argument(
-            "--out-dir", type=Path, default=Path(), help="for the pictures; default: this folder"
-        )
-        args.add_argument("--score-threshold", type=float, help="default: the setting")
-        args.add_argument("--classes", metavar="NAMES", help="keep these alone, such as cat,dog")
-        args.add_argument(
-            "--crops", type=Path, metavar="DIR", help="write the cut-out of each object, by class"
+            "--out-dir",
+            type=Path,
+            default=Path(),
+            help="folder for the pictures with results; default: the current folder",
         )
         args.add_argument(
-            "--yolo", type=Path, metavar="DIR", help="write labels of YOLO, and data.yaml"
+            "--score-threshold",
+            type=float,
+            help="leave out objects that score lower; default: score_threshold in config.py",
+        )
+        args.add_argument("--classes", metavar="NAMES", help="only these classes, such as cat,dog")
+        args.add_argument(
+            "--crops",
+            type=Path,
+            metavar="DIR",
+            help="write a cut-out of each object, by class; DIR must be new or empty",
+        )
+        args.add_argument(
+            "--yolo",
+            type=Path,
+            metavar="DIR",
+            help="write labels in YOLO format, and data.yaml; DIR must be new or empty",
         )
     args.add_argument(
         "--json",
         nargs="?",
         const="-",
         metavar="FILE",
-        help="print JSON instead of the table, or also write it to FILE",
+        help="without FILE: print JSON instead of the table; with FILE: print the table and write "
+        "JSON to FILE",
     )
-    args.add_argument("--csv", metavar="FILE", help="write a table, a row for each object")
-    args.add_argument("--device", help="auto, cpu, cuda, cuda:1; default: the setting")
+    args.add_argument("--csv", metavar="FILE", help="write a CSV file, a row for each result")
+    args.add_argument(
+        "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1; default: the setting"
+    )
     return args
 
 
 def add_video_arguments(args: argparse.ArgumentParser) -> None:
     """Adds `--stride` and `--max-frames`; `--image` may name a video or a camera then."""
     args.add_argument(
-        "--stride", type=int, default=1, metavar="N", help="of a video: every N-th frame"
+        "--stride", type=int, default=1, metavar="N", help="video: process every N-th frame only"
     )
-    args.add_argument("--max-frames", type=int, metavar="N", help="of a video or camera: stop then")
+    args.add_argument(
+        "--max-frames", type=int, metavar="N", help="video or camera: stop after N frames"
+    )
 
 
 def open_clip(args: argparse.Namespace):
@@ -136,16 +155,16 @@ def add_box_arguments(args: argparse.ArgumentParser) -> None:
         nargs="+",
         action="append",
         metavar="X",
-        help="x y w h (or x,y,w,h) in pixels of the image; repeat it for more; "
-        "default: what the same weights detect",
+        help="x y width height (or with commas) in pixels of the image; repeat the option for more "
+        "boxes; default: the objects that the same weights detect",
     )
     args.add_argument(
-        "--xyxy", action="store_true", help="a --box is xmin ymin xmax ymax, as the results have it"
+        "--xyxy", action="store_true", help="--box is xmin ymin xmax ymax, as in the results"
     )
     args.add_argument(
         "--label",
         action="append",
-        help="class in the box, by name: one for all boxes or one for each",
+        help="name of the class in the box; give it once for all boxes or once for each box",
     )
 
 

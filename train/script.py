@@ -32,10 +32,14 @@ def train_script(
     known = list(vocabulary.TASKS)
     args = parser(doc, presets=PRESETS)
     args.add_argument(
-        "--resume", metavar="RUN", help="continue this run folder; auto: the newest, or a new one"
+        "--resume",
+        metavar="RUN",
+        help="continue the run in this folder; auto: the newest run, or a new one if there is none",
     )
     if tasks is None:
-        args.add_argument("--task", help=f"with commas, of {', '.join(known)}; default: all")
+        args.add_argument(
+            "--task", help=f"one or several, with commas, of {', '.join(known)}; default: all"
+        )
     args = args.parse_args(argv)
     # of a run that goes on more settings are to come: together they are checked with those
     pairs = () if args.resume else TRAINING_PAIRS

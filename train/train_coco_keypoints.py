@@ -1,7 +1,9 @@
-"""Train keypoints on COCO: one sample per person with a labelled point.
+"""Train keypoints on COCO, or on your own data with keypoints (--set data=FOLDER).
 
 python train/train_coco_keypoints.py --set coco_root=/data/coco batch_size=32
 python train/train_coco_keypoints.py --resume auto
+
+One sample is one person with a labelled point.
 """
 
 import sys

@@ -1,7 +1,11 @@
-"""Train object detection on COCO.
+"""Train object detection on COCO, or on your own data in any format of docs/formats.md.
 
 python train/train_coco_object_detection.py --set coco_root=/data/coco batch_size=32
+python train/train_coco_object_detection.py --preset finetune \\
+    --set data=FOLDER init_weights=weights/demo.safetensors
 python train/train_coco_object_detection.py --resume auto
+
+The results are in runs/detection/<time>/. docs/own_data.md shows all steps with your own data.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Train instance segmentation on COCO.
+"""Train instance segmentation on COCO, or on your own data with outlines (--set data=FOLDER).
 
 python train/train_coco_segmentation.py --set coco_root=/data/coco batch_size=32
 python train/train_coco_segmentation.py --resume auto

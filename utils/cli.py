@@ -73,16 +73,16 @@ def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.A
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="override settings of config.py",
+        help="override settings of config.py; docs/settings.md lists them",
     )
     out.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="settings as JSON, such as a run's settings.json",
+        help="read settings from a JSON file, such as the settings.json of a run",
     )
     if presets is not None:
-        out.add_argument("--preset", help=f"settings to start from: {', '.join(presets)}")
+        out.add_argument("--preset", help=f"start from these settings: {', '.join(presets)}")
     out.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return out
 
