@@ -191,7 +191,7 @@ def compare_boxes(trained: Predictor, exported: run_onnx.Model, picture: np.ndar
     Raises:
         UserError: they differ.
     """
-    options = replace(DetectionOptions(), top_k=1)
+    options = replace(DetectionOptions(), top_k=1, stop_objects=0)
     image = torch.from_numpy(picture).permute(2, 0, 1)
     (wanted,) = detection.detect(trained, [image], options)
     (found,) = exported.detect([picture])

@@ -94,8 +94,9 @@ class Pix2Seq(nn.Module):
         """The encoder with folded batch norms; nothing if it has none, or may not be folded."""
         if not hasattr(self.encoder, "features"):
             return ()
-        generator = torch.Generator().manual_seed(0)
-        image = torch.rand(1, 3, TRIAL_SIDE, TRIAL_SIDE, generator=generator).to(self.device)
+        generator = torch.Generator("cpu").manual_seed(0)
+        options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+        image = torch.rand(1, 3, TRIAL_SIDE, TRIAL_SIDE, **options).to(self.device)
         folded = fold_batch_norms(self.encoder, lambda encoder: encoder.features(image))
         return () if folded is None else (folded,)
 

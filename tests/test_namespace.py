@@ -13,7 +13,7 @@ from tests.test_imports import FILES, named
 
 OWN = ("utils", "config", "models", "dataset", "train", "tokenizer", "infer")
 MODULES = ("files", "cli", "errors", "images", "loader", "engine", "predictor", "results")
-PLAIN = {"models/encoder.py", "infer/__init__.py"}  # what a user names, and packages of the caller
+PLAIN = {"utils/errors.py", "infer/__init__.py"}  # what a user names, and packages of the caller
 
 PROGRAM = """
 import multiprocessing, pickle, sys

@@ -97,7 +97,8 @@ def test_a_run_ends_when_nothing_gets_better(settings, monkeypatch, capsys):
     values = iter([0.1, 0.3, 0.3, 0.2, 0.9, 0.8])
 
     def score(*_):
-        report = SimpleNamespace(metrics={"AP": next(values)}, save=lambda folder: None)
+        metrics = {"AP": next(values)}
+        report = SimpleNamespace(metrics=metrics, own=(), save=lambda folder: None)
         return report, np.zeros((4, 4, 3), np.uint8)
 
     monkeypatch.setattr("train.validate.validate", score)
