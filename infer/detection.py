@@ -60,11 +60,11 @@ class DetectionOptions:
         )  # fmt: skip
 
     def showing(self, threshold: float) -> DetectionOptions:
-        """The options for a caller who shows no objects below `threshold`: only these end it."""
+        """The options of a caller who hides objects below `threshold`: these may end an answer."""
         return replace(self, stop_score=min(self.stop_score, threshold))
 
     def stop(self, tokenizer: DetectionTokenizer) -> Callable[[Generated], Tensor] | None:
-        """What `generate` asks: whether objects have run out; None = it need not ask."""
+        """The `stop` of a `GenerationRequest`: whether objects have run out; None = never."""
         most, score = self.stop_objects, self.stop_score
         if most == 0:
             return None

@@ -44,7 +44,7 @@ class Predictor(TrainedModel):
     Args:
         weights: path of a weight file, or a model that is loaded already.
         device: e.g. "cpu", "cuda", "cuda:1".
-        dtype, mode: how it computes, see `Pix2Seq.prepare`; a model that is values stays as it is.
+        dtype, mode: how it computes, see `Pix2Seq.prepare`; not for a model that is loaded already.
 
     Raises:
         UserError: no such weight file, or not one of ours.
@@ -107,7 +107,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> InstanceMasks | list[InstanceMasks]:
-        """Masks of the objects in values boxes, or of all that the same weights detect.
+        """Masks of the objects in given boxes, or of all that the same weights detect.
 
         Args:
             images: of a list, boxes, labels and scores are lists too, or None.
@@ -149,7 +149,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> Keypoints | list[Keypoints]:
-        """Keypoints of the objects in values boxes, or of the persons that the same weights detect.
+        """Keypoints of the objects in given boxes, or of the persons that the same weights detect.
 
         Args:
             images, boxes, scores, score_threshold: as for `segment`; scores are mixed with the
@@ -165,7 +165,7 @@ class Predictor(TrainedModel):
         found, values = [], {"boxes": boxes, "labels": labels, "scores": scores}
         values["paths"] = _paths_of(images)
         for tensors, (b, k, s, p) in batches_of(images, batch_size=batch_size, **values):
-            # The values boxes, or those of the persons that are detected
+            # The given boxes, or those of the persons that are detected
             if b is None:
                 shown = DetectionOptions().showing(score_threshold)
                 objects = detection.detect(self, tensors, shown)
