@@ -43,7 +43,7 @@ class LayerCache:
     v: Tensor  # (R, nh, max_len, hd)
     memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
     memory_v: Tensor  # (B, nh, S, hd)
-    # over the cached keys; None = attend to all. Only caches that are read whole set it
+    # over the cached keys; None = attend to all. `StaticStep` alone sets it: it reads all places
     mask: Tensor | None = None
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -311,7 +311,7 @@ class Decoder(nn.Module):
     def measure_logits(
         self, hidden: Tensor, targets: Tensor, measure: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """What `measure` says about the logits of positions, without holding all logits at a time.
+        """Applies `measure`, such as a loss, to logits without holding all of them at a time.
 
         With tens of thousands of ids the logits of a batch take many times the memory of all the
         rest. Many positions are therefore measured part by part, and for the gradient each part is
