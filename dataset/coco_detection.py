@@ -1,4 +1,4 @@
-"""Boxes of a COCO `instances_*.json`, and what all sources of COCO share.
+"""Boxes of a COCO `instances_*.json`, and the base classes of all sources of COCO.
 
 A source is a file of arrays (`CocoFile`) and a choice of its images and objects.
 """
@@ -74,7 +74,7 @@ class CocoImages:
         return image, image_id, size
 
     def stated_size(self, index: int) -> tuple[int, int]:
-        """(H, W) of an image as the file has it, (0, 0) if it does not say."""
+        """(H, W) of an image as stated in the annotation file, (0, 0) if missing."""
         return self.file.image_size(self._images[index])
 
     def image_path(self, index: int) -> Path:

@@ -60,11 +60,11 @@ class DetectionOptions:
         )  # fmt: skip
 
     def showing(self, threshold: float) -> DetectionOptions:
-        """The options of a caller who hides objects below `threshold`: these may end an answer."""
+        """The options for a caller that drops objects below `threshold`: may stop early."""
         return replace(self, stop_score=min(self.stop_score, threshold))
 
     def stop(self, tokenizer: DetectionTokenizer) -> Callable[[Generated], Tensor] | None:
-        """The `stop` of a `GenerationRequest`: whether objects have run out; None = never."""
+        """The stop criterion for `generate`: no more objects; None = no early stop."""
         most, score = self.stop_objects, self.stop_score
         if most == 0:
             return None

@@ -32,7 +32,7 @@ from models.weights import load_model
 
 
 class Predictor(TrainedModel):
-    """Runs a weight file on images. Everything it needs to know stands in that file.
+    """Runs a weight file on images. The file contains everything that it needs.
 
     An image is a path, a PIL image, a uint8 array (H, W, 3) or a tensor (3, H, W) of torch, uint8
     or float from 0 to 1. Arrays and tensors are in RGB order: `image[..., ::-1]` turns the BGR of
@@ -44,7 +44,7 @@ class Predictor(TrainedModel):
     Args:
         weights: path of a weight file, or a model that is loaded already.
         device: e.g. "cpu", "cuda", "cuda:1".
-        dtype, mode: how it computes, see `Pix2Seq.prepare`; not for a model that is loaded already.
+        dtype, mode: how it computes, see `Pix2Seq.prepare`; a model that is given stays as it is.
 
     Raises:
         UserError: no such weight file, or not one of ours.
@@ -107,7 +107,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> InstanceMasks | list[InstanceMasks]:
-        """Masks of the objects in given boxes, or of all that the same weights detect.
+        """Masks of the objects in the given boxes, or of all that the same weights detect.
 
         Args:
             images: of a list, boxes, labels and scores are lists too, or None.
@@ -149,7 +149,7 @@ class Predictor(TrainedModel):
         score_threshold: float = 0.3,
         batch_size: int = 16,
     ) -> Keypoints | list[Keypoints]:
-        """Keypoints of the objects in given boxes, or of the persons that the same weights detect.
+        """Keypoints of the objects in the given boxes, or of the persons that are detected.
 
         Args:
             images, boxes, scores, score_threshold: as for `segment`; scores are mixed with the
@@ -198,7 +198,7 @@ class Predictor(TrainedModel):
         *,
         batch_size: int = 16,
     ) -> AllTasks | list[AllTasks]:
-        """Captions, objects, masks and persons' keypoints, as far as the weights know them."""
+        """Captions, objects, masks and persons' keypoints, for the tasks that the weights know."""
         multi_task.check_can_start(self)
         found, paths = [], _paths_of(images)
         for tensors, (p,) in batches_of(images, paths=paths, batch_size=batch_size):

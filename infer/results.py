@@ -82,14 +82,6 @@ class ImageResult:
         raise NotImplementedError
 
 
-def with_origin(result: ImageResult, origin: Origin) -> ImageResult:
-    """The result with its image, and so all results that it is made of."""
-    values = {one.name: getattr(result, one.name) for one in fields(result)}
-    parts = {name: v for name, v in values.items() if isinstance(v, ImageResult)}
-    parts = {name: with_origin(part, origin) for name, part in parts.items()}
-    return replace(result, origin=origin, **parts)
-
-
 @dataclass(frozen=True, repr=False)
 class ObjectResult(ImageResult):
     """Objects of one image: a sequence of them, which is selected from as an array is."""
@@ -308,11 +300,6 @@ def _formats():
     return importlib.import_module("infer.result_formats")
 
 
-def columns(found: Sequence[Detections]) -> tuple[list, list, list]:
-    """Boxes, labels and scores of B images, each as a list: arguments of `segment`."""
-    return tuple([getattr(one, name) for one in found] for name in ("boxes", "labels", "scores"))
-
-
 @dataclass(frozen=True, repr=False)
 class Captions(ImageResult):
     """Sentences about one image, best first."""
@@ -348,6 +335,19 @@ class Captions(ImageResult):
     def _drawn(self, image: np.ndarray) -> np.ndarray:
         """The best sentence is below the picture, which becomes higher."""
         return visualize.draw_caption(image, self.texts[0]) if self.texts else image.copy()
+
+
+def with_origin(result: ImageResult, origin: Origin) -> ImageResult:
+    """The result, and what it is made of, with its image."""
+    values = {one.name: getattr(result, one.name) for one in fields(result)}
+    parts = {name: v for name, v in values.items() if isinstance(v, ImageResult)}
+    parts = {name: with_origin(part, origin) for name, part in parts.items()}
+    return replace(result, origin=origin, **parts)
+
+
+def columns(found: Sequence[Detections]) -> tuple[list, list, list]:
+    """Boxes, labels and scores of B images, each as a list: arguments of `segment`."""
+    return tuple([getattr(one, name) for one in found] for name in ("boxes", "labels", "scores"))
 
 
 @dataclass(frozen=True, repr=False)

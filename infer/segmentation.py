@@ -125,7 +125,7 @@ def segment(
 
 @dataclass(frozen=True)
 class Outlines:
-    """Sampled outlines of the objects of one image, as token ids; `masks` needs no model."""
+    """Sampled outlines of the objects of one image, before they are filled."""
 
     boxes: np.ndarray  # (N, 4) float32 xyxy, original pixels: the given boxes
     labels: np.ndarray  # (N,) int64 class ids

@@ -311,7 +311,7 @@ class Decoder(nn.Module):
     def measure_logits(
         self, hidden: Tensor, targets: Tensor, measure: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Applies `measure`, such as a loss, to logits without holding all of them at a time.
+        """Applies `measure` to the logits of positions in parts, to save memory.
 
         With tens of thousands of ids the logits of a batch take many times the memory of all the
         rest. Many positions are therefore measured part by part, and for the gradient each part is

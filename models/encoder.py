@@ -155,7 +155,7 @@ def _check_timm_name(name: str) -> None:
 
 @contextmanager
 def timm_messages() -> Iterator[list[str]]:
-    """Collects what timm logs while it loads weights; nothing of it is printed."""
+    """Collects the log messages of timm while it loads weights, without printing them."""
     texts: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:

@@ -149,7 +149,7 @@ class Pix2Seq(nn.Module):
         targets: Tensor | None = None,
         measure: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Teacher-forced logits, or what `measure` computes from them, such as losses.
+        """Teacher-forced logits, or the result of `measure` on them.
 
         Args:
             images: (B, 3, H, W), see `encode`.
