@@ -1,4 +1,4 @@
-"""Boxes of a COCO `instances_*.json`, and the base class of all sources of COCO objects.
+"""Boxes of a COCO `instances_*.json`, and the base classes of all sources of COCO.
 
 A source is a file of arrays (`CocoFile`) and a choice of its images and objects.
 """
@@ -28,15 +28,65 @@ def choose_classes(categories: Categories, classes: Sequence[str] | None, path: 
     return categories.only([i for i, name in categories.names.items() if name in classes])
 
 
-class CocoObjects:
-    """Images sorted by id, each with its objects: the base of the sources with boxes.
+class CocoImages:
+    """Some images of an annotation file, sorted by id: the base of all sources of COCO.
 
-    Crowds and boxes without an area are no targets; they stay in `coco`, the ground truth.
+    A subclass sets `_images` and has `read(index, at_least)`.
 
     Attributes:
         file: the annotation file.
         categories: the classes in use.
         annotation_errors: what is wrong with the file and was left out.
+    """
+
+    _images: np.ndarray  # (I,) numbers of the images in use, in the arrays of the file
+
+    def __init__(self, file: CocoFile, categories: Categories):
+        self.file, self.categories, self.annotation_errors = file, categories, file.errors
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(I,) int64."""
+        return self.file.image_ids[self._images]
+
+    @property
+    def annotation_file(self) -> Path:
+        return self.file.path
+
+    def read_pixels(
+        self, index: int, at_least: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, int, tuple[int, int]]:
+        """Pixels, id and (H, W) of image number `index`: the first fields of a `Sample`.
+
+        Args:
+            at_least: (H, W) that is needed; a larger JPEG may be decoded smaller (`read_image`).
+        """
+        image_id = int(self.file.image_ids[self._images[index]])
+        remedy = f"image id {image_id} needs it: {self.file.remedy}"
+        path, stated_size = self.image_path(index), self.stated_size(index)
+        image, size = read_annotated_image(path, stated_size, remedy, at_least)
+        return image, image_id, size
+
+    def stated_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of an image as stated in the annotation file, (0, 0) if missing."""
+        return self.file.image_size(self._images[index])
+
+    def image_path(self, index: int) -> Path:
+        return self.file.image_folder / self.file.image_name(self._images[index])
+
+
+class CocoObjects(CocoImages):
+    """Images sorted by id, each with its objects: the base of the sources with boxes.
+
+    Crowds and boxes without an area are no targets; they stay in `coco`, the ground truth.
+
+    Attributes:
         num_images: images in the file, also those that are not in use.
     """
 
@@ -59,12 +109,11 @@ class CocoObjects:
             keep_empty: whether images without a learnable object count.
             limit: only the first images, in the order of their ids.
         """
-        self.file, self.categories, self.annotation_errors = file, categories, file.errors
+        super().__init__(file, categories)
         self.num_images = len(file.image_ids)
         used = np.isin(file.class_ids, list(categories.names))
         self._targets = file.arrays["usable"] & used  # (N,) bool
         self._learnable = self._targets if learnable is None else self._targets & learnable
-        # (I,) numbers of the images in use
         images = np.arange(len(file.image_ids))
         if not keep_empty:
             images = images[self._counts(self._learnable) > 0]
@@ -76,38 +125,16 @@ class CocoObjects:
         """(I,) how many annotations of each image are among `rows`, (N,) bool."""
         return np.diff(np.concatenate([[0], np.cumsum(rows)])[self.file.arrays["first"]])
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.read(index)
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """(I,) int64."""
-        return self.file.image_ids[self._images]
-
-    @property
-    def annotation_file(self) -> Path:
-        return self.file.path
-
     def read(
         self, index: int, at_least: tuple[int, int] | None = None, only: int | None = None
     ) -> Sample:
         """Image number `index` with its objects.
 
         Args:
-            at_least: (H, W) that is needed; a larger JPEG may be decoded smaller (`read_image`).
+            at_least: see `read_pixels`.
             only: number of the one object in the image that counts; None = all.
         """
-        number = self._images[index]
-        image_id = int(self.file.image_ids[number])
-        image, size = read_annotated_image(
-            self.image_path(index),
-            self.file.image_size(number),
-            f"image id {image_id} needs it: {self.file.remedy}",
-            at_least,
-        )
+        image, image_id, size = self.read_pixels(index, at_least)
         boxes, labels = self.objects(index)
         boxes = np.minimum(np.maximum(boxes, 0), np.float32([size[1], size[0]] * 2))
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -161,13 +188,6 @@ class CocoObjects:
         chosen = np.zeros(len(self.file.image_ids), bool)
         chosen[self._images] = True
         return chosen[self.file.image_of_rows()]
-
-    def stated_size(self, index: int) -> tuple[int, int]:
-        """(H, W) of an image as stated in the annotation file, (0, 0) if missing."""
-        return self.file.image_size(self._images[index])
-
-    def image_path(self, index: int) -> Path:
-        return self.file.image_folder / self.file.image_name(self._images[index])
 
     @cached_property
     def coco(self):

@@ -1,7 +1,6 @@
 """The images that a script of infer/ reads, and the files that it writes."""
 
 import argparse
-import importlib
 import itertools
 import json
 import os
@@ -180,7 +179,7 @@ class Output:
         places = [getattr(self.args, name, None) for name in ("csv", "yolo", "crops")]
         if found is not None and any(places):
             if self.exports is None:
-                formats = importlib.import_module("infer.result_formats")
+                formats = import_module("infer.result_formats")
                 self.exports = formats.Exports(*places, self.predictor.categories)
             self.exports.add(path, self.begins[path][:-1] or path.stem, image, found)
         name = ADDRESSES.get(path, str(path))
@@ -209,20 +208,20 @@ def name_pictures(paths: Sequence[Path]) -> dict[Path, str]:
         lambda path: path.name,
         lambda path: "_".join(path.absolute().relative_to(top).parts),
     )
-    counts = [Counter(_plain(name(path)) for path in paths) for name in longer]
+    counts = [Counter(_comparable(name(path)) for path in paths) for name in longer]
     out, taken = {}, set()
     for path in paths:
         names = [name(path) for name in longer]
-        alone = [n for n, count in zip(names, counts, strict=True) if count[_plain(n)] == 1]
+        alone = [n for n, count in zip(names, counts, strict=True) if count[_comparable(n)] == 1]
         start = (alone or names[-1:])[0]
         numbered = (f"{start}-{i}" for i in itertools.count(2))
-        chosen = next(n for n in itertools.chain([start], numbered) if _plain(n) not in taken)
-        taken.add(_plain(chosen))
+        chosen = next(n for n in itertools.chain([start], numbered) if _comparable(n) not in taken)
+        taken.add(_comparable(chosen))
         out[path] = f"{chosen}_"
     return out
 
 
-def _plain(name: str) -> str:
+def _comparable(name: str) -> str:
     """A name as file systems compare it that ignore case and the normal form."""
     return unicodedata.normalize("NFC", name.casefold())
 

@@ -120,15 +120,17 @@ def check_places(args: argparse.Namespace) -> None:
     for option in ("crops", "yolo"):
         if (folder := getattr(args, option, None)) is not None:
             check_place(folder)
-            if next(folder.iterdir(), None) if folder.is_dir() else None:
+            if folder.is_dir() and any(folder.iterdir()):
                 raise UserError(f"--{option} {folder} is not empty; name a new folder")
     for option, begin in (("json", b"["), ("csv", b"image,")):
         path = getattr(args, option, None)
-        if path is None or (option, path) == ("json", "-") or is_stream(path):
+        if path is None or is_stream(path):
             continue
-        path = Path(path)
-        if str(path) == "-":
+        if path == "-":
+            if option == "json":  # which is printed then
+                continue
             raise UserError("--csv writes a file; name it, or /dev/stdout")
+        path = Path(path)
         if path.is_dir():
             raise UserError(f"cannot write --{option} {path}: it is a folder; name a file in it")
         check_place(path.parent)

@@ -47,7 +47,7 @@ class SegmentationOptions:
     top_p: float = 0.8
     temperature: float = 1.0
     num_samples: int = 8  # outlines per object
-    agree: float = 0.85  # two samples do where their masks have this IoU; 0 = always draw all
+    agree: float = 0.85  # two samples are enough if their masks have this IoU; 0 = draw all
     threshold: float = 0.5  # a pixel that so large a share of them contains is in the mask
     grammar: bool = True  # rule out what is no outline; the official code does not
     max_rows: int = 256  # sequences that are decoded together: a limit of memory
@@ -164,9 +164,9 @@ def sample_outlines(
     tokenizer = trained.tokenizer("segmentation")
     if tokenizer.crop is None:
         encoded = encoded or trained.encode(images)
-        samples = _decode(trained, encoded, boxes, labels, options, image_ids)
+        samples = _sample(trained, encoded, boxes, labels, options, image_ids)
     else:
-        samples = _decode_crops(trained, images, boxes, labels, options, image_ids)
+        samples = _sample_crops(trained, images, boxes, labels, options, image_ids)
     names, threshold = trained.categories.names, options.threshold
     return [
         Outlines(
@@ -197,7 +197,44 @@ def combine_samples(
     return majority_mask(outlines, geometry.orig_size, threshold)
 
 
-def _decode_crops(
+def _sample(
+    trained: TrainedModel,
+    encoded: Encoded,
+    boxes: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    options: SegmentationOptions,
+    image_ids: Sequence[int | str],
+) -> list[list[tuple[np.ndarray, Geometry]]]:
+    """Samples outlines: per image, per object, ids (samples, T) and where they are."""
+    tokenizer = trained.tokenizer("segmentation")
+    prompts = _prompts(tokenizer, encoded, boxes, labels)  # per image (N, 6)
+    num_samples = 1 if options.top_k == 1 else options.num_samples  # greedy samples are all alike
+    generate = partial(_generate, trained, encoded, options=options, image_ids=image_ids)
+    if options.agree == 0 or num_samples <= FIRST_SAMPLES:
+        found = generate(prompts, samples=slice(0, num_samples))
+    else:
+        # Two samples of each object, and the others where these two disagree
+        found = generate(prompts, samples=slice(0, FIRST_SAMPLES))
+        doubtful = [
+            [
+                n
+                for n, two in enumerate(of_image)
+                if sample_iou(tokenizer, two, geometry) < options.agree
+            ]
+            for of_image, geometry in zip(found, encoded.geometries, strict=True)
+        ]
+        left = [p[n] for p, n in zip(prompts, doubtful, strict=True)]
+        others = generate(left, samples=slice(FIRST_SAMPLES, num_samples))
+        for of_image, numbers, more in zip(found, doubtful, others, strict=True):
+            for n, samples in zip(numbers, more, strict=True):
+                of_image[n] = np.concatenate([of_image[n], samples])
+    return [
+        [(samples, geometry) for samples in of_image]
+        for of_image, geometry in zip(found, encoded.geometries, strict=True)
+    ]
+
+
+def _sample_crops(
     trained: TrainedModel,
     images: Sequence[Tensor],
     boxes: Sequence[np.ndarray],
@@ -205,7 +242,7 @@ def _decode_crops(
     options: SegmentationOptions,
     image_ids: Sequence[int | str],
 ) -> list[list[tuple[np.ndarray, Geometry]]]:
-    """As `_decode`, but every object is seen in the surroundings of its box."""
+    """As `_sample`, but every object is seen in the surroundings of its box."""
     pad = trained.tokenizer("segmentation").crop
     flat_boxes, flat_labels = np.concatenate(boxes), np.concatenate(labels)  # (R, 4), (R,)
     samples: list[list[tuple]] = [[] for _ in images]
@@ -218,47 +255,10 @@ def _decode_crops(
     encoded = Encoded(memory, [geometry for _, _, one in parts for geometry in one.geometries])
     ids = [image_ids[i] for i in owners]
     # Every crop is an image with one box
-    found = _decode(trained, encoded, flat_boxes[:, None], flat_labels[:, None], options, ids)
+    found = _sample(trained, encoded, flat_boxes[:, None], flat_labels[:, None], options, ids)
     for i, (of_object,) in zip(owners, found, strict=True):
         samples[i].append(of_object)
     return samples
-
-
-def _decode(
-    trained: TrainedModel,
-    encoded: Encoded,
-    boxes: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray],
-    options: SegmentationOptions,
-    image_ids: Sequence[int | str],
-) -> list[list[tuple[np.ndarray, Geometry]]]:
-    """Per image of every object: the sampled ids (samples, T), and where they are."""
-    tokenizer = trained.tokenizer("segmentation")
-    prompts = _prompts(tokenizer, encoded, boxes, labels)  # per image (N, 6)
-    num_samples = 1 if options.top_k == 1 else options.num_samples  # greedy samples are all alike
-    draw = partial(_draw, trained, encoded, options=options, image_ids=image_ids)
-    if options.agree == 0 or num_samples <= FIRST_SAMPLES:
-        found = draw(prompts, samples=slice(0, num_samples))
-    else:
-        # Two samples of each object, and the others where these two disagree
-        found = draw(prompts, samples=slice(0, FIRST_SAMPLES))
-        doubtful = [
-            [
-                n
-                for n, two in enumerate(of_image)
-                if sample_iou(tokenizer, two, geometry) < options.agree
-            ]
-            for of_image, geometry in zip(found, encoded.geometries, strict=True)
-        ]
-        left = [p[n] for p, n in zip(prompts, doubtful, strict=True)]
-        others = draw(left, samples=slice(FIRST_SAMPLES, num_samples))
-        for of_image, numbers, more in zip(found, doubtful, others, strict=True):
-            for n, samples in zip(numbers, more, strict=True):
-                of_image[n] = np.concatenate([of_image[n], samples])
-    return [
-        [(samples, geometry) for samples in of_image]
-        for of_image, geometry in zip(found, encoded.geometries, strict=True)
-    ]
 
 
 def sample_iou(tokenizer: SegmentationTokenizer, two: np.ndarray, geometry: Geometry) -> float:
@@ -266,7 +266,7 @@ def sample_iou(tokenizer: SegmentationTokenizer, two: np.ndarray, geometry: Geom
     return outline_iou(*(tokenizer.decode(ids, geometry.size) for ids in two), geometry.size)
 
 
-def _draw(
+def _generate(
     trained: TrainedModel,
     encoded: Encoded,
     prompts: Sequence[np.ndarray],
@@ -275,7 +275,7 @@ def _draw(
     options: SegmentationOptions,
     image_ids: Sequence[int | str],
 ) -> list[list[np.ndarray]]:
-    """Per image of every object: some of its samples, ids (samples, T).
+    """Generates some of the samples: per image, per object, ids (samples, T).
 
     Args:
         prompts: per image (N, 6).
@@ -416,7 +416,7 @@ def _mask_processes(
 
 
 def _start_mask_process(parent: int) -> None:
-    """As a process that loads images; it ends when its parent is killed."""
+    """Sets a process up as one that loads images; it ends when its parent is killed."""
     init_worker(0)
 
     def watch() -> None:

@@ -43,7 +43,7 @@ class LayerCache:
     v: Tensor  # (R, nh, max_len, hd)
     memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
     memory_v: Tensor  # (B, nh, S, hd)
-    # over the cached keys; None = attend to all. Only caches that are read whole set it
+    # over the cached keys; None = attend to all. `StaticStep` alone sets it: it reads all places
     mask: Tensor | None = None
 
     def update(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 Every encoder has `forward(images (B, 3, H, W)) -> (B, P + S, C)` and three attributes: `dim` = C,
 `grid` = (h, w) with S = h * w, and `num_prefix_tokens` = P, tokens in front of those of the grid.
 To add an encoder, write such a class and name it as "package.module:Class", see
-docs/own_encoder.md.
+docs/own_encoder.md. `build_encoder`, near the end, chooses among the three kinds.
 """
 
 import difflib
@@ -29,6 +29,8 @@ from utils.encoder_weights import (
 from utils.errors import UserError, import_named, is_import_path, one_line
 
 TIMM_LOGGER = "timm.models._builder"
+
+# ---- timm ------------------------------------------------------------------------------------
 
 
 class TimmEncoder(nn.Module):
@@ -151,31 +153,24 @@ def _check_timm_name(name: str) -> None:
         raise UserError(f"no encoder {name!r} in timm; {hint}")
 
 
-class _Keep(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self):
-        super().__init__(logging.INFO)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
 @contextmanager
 def timm_messages() -> Iterator[list[str]]:
     """Collects the log messages of timm while it loads weights, without printing them."""
-    logger, handler = logging.getLogger(TIMM_LOGGER), _Keep()
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
+    texts: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        texts.append(record.getMessage())
+        return False  # no handler gets it
+
+    logger = logging.getLogger(TIMM_LOGGER)
+    level = logger.level
+    logger.addFilter(keep)
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     try:
-        yield handler.texts
+        yield texts
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = before[1]
-        logger.setLevel(before[0])
+        logger.removeFilter(keep)
+        logger.setLevel(level)
 
 
 def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> nn.Module:
@@ -197,7 +192,7 @@ def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> n
             )
     except UserError:
         raise
-    except Exception as error:  # of reading a file: every library has its own
+    except Exception as error:  # every library that reads a file raises its own
         if weights is None:
             raise
         if file is not None:
@@ -209,6 +204,9 @@ def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> n
     if file is not None:
         check_taken(file, config.encoder, encoder.backbone, texts)
     return encoder
+
+
+# ---- official --------------------------------------------------------------------------------
 
 
 def _transformer_options(config: ModelConfig) -> TransformerOptions:
@@ -257,6 +255,9 @@ ENCODERS: dict[str, Callable[[ModelConfig, bool], nn.Module]] = {
 }
 
 
+# ---- classes of your own ---------------------------------------------------------------------
+
+
 def is_class(encoder: str) -> bool:
     """Whether an encoder name has the form "package.module:Class"."""
     return is_import_path(encoder)
@@ -281,7 +282,7 @@ def _own_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
     """An instance of a class of the user, with the attributes that it must have.
 
     Raises:
-        UserError: it cannot be built, or has them not.
+        UserError: it cannot be built, or lacks them.
     """
     encoder_class = load_class(config.encoder)
     try:
@@ -304,6 +305,9 @@ def _own_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
         )
     encoder.grid = tuple(grid)
     return encoder
+
+
+# ---- any of them -----------------------------------------------------------------------------
 
 
 def build_encoder(
@@ -355,7 +359,7 @@ def check_encoder(config: ModelConfig) -> None:
             )
     except UserError:
         raise
-    except Exception as error:  # every library class has its own
+    except Exception as error:  # every class of a library raises its own
         remedy = "choose another size or encoder"
         patch = getattr(getattr(encoder, "backbone", None), "patch_embed", None)
         patch, size = getattr(patch, "patch_size", (0,))[0], config.image_size[0]

@@ -332,8 +332,8 @@ def rows_to_keep(ended: Tensor, num_images: int) -> tuple[Tensor, Tensor] | None
 # ---- sampling --------------------------------------------------------------------------------
 
 
-def leading(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The best logits of each row in falling order, and their cumulative probabilities.
+def sort_best(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Sorts the best logits of each row: (R, K) in falling order, and cumulative probabilities.
 
     As many as it takes to exceed `top_p` in every row. On a CPU a few are tried first, because
     sorting all of them can take as long as decoding.
@@ -365,7 +365,7 @@ def top_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         worst = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < worst, REMOVED)
     if top_p < 1:
-        ordered, upto = leading(logits, top_p)
+        ordered, upto = sort_best(logits, top_p)
         inside = upto <= top_p
         inside[:, 0] = True
         worst = ordered.masked_fill(~inside, torch.inf).amin(1, keepdim=True)

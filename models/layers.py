@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -76,8 +77,8 @@ def init_attention(attention: nn.Module, num_heads: int) -> None:
 def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> nn.Module | None:
     """A copy for inference, with batch norms folded into the convolutions before them.
 
-    A run shows which these are: what the norm takes is the very tensor that the convolution made.
-    A second one shows that the numbers stay. All other parameters are shared with `model`.
+    A first run shows which these are, a second one that the numbers stay. All other parameters are
+    shared with `model`.
 
     Args:
         model: in eval mode.
@@ -86,30 +87,12 @@ def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> nn
     Returns:
         None where there is nothing to fold, or where the numbers would not stay.
     """
-    norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    if not norms or model.training:
+    if model.training or not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         return None
-    kept = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    copy = deepcopy(model, kept)
-    made: list[tuple[str, Tensor]] = []  # held, so that no other tensor takes the place of one
-    pairs: dict[str, str] = {}  # norm -> convolution
-    hooks = []
-    for name, module in copy.named_modules():
-        if isinstance(module, nn.Conv2d):
-            note = lambda _, inputs, output, name=name: made.append((name, output))  # noqa: E731
-            hooks.append(module.register_forward_hook(note))
-    for name in norms:
-
-        def pair(_, inputs: tuple[Tensor], name: str = name) -> None:
-            found = [conv for conv, tensor in made if tensor is inputs[0]]
-            if found:
-                pairs[name] = found[-1]
-
-        hooks.append(copy.get_submodule(name).register_forward_pre_hook(pair))
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    copy = deepcopy(model, shared)
     try:
-        before = run(copy)
-        for hook in hooks:
-            hook.remove()
+        before, pairs = _pair_norms(copy, run)
         for norm_name, conv_name in pairs.items():
             norm = copy.get_submodule(norm_name)
             conv = fuse_conv_bn_eval(copy.get_submodule(conv_name), norm)
@@ -121,6 +104,37 @@ def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> nn
         return None
     stays = (after - before).abs().max() <= FOLD_TOLERANCE * before.abs().max()
     return copy if pairs and stays else None
+
+
+def _pair_norms(
+    model: nn.Module, run: Callable[[nn.Module], Tensor]
+) -> tuple[Tensor, dict[str, str]]:
+    """Runs a model and notes which batch norms take the very tensor that a convolution made.
+
+    Returns:
+        what `run` returns, and name of the norm -> name of the convolution.
+    """
+    made: list[tuple[str, Tensor]] = []  # held, so that no other tensor takes the place of one
+    pairs: dict[str, str] = {}
+
+    def note(name: str, _, inputs: tuple[Tensor], output: Tensor) -> None:
+        made.append((name, output))
+
+    def pair(name: str, _, inputs: tuple[Tensor]) -> None:
+        found = [conv for conv, tensor in made if tensor is inputs[0]]
+        if found:
+            pairs[name] = found[-1]
+
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(partial(note, name)))
+        elif isinstance(module, nn.BatchNorm2d):
+            hooks.append(module.register_forward_pre_hook(partial(pair, name)))
+    output = run(model)
+    for hook in hooks:
+        hook.remove()
+    return output, pairs
 
 
 class Mlp(nn.Module):

@@ -50,7 +50,8 @@ class Pix2Seq(nn.Module):
         for name, values in (("mean", config.image_mean), ("std", config.image_std)):
             statistics = torch.tensor(values, dtype=torch.float32)[:, None, None]  # (3, 1, 1)
             self.register_buffer(name, statistics, persistent=False)
-        self.folded: tuple[nn.Module, ...] = ()  # the encoder for inference; no part of the model
+        # the encoder for inference, or nothing; in a tuple it is no submodule and is not saved
+        self.folded: tuple[nn.Module, ...] = ()
 
     @property
     def device(self) -> torch.device:

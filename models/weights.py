@@ -181,9 +181,8 @@ def _opened(path: Path) -> Iterator[safe_open]:
                 )
             yield file
     except (SafetensorError, OSError) as error:
-        is_cut = "not fully covered" in str(
-            error
-        )  # the header is whole, and says more than there is
+        # of a file that was cut, the header is whole and lists more than there is
+        is_cut = "not fully covered" in str(error)
         problem = "is not whole" if is_cut else "is no safetensors file"
         remedy = "fetch or copy it anew" if is_cut else "convert it, see download/"
         raise UserError(f"{path} {problem} ({one_line(error)}); {remedy}") from error

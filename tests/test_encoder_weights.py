@@ -28,7 +28,7 @@ from train.engine import train
 from train.settings import check_settings, settle_encoder
 from utils.cli import snapshot
 from utils.devices import ALONE
-from utils.encoder_weights import _check_answer, pretrained_file, read_source, timm_shapes
+from utils.encoder_weights import pretrained_file, read_source, timm_shapes
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -311,11 +311,14 @@ def test_the_hub_is_asked_once_through_the_proxy_then_its_cache(tmp_path):
     assert "Retry" not in done.stderr and "HTTP Request" not in done.stderr
 
 
-def test_a_server_that_never_answers_is_not_waited_for():
+def test_a_server_that_never_answers_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
-        text = refusal(_check_answer, address, "resnet18")
+        cfg = replace(timm.get_pretrained_cfg("resnet18"), hf_hub_id=None, url=address)
+        monkeypatch.setattr("timm.get_pretrained_cfg", lambda *args, **options: cfg)
+        text = refusal(pretrained_file, "resnet18")
         assert time.monotonic() - began < 3
     ways = ("encoder_weights=FILE", "download_encoder.sh resnet18", "HF_HUB_OFFLINE", "pretrained=")
     assert all(way in text for way in ways)

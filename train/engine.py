@@ -202,7 +202,8 @@ def _end_in_time(
 ) -> None:
     """Saves and evaluates a run whose time is up.
 
-    An evaluation that would not be due is not saved: a run that goes on is one that never stopped.
+    An evaluation that is not due leaves no trace in the checkpoint: the run that goes on is the
+    same as one that never stopped.
     """
     state, run_dir = run.state, saver.run_dir
     saver.save(state)
@@ -253,7 +254,7 @@ def train_epoch(
         # A point of the curves; beside the end of the epoch all that waits for the device.
         since = _add_time(state, since)
         if state.step % cfg.log_every == 0 or state.step == run.steps.total:
-            _point(run, records, progress)
+            _record_point(run, records, progress)
 
         # Between two steps the run may stop or be saved; after the last one it is evaluated first.
         check_stop(stop, state.world)
@@ -300,7 +301,7 @@ def _add_time(state: TrainState, since: float) -> float:
     return now
 
 
-def _point(run: Run, records: RunRecords | NoRecords, progress: Progress) -> None:
+def _record_point(run: Run, records: RunRecords | NoRecords, progress: Progress) -> None:
     """Writes and shows the means of the last `log_every` steps."""
     state = run.state
     values = state.window.means(run.tasks, state.world, state.task_weights)

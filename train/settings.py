@@ -5,7 +5,6 @@ for each task which settings are its own. Vocabulary, tokenizers and the shape o
 from the settings as well.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
@@ -296,7 +295,7 @@ def check_settings(
     if complaints := complain_of_pairs(cfg, TRAINING_PAIRS):
         raise UserError("\n".join(complaints))
     if world.is_main:  # who writes
-        importlib.import_module("train.loggers").check_loggers(cfg.logger)
+        import_module("train.loggers").check_loggers(cfg.logger)
     device = local_device(pick_device(cfg.device), world)
     if device.type == "cpu" and cfg.amp == "bf16":
         check_bfloat16("amp=bf16", "amp=off", emulate=cfg.emulate_bfloat16)

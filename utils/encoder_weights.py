@@ -6,16 +6,15 @@ network is asked once, for a few seconds, and only if the cache of the hub has n
 
 import difflib
 import pickle
-import queue
 import re
-import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,7 +26,6 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")  # how timm's names of folders and of the hub begin
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in them, the first that is there
 HEAD_ONLY = {"num_classes", "global_pool", "img_size", "drop_rate", "drop_path_rate"}
-PATIENCE = 2.5  # seconds that a server has to answer
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MISSING = re.compile(r"Missing keys \((.*)\) discovered")
 WRONG_SHAPE = re.compile(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]")
@@ -54,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     is_torch = PICKLE.match(begin) is not None and (begin[:2] != b"PK" or b"/data.pkl" in begin)
     if not is_torch and (problem := foreign(begin)):
         raise UserError(f"encoder_weights={path} {problem}")
-    content = _open_torch(path) if is_torch else _open_safetensors(path)
+    content = _open(path, is_torch=is_torch)
 
     # What training scripts put round the weights.
     for _ in range(3):
@@ -70,25 +68,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _open_torch(path: Path) -> Mapping:
+def _open(path: Path, *, is_torch: bool) -> Mapping:
+    """What a file holds, without running anything; empty if that is no mapping."""
     try:
+        if not is_torch:
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+        return content if isinstance(content, Mapping) else {}
     except pickle.UnpicklingError as error:
         raise UserError(
             f"encoder_weights={path} needs more than tensors to be opened, or is damaged, and is "
             "not opened: it might run code; save its state dict alone, best as safetensors"
         ) from error
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(
-            f"cannot read encoder_weights={path} ({one_line(error)}); fetch or copy it anew"
-        ) from error
-    return content if isinstance(content, Mapping) else {}
-
-
-def _open_safetensors(path: Path) -> Mapping:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
         raise UserError(
             f"encoder_weights={path} is no whole file of safetensors or torch ({one_line(error)}); "
             "fetch or copy it anew"
@@ -131,33 +123,31 @@ def load_state(encoder: nn.Module, path: Path, name: str) -> None:
         UserError: tensors are missing, or of another shape.
     """
     wanted = encoder.state_dict()
-    tensors = strip_prefix(read_tensors(path), wanted)
-    check_depth(path, name, tensors, wanted)
+    tensors = _tensors_for(path, name, wanted)
     if missing := [n for n in wanted if n not in tensors]:
-        raise UserError(_missing_text(path, name, missing, tensors))
-    for tensor_name, value in wanted.items():
-        theirs = tuple(tensors[tensor_name].shape)
-        if theirs != tuple(value.shape):
-            raise UserError(_shape_text(path, name, tensor_name, theirs, tuple(value.shape)))
+        raise _misfit(path, name, f"it lacks {_some(missing)}", tensors)
+    for tensor, value in wanted.items():
+        if tensors[tensor].shape != value.shape:
+            shapes = tuple(tensors[tensor].shape), tuple(value.shape)
+            raise _misfit(path, name, _shape_text(tensor, *shapes), tensors)
     encoder.load_state_dict({n: tensors[n] for n in wanted})
 
 
 def timm_tensors_of(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a file that is to fit a timm model, by the names that timm has for them."""
-    wanted = timm_shapes(name)
-    tensors = strip_prefix(read_tensors(path), wanted)
-    check_depth(path, name, tensors, wanted)
-    return tensors
+    return _tensors_for(path, name, timm_shapes(name))
 
 
-def check_depth(path: Path, name: str, tensors: Collection[str], wanted: Collection[str]) -> None:
-    """Refuses what would fit a part of a deeper model: more blocks than the encoder has.
+def _tensors_for(path: Path, name: str, wanted: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of a file by the names of an encoder.
 
-    A classifier or a projection head that is left over is no fault.
+    A classifier or a projection head that is left over is no fault. More blocks than the encoder
+    has are one: the file would fit a part of a deeper model.
 
     Raises:
         UserError: it has further tensors that are named as those of the encoder but for numbers.
     """
+    tensors = strip_prefix(read_tensors(path), wanted)
     forms = {re.sub(r"\d+", "#", each) for each in wanted}
     deeper = [n for n in tensors if n not in wanted and re.sub(r"\d+", "#", n) in forms]
     if deeper:
@@ -165,6 +155,7 @@ def check_depth(path: Path, name: str, tensors: Collection[str], wanted: Collect
             f"encoder_weights={path} is of a larger model than encoder={name}: it also holds "
             f"{_some(deeper)}; {_likely(tensors, name)}"
         )
+    return tensors
 
 
 def check_taken(path: Path, name: str, backbone: nn.Module, texts: list[str]) -> None:
@@ -174,7 +165,7 @@ def check_taken(path: Path, name: str, backbone: nn.Module, texts: list[str]) ->
 
     Args:
         backbone: the timm model, which has taken what it found.
-        texts: what timm said, see `timm_messages`.
+        texts: what timm logged while it loaded them, see `models.encoder.timm_messages`.
 
     Raises:
         UserError: tensors are missing.
@@ -184,21 +175,22 @@ def check_taken(path: Path, name: str, backbone: nn.Module, texts: list[str]) ->
     plain = timm_shapes(name)
     missing = [n for names in found for n in names if n in plain and _flat(n) in needed]
     if missing:
-        tensors = strip_prefix(read_tensors(path), plain)
-        raise UserError(_missing_text(path, name, missing, tensors))
+        raise _misfit(path, name, f"it lacks {_some(missing)}")
 
 
 def misfit(path: Path, name: str, error: Exception) -> UserError:
-    """What to say where timm cannot load the tensors of a file."""
-    tensors = strip_prefix(read_tensors(path), timm_shapes(name))
+    """The error to raise where timm cannot load the tensors of a file."""
     wrong = WRONG_SHAPE.search(" ".join(str(error).split()))
     if wrong is None:
-        return UserError(
-            f"encoder_weights={path} does not fit encoder={name} ({one_line(error)}); "
-            f"{_likely(tensors, name)}"
-        )
+        return _misfit(path, name, one_line(error))
     theirs, ours = (tuple(map(int, filter(None, wrong[i].split(",")))) for i in (2, 3))
-    text = _shape_text(path, name, wrong[1], theirs, ours)
+    return _misfit(path, name, _shape_text(wrong[1], theirs, ours))
+
+
+def _misfit(path: Path, name: str, reason: str, tensors: Mapping | None = None) -> UserError:
+    if tensors is None:
+        tensors = strip_prefix(read_tensors(path), timm_shapes(name))
+    text = f"encoder_weights={path} does not fit encoder={name}: {reason}"
     return UserError(f"{text}; {_likely(tensors, name)}")
 
 
@@ -211,25 +203,15 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{more}"
 
 
-def _missing_text(path: Path, name: str, missing: list[str], tensors: Mapping) -> str:
-    return (
-        f"encoder_weights={path} does not fit encoder={name}: it lacks {_some(missing)}; "
-        f"{_likely(tensors, name)}"
-    )
-
-
-def _shape_text(path: Path, name: str, tensor: str, theirs: tuple, ours: tuple) -> str:
-    return (
-        f"encoder_weights={path} does not fit encoder={name}: {tensor} is {theirs} in the file, "
-        f"{ours} in the encoder"
-    )
+def _shape_text(tensor: str, theirs: tuple, ours: tuple) -> str:
+    return f"{tensor} is {theirs} in the file, {ours} in the encoder"
 
 
 def _likely(tensors: Mapping[str, Tensor], name: str) -> str:
     """The timm model that the tensors look like, among those with a similar name."""
-    name = name.split(".")[0]
     import timm
 
+    name = name.split(".")[0]
     for other in difflib.get_close_matches(name, timm.list_models(), n=12, cutoff=0.5):
         shapes = timm_shapes(other)
         body = [n for n in shapes if not n.startswith(("fc.", "head", "classifier"))]
@@ -272,90 +254,37 @@ def pretrained_file(name: str) -> Path:
     url, file_name = (cfg.url, "") if isinstance(cfg.url, str) else cfg.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / (file_name or url.rpartition("/")[2])
     if not path.is_file():
-        _check_answer(url, name)
-        try:
+        with _fetching(name):
+            import_module("utils.hub").check_server(url)
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=False)
-        except OSError as error:
-            raise _cannot_fetch(name, one_line(error)) from error
     return path
 
 
 def _hub_file(place: str, names: Collection[str], encoder: str) -> Path:
-    """The first of some files in a repository of the hub.
+    """The first of some files that a repository of the hub has.
 
     Args:
         place: owner/name, or owner/name@revision.
         encoder: the name that a person gave, for errors.
     """
-    import huggingface_hub  # takes a while, as timm does
+    with _fetching(encoder):
+        repo, _, revision = place.partition("@")
+        return import_module("utils.hub").first_file(repo, names, revision or None)
 
-    repo, _, revision = place.partition("@")
-    options = {"revision": revision or None}
+
+@contextmanager
+def _fetching(encoder: str) -> Iterator[None]:
+    """Errors of this context are one line that says how to do without the network."""
     try:
-        for name in names:
-            found = huggingface_hub.try_to_load_from_cache(repo, name, **options)
-            if isinstance(found, str):
-                return Path(found)
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
-            cache_dir = huggingface_hub.constants.HF_HUB_CACHE
-            raise _cannot_fetch(encoder, f"HF_HUB_OFFLINE is set, and {cache_dir} has none")
-        _check_answer(huggingface_hub.hf_hub_url(repo, next(iter(names)), **options), encoder)
-        for name in names:
-            try:
-                return Path(huggingface_hub.hf_hub_download(repo, name, **options))
-            except (
-                huggingface_hub.utils.LocalEntryNotFoundError
-            ):  # a kind of EntryNotFoundError: the network is gone
-                raise
-            except huggingface_hub.utils.EntryNotFoundError:
-                continue
-    except UserError:
-        raise
+        yield
     except Exception as error:  # of the hub, of its client, of the disk
-        raise _cannot_fetch(encoder, one_line(error)) from error
-    raise _cannot_fetch(encoder, f"{repo} has no {' or '.join(names)}")
-
-
-def _check_answer(url: str, encoder: str) -> None:
-    """Raises a `UserError` if a server does not answer in time."""
-    if problem := server_problem(url):
-        raise _cannot_fetch(encoder, problem)
-
-
-def server_problem(url: str) -> str:
-    """Asks a server once, through the proxies that the hub would use.
-
-    Returns:
-        why it cannot be used, after `PATIENCE` seconds at most; empty if it answers.
-    """
-    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            import huggingface_hub
-
-            status = huggingface_hub.get_session().head(url, timeout=PATIENCE).status_code
-            answers.put(f"status {status}" if status // 100 == 5 else "")  # of the server
-        except Exception as error:  # each version of the hub has another client
-            answers.put(type(error).__name__)
-
-    # A thread, for looking up the name of a server has no time limit of its own.
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        problem = answers.get(timeout=PATIENCE)
-    except queue.Empty:
-        problem = "no answer"
-    return problem and f"{'/'.join(url.split('/')[:3])}: {problem}"
-
-
-def _cannot_fetch(encoder: str, reason: str) -> UserError:
-    return UserError(
-        f"cannot fetch pretrained weights of {encoder!r} ({reason}); use --set "
-        f"encoder_weights=FILE, or download/download_encoder.sh {encoder}, or "
-        "HF_HUB_OFFLINE=1 with a filled cache (docs/own_encoder.md), or train from scratch with "
-        "--set pretrained=false"
-    )
+        raise UserError(
+            f"cannot fetch pretrained weights of {encoder!r} ({one_line(error)}); use --set "
+            f"encoder_weights=FILE, or download/download_encoder.sh {encoder}, or "
+            "HF_HUB_OFFLINE=1 with a filled cache (docs/own_encoder.md), or train from scratch "
+            "with --set pretrained=false"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
-"""Weight files by name: `hf://owner/name/FILE@revision` of the Hugging Face hub, or of a mirror.
+"""Files of the Hugging Face hub, or of a mirror, such as `hf://owner/name/FILE@revision`.
 
 The hub is asked which commit a name means, for a few seconds; without an answer the cache serves
 what it has. `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and `HF_TOKEN` are the variables of
 huggingface_hub.
 """
 
+import queue
 import re
+import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,12 +23,12 @@ from huggingface_hub.errors import (
 )
 
 from utils.cli import log
-from utils.encoder_weights import server_problem
 from utils.errors import UserError, one_line
 from utils.files import file_sha256, path_text
 
 NAME = re.compile(r"hf:/+([\w.-]+/[\w.-]+)/([^@]*[^@/])(?:@(.+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+PATIENCE = 2.5  # seconds that a server has to answer
 FORM = "hf://owner/name/FILE.safetensors, with @revision if you like"
 
 
@@ -114,6 +117,59 @@ def _download(name: str, repo: str, file: str, revision: str | None) -> Path:
         raise UserError(f"{repo} has no file {file}; correct {name}") from error
     except Exception as error:  # of the client, of the disk
         raise _refusal(name, one_line(error)) from error
+
+
+def first_file(repo: str, names: Collection[str], revision: str | None) -> Path:
+    """The first of some files that a repository has, from the cache or else from the network.
+
+    Raises:
+        UserError: the cache has none, and there is no network; or the repository has none.
+    """
+    for name in names:
+        if path := _from_cache(repo, name, revision):
+            return path
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        folder = huggingface_hub.constants.HF_HUB_CACHE
+        raise UserError(f"HF_HUB_OFFLINE is set, and {folder} has none")
+    check_server(huggingface_hub.hf_hub_url(repo, next(iter(names)), revision=revision))
+    for name in names:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+        except LocalEntryNotFoundError:  # an EntryNotFoundError, too: the network went away
+            raise
+        except EntryNotFoundError:
+            continue
+    raise UserError(f"{repo} has no {' or '.join(names)}")
+
+
+def check_server(url: str) -> None:
+    """Raises a `UserError` if a server does not answer in time."""
+    if problem := server_problem(url):
+        raise UserError(problem)
+
+
+def server_problem(url: str) -> str:
+    """Asks a server once, through the proxies that the hub would use.
+
+    Returns:
+        why it cannot be used, after `PATIENCE` seconds at most; empty if it answers.
+    """
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            status = huggingface_hub.get_session().head(url, timeout=PATIENCE).status_code
+            answers.put(f"status {status}" if status // 100 == 5 else "")  # of the server
+        except Exception as error:  # each version of the hub has another client
+            answers.put(type(error).__name__)
+
+    # A thread, for looking up the name of a server has no time limit of its own.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        problem = answers.get(timeout=PATIENCE)
+    except queue.Empty:
+        problem = "no answer"
+    return problem and f"{'/'.join(url.split('/')[:3])}: {problem}"
 
 
 def _from_cache(repo: str, file: str, revision: str | None) -> Path | None:

@@ -220,7 +220,7 @@ def upload(args: argparse.Namespace, weights: Path, card: str) -> None:
     from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.utils import get_token
 
-    from utils.encoder_weights import server_problem
+    from utils.hub import server_problem
 
     if get_token() is None:
         raise UserError("you are not logged in to the hub; run: hf auth login, or set HF_TOKEN")
