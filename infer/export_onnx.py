@@ -1,6 +1,6 @@
 """Export weights to ONNX, with a small program that runs them without torch.
 
-python infer/export_onnx.py weights/demo_stage1.safetensors exported/
+python infer/export_onnx.py weights/demo.safetensors exported/
 python exported/run.py photo.jpg
 
 OUT gets encoder.onnx, decoder.onnx, model.json (vocabulary, classes, resizing, decoding of each

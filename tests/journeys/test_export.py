@@ -10,7 +10,7 @@ from tests.journeys.clone import Clone
 
 pytestmark = pytest.mark.slow
 
-WEIGHTS = "weights/demo_stage1.safetensors"
+WEIGHTS = "weights/demo.safetensors"
 ALONE = (  # what the program may not need
     "import runpy, sys; "
     "sys.modules.update(dict.fromkeys(('torch', 'timm', 'cv2', 'onnx', 'infer', 'utils'))); "
