@@ -161,6 +161,7 @@ class Loader(DataLoader):
         super().__init__(_Guarded(dataset), collate_fn=collate_fn, **arguments)
 
     def __iter__(self):
+        batches = None
         try:
             with torch.device("cpu"):  # it draws a seed on the default device of the caller
                 batches = super().__iter__()
@@ -173,6 +174,8 @@ class Loader(DataLoader):
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
             if self.num_workers and (reason := worker_error(error)):
+                if batches is not None:  # torch would report the dead one again at every signal
+                    batches._shutdown_workers()
                 raise reason from error
             raise
 

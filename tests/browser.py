@@ -177,7 +177,8 @@ class Browser:
 
         def finished() -> list[Path]:
             new = set(self.downloads.iterdir()) - known
-            return [] if any(p.suffix == ".crdownload" for p in new) else sorted(new)
+            unfinished = [p for p in new if p.suffix == ".crdownload" or p.name.startswith(".")]
+            return [] if unfinished else sorted(new)
 
         return wait_for(finished)[0]
 

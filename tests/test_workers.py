@@ -112,6 +112,7 @@ def test_a_worker_that_is_killed_is_one_line(train):
     with pytest.raises(UserError, match="worker .*killed|exited.*num_workers") as error:
         list(loader)
     assert "\n" not in str(error.value)
+    torch._C._error_if_any_worker_fails()  # nothing is left that a later signal would report
 
 
 def test_a_batch_that_cannot_be_sent_is_one_line(monkeypatch):
