@@ -91,7 +91,7 @@ format: $(STAMP)  ## let ruff fix and format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure decoding, training, its data and all tasks; tables, and JSON in results/bench/
+bench: $(VENV)/.extras  ## measure decoding, training, its data and all tasks; tables, and JSON in results/bench/
 	@test -d benchmarks || { echo "there is no folder benchmarks/ in this checkout" >&2; exit 2; }
 	@mkdir -p $(BENCH_OUT)
 	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; \
