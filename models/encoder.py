@@ -134,8 +134,8 @@ def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
     """Index of the last feature map with that stride."""
     import timm
 
-    info = timm.create_model(name, features_only=True, **kwargs).feature_info
-    strides = info.reduction()
+    with torch.device("meta"):  # no memory, no initial values
+        strides = timm.create_model(name, features_only=True, **kwargs).feature_info.reduction()
     if stride not in strides:
         raise UserError(
             f"encoder {name!r} has feature maps of strides {sorted(set(strides))}, not {stride}; "
