@@ -13,7 +13,7 @@ What an allocator wastes and what libraries take for themselves are not counted:
 somewhat more (`--fits` leaves it a tenth).
 
 `--measure` runs the step with memory on this machine. Both are told for logits in parts, as
-training computes them, and for all logits at a time (`Decoder.measure_logits`).
+training computes them, and for all logits at a time (`Decoder.losses`).
 """
 
 import sys
@@ -71,7 +71,7 @@ def full_batch(size: int, num_sequences: int, length: int, side: int) -> Batch:
         target_tokens=tokens.clone(),
         token_weights=torch.ones(shape),
         image_ids=[0] * size,
-        positions=torch.arange(size * num_sequences * length),
+        supervised=torch.arange(size * num_sequences * length),
     )
 
 

@@ -76,8 +76,8 @@ def build_batches(cfg, tasks: list[str], vocab: Vocabulary) -> dict[str, Batch]:
             weighted -= noise * (TOKENS_PER_OBJECT - 1)
         with torch.device("meta"):
             batch = full_batch(sizes[task], num, length, cfg.img_size)
-            positions = torch.arange(sizes[task] * num * weighted)
-        batches[task] = replace(batch, positions=positions)
+            supervised = torch.arange(sizes[task] * num * weighted)
+        batches[task] = replace(batch, supervised=supervised)
     return batches
 
 

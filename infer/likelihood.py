@@ -174,11 +174,12 @@ def measure_tokens(
     Returns:
         (M,) their kinds, (M,) their weights, (M, 2) loss and whether the likeliest token is right.
     """
-    where = batch.positions
-    targets, weights = batch.target_tokens.flatten()[where], batch.token_weights.flatten()[where]
+    supervised = batch.supervised  # (M,)
+    targets = batch.target_tokens.flatten()[supervised]
+    weights = batch.token_weights.flatten()[supervised]
     images = pad_batch(batch.images, batch.unpadded)
     # `forward`, not a call: a model that is compiled is compiled for training
-    measured = trained.model.forward(images, batch.input_tokens, where, targets, loss_and_hit)
+    measured = trained.model.forward(images, batch.input_tokens, supervised, targets, loss_and_hit)
     return kinds_of(targets, trained.vocab, tokenizer.eos_id), weights, measured
 
 

@@ -27,7 +27,14 @@ from train.guards import (
     report_skipped,
 )
 from train.init_weights import start_settings
-from train.loss import LOSS_KINDS, amp_dtype, autocast, supervised_losses, token_weights
+from train.loss import (
+    LOSS_KINDS,
+    amp_dtype,
+    autocast,
+    supervised_losses,
+    token_weights,
+    weighted_mean,
+)
 from train.optim import guarded_step
 from train.run_folder import (
     NoRecords,
@@ -331,7 +338,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     statistics = Statistics(state.model)
     totals = dict(zip(micro[0], world.sums(token_weights(micro)), strict=True))
-    losses = {task: torch.zeros((), dtype=torch.float32, device=device) for task in totals}
+    task_losses = {task: torch.zeros((), dtype=torch.float32, device=device) for task in totals}
     kinds = {task: torch.zeros(len(LOSS_KINDS), 2, device=device) for task in totals}
 
     # Gradients add up over the batches of all tasks.
@@ -340,13 +347,15 @@ def train_step(
         batch = batch.to(device, non_blocking=True)
         with synchronised(state.forward, last=number == len(parts)):
             with autocast(device, dtype):
-                tokens = supervised_losses(state.forward, batch, state.loss_type)
-                loss = (tokens[0] * tokens[1]).sum() / (totals[task] + 1e-9)
+                losses, weights, targets = supervised_losses(
+                    state.forward, batch, state.loss_type
+                )  # (M,) each
+                loss = weighted_mean(losses, weights, totals[task])  # this batch's share
             # times the processes: their gradients are averaged, not added
             factor = state.task_weights.get(task, 1.0) * world.size
             state.scaler.scale(factor * loss).backward()
-        losses[task] += loss.detach()
-        kinds[task] += state.token_kinds[task].sums(*tokens)
+        task_losses[task] += loss.detach()
+        kinds[task] += state.token_kinds[task].sums(losses, weights, targets)
 
     # Clip, then step, or skip the step if the gradient is not finite.
     state.scaler.unscale_(state.optimizer)
@@ -357,7 +366,7 @@ def train_step(
     statistics.keep_if(grad_norm.isfinite())
     state.scheduler.step()
     state.step += 1
-    return losses, grad_norm, kinds
+    return task_losses, grad_norm, kinds
 
 
 def _evaluate_and_save(

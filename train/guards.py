@@ -30,6 +30,7 @@ MAX_PENDING = 4  # steps whose outcome may still be unknown
 MAX_FILES = 10  # of batches kept for inspection
 MAX_OVERFLOWS = 100  # in a row: the scale of fp16 starts at 2 ** 16 and halves with each
 SHOWN = 3  # images that are named
+FIELDS_IN_FILES = {"supervised": "positions"}  # fields of `Batch` that have another name there
 HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; not on Windows
 
 
@@ -119,7 +120,8 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
             batch = replace(batch, images=batch.images.masked_fill(blank, 0))
             for field in fields(batch):
                 if isinstance(value := getattr(batch, field.name), Tensor):
-                    tensors[f"{number}.{task}.{field.name}"] = value.clone().contiguous()
+                    name = FIELDS_IN_FILES.get(field.name, field.name)
+                    tensors[f"{number}.{task}.{name}"] = value.clone().contiguous()
     path = folder / f"step_{step:07}_rank_{rank}.safetensors"
     write_tensors(path, tensors, {"image_ids": json.dumps(ids)})
     return path
