@@ -218,7 +218,7 @@ def test_outlines_encoded_together_are_those_encoded_one_by_one():
     polygons = [
         [rng.random((n, 2)).astype("f") * 90 for n in parts] for parts in ((3, 5), (), (12,), (30,))
     ]
-    sequence = tokenizer.train_sequence(
+    sequence = tokenizer.sequence_from_draws(
         np.zeros((4, 4)), np.array([1, 2, 3, 4]), polygons, (90, 90)
     )
     for row, weights, parts in zip(sequence.target, sequence.weight, polygons, strict=False):

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.batch import Batch, pad_batch
-from infer.likelihood import KINDS, kinds_of
+from tokenizer.base import TOKEN_KINDS, kinds_of
 from tokenizer.vocabulary import Vocabulary
 from utils.errors import UserError, import_function, is_import_path, one_line
 from utils.setting_rules import RULES
 
 # Kinds of tokens whose loss the curves show apart; "noise" is the class of a noise object,
 # "invisible" the place of a keypoint that is not labelled.
-LOSS_KINDS = (*KINDS, "noise", "invisible")
+LOSS_KINDS = (*TOKEN_KINDS, "noise", "invisible")
 IGNORED = -100  # a target that costs nothing
 
 
