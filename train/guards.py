@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,13 @@ class Stopped(BaseException):
     """
 
 
+def in_finalizer(frame: FrameType | None) -> bool:
+    """Whether a frame runs in a `__del__`, where Python prints what is raised and drops it."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 class StopSignal:
     """Collects stop requests (signals and the time limit), which are checked between steps."""
 
@@ -180,11 +188,7 @@ class StopSignal:
         if number == self.signal and number != HANGUP:  # the second Ctrl-C does not wait
             raise KeyboardInterrupt
         self.signal = self.signal or number
-        while frame is not None and frame.f_code.co_name != "__del__":
-            frame = frame.f_back
-        if (
-            self._at_once and frame is None
-        ):  # Python drops what a finalizer raises, with a traceback
+        if self._at_once and not in_finalizer(frame):
             raise Stopped(self.reason())
 
     def reason(self) -> str:
