@@ -2,8 +2,8 @@
 
 The same arithmetic is written again for single tokens in `decode_step/native.cpp`, and around the
 layers in `decode_step/cuda_graph.py` (`static_logits`) and in `onnx_graphs.py` (`DecoderGraph`).
-After a change of the decoder, change these too, or decode with `decode_mode=plain`. Compared in
-tests/test_native_step.py, test_static_step.py and test_onnx.py.
+After a change of the decoder, change these too, or decode with `decode_mode=plain`, see
+docs/extending.md. Compared in tests/test_native_step.py, test_static_step.py and test_onnx.py.
 """
 
 from __future__ import annotations
