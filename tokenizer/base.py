@@ -22,9 +22,9 @@ class TokenSequence:
 class TaskTokenizer:
     """Base of the task tokenizers: annotations as tokens, and tokens as results.
 
-    A subclass has `encode` and its inverse `decode`; `sequence`, which makes training sequences
-    with random choices, and mostly `sequence_from_draws`, which does so after the random numbers
-    have been drawn; `allowed`, the grammar of an answer; and `max_new_tokens`.
+    A subclass has `encode` and its inverse `decode`; `sequence`, which makes training sequences;
+    `allowed`, the grammar of an answer; and `max_new_tokens`. Our tokenizers split `sequence`: it
+    draws random numbers, and `sequence_from_draws` makes the sequences without further randomness.
     """
 
     task: ClassVar[str]
