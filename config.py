@@ -1,8 +1,9 @@
 """Settings. Edit this class, or override single values with `--set name=value` on any script.
 
 Precedence, lowest first: CFG, the preset (a subclass below), the settings of the run or weight file
-that is loaded, `--config FILE`, `--set`. Scripts pass a read-only copy of the settings on; no other
-code reads this file. The comment of a setting explains it; `utils/setting_rules.py` has its range.
+that is loaded, `--config FILE`, `--set`. Scripts import this file and pass a read-only copy of the
+settings on; no library code imports it. The comment of a setting explains it, and
+docs/write_settings.py makes docs/settings.md of the comments. Ranges: `utils/setting_rules.py`.
 """
 
 from pathlib import Path
@@ -536,8 +537,9 @@ class FromScratchCFG(DetFinetuneCFG):
     """COCO detection without pretraining on other data: ResNet-50, 1333 px, 300 epochs.
 
     The paper reports 43.0 AP [Q]; the authors expect about 42 from the published code [I]. There is
-    no published config: values without a mark are those of `det_finetune`. [S] found that training
-    is unstable with a learning rate above 1e-3.
+    no published config: values without a mark are those of `det_finetune`. The learning rate is the
+    paper's, as [S] quotes it. In [S] the author of another port writes that 1e-3 is the largest
+    rate at which that port trains stably: if the loss jumps, try `--set lr=1e-3`.
     """
 
     init_weights = None

@@ -87,7 +87,7 @@ def load_in_stages(data: TrainSet, keys: list[tuple[int, int]], clock: Clock) ->
         rng = clock("move", np.random.default_rng, [data.seed, epoch, index])
         for transform in data.transforms:
             sample = clock("move", transform, sample, rng)
-        tokens = clock("tokenise", data.encode, sample, rng)
+        tokens = clock("tokenise", data.make_sequence, sample, rng)
         items.append(TrainItem(sample.image, sample.geometry.size, tokens, sample.image_id))
         samples.append(sample)
     clock("collate", collate, items)

@@ -297,11 +297,11 @@ class ScriptedTokenizer(DetectionTokenizer):
     num_objects: int
     asked: int = 0  # tokens of the last answer
 
-    def ran_out(self, class_log_probs: Tensor, most: int, score: float) -> Tensor:
+    def ran_out(self, class_log_probs: Tensor, in_a_row: int, score: float) -> Tensor:
         scripted = torch.full_like(class_log_probs, -torch.inf)
         scripted[:, : 5 * self.num_objects] = 0
         self.asked = class_log_probs.shape[1]
-        return super().ran_out(scripted, most, score)
+        return super().ran_out(scripted, in_a_row, score)
 
 
 def measure_stopping(model: Pix2Seq, num_objects: int, repeat: int) -> dict:

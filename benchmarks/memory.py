@@ -13,7 +13,7 @@ What an allocator wastes and what libraries take for themselves are not counted:
 somewhat more (`--fits` leaves it a tenth).
 
 `--measure` runs the step with memory on this machine. Both are told for logits in parts, as
-training computes them, and for all logits at a time (`Decoder.measure_logits`).
+training computes them, and for all logits at a time (`Decoder.losses`).
 """
 
 import sys
@@ -38,7 +38,7 @@ from models import Pix2Seq, build_model
 from tokenizer.vocabulary import TASKS, Vocabulary
 from train.distributed import recompute_activations
 from train.loss import autocast, batch_loss
-from train.settings import batch_sizes, build_tokenizers, model_config
+from train.settings import batch_sizes, build_tokenizers, model_config_from_settings
 from utils.cli import load_settings, parser, pick_names, run
 from utils.errors import UserError
 
@@ -71,7 +71,7 @@ def full_batch(size: int, num_sequences: int, length: int, side: int) -> Batch:
         target_tokens=tokens.clone(),
         token_weights=torch.ones(shape),
         image_ids=[0] * size,
-        positions=torch.arange(size * num_sequences * length),
+        supervised=torch.arange(size * num_sequences * length),
     )
 
 
@@ -87,7 +87,9 @@ def peak(cfg, tasks: list[str], vocab: Vocabulary, *, at_once: int, measure: boo
     with ExitStack() as stack:
         stack.enter_context(patch.object(models.decoder, "LOGITS_AT_ONCE", at_once))
         longest = max(length for _, length in sequences.values())
-        model = build_model(model_config(cfg, vocab, max_len=cfg.max_len or longest)).train()
+        model = build_model(
+            model_config_from_settings(cfg, vocab, max_len=cfg.max_len or longest)
+        ).train()
         if not measure:
             stack.enter_context(_without_memory(model))
             for module in (models.layers, models.decoder):  # on a CPU it would be in float32

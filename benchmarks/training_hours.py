@@ -36,7 +36,7 @@ from tokenizer.vocabulary import TASKS, Vocabulary
 from train.distributed import recompute_activations
 from train.loss import batch_loss
 from train.optim import count_steps
-from train.settings import batch_sizes, model_config
+from train.settings import batch_sizes, model_config_from_settings
 from utils.cli import find_preset, load_settings, parser, pick_names, run
 
 JOBS = {"det_finetune": "detection", "from_scratch": "detection", "multi_task": "all"}
@@ -76,8 +76,8 @@ def build_batches(cfg, tasks: list[str], vocab: Vocabulary) -> dict[str, Batch]:
             weighted -= noise * (TOKENS_PER_OBJECT - 1)
         with torch.device("meta"):
             batch = full_batch(sizes[task], num, length, cfg.img_size)
-            positions = torch.arange(sizes[task] * num * weighted)
-        batches[task] = replace(batch, positions=positions)
+            supervised = torch.arange(sizes[task] * num * weighted)
+        batches[task] = replace(batch, supervised=supervised)
     return batches
 
 
@@ -85,7 +85,9 @@ def build_shapes(cfg, batches: dict[str, Batch], vocab: Vocabulary) -> Pix2Seq:
     """The model of a preset in training, with shapes alone."""
     longest = max(batch.input_tokens.shape[-1] for batch in batches.values())
     with torch.device("meta"):
-        model = build_model(model_config(cfg, vocab, max_len=cfg.max_len or longest)).train()
+        model = build_model(
+            model_config_from_settings(cfg, vocab, max_len=cfg.max_len or longest)
+        ).train()
     if cfg.recompute_activations:
         recompute_activations(model.blocks)
     return model.to("meta")  # constants too

@@ -50,9 +50,10 @@ def main(argv=None):
     import torch
 
     from benchmarks.machine import machine
+    from dataset.find_dataset import place_of_data
     from dataset.tasks import build_source
     from infer import batches
-    from infer.tasks import evaluate_task, place_of_data
+    from infer.tasks import evaluate_task
 
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     predict_all, seconds = batches.predict_all, defaultdict(list)

@@ -46,7 +46,7 @@ def check_learnable(source) -> None:
         raise UserError(f"no object to learn: {problem}")
 
 
-def look_at_judged(source) -> list[str]:
+def look_at_val(source) -> list[str]:
     """Warnings about an evaluation set; builds its ground truth, which checks it.
 
     Raises:
@@ -57,15 +57,15 @@ def look_at_judged(source) -> list[str]:
     return [f"no object to judge by: {problem}"] if problem else []
 
 
-def look_at_both(source, judged) -> list[str]:
+def compare_train_and_val(source, eval_source) -> list[str]:
     """Warnings about differences between a training and an evaluation set.
 
     Raises:
         UserError: they have no class in common, or other keypoints.
     """
-    compare_skeletons(source, judged)
-    lines = [compare_classes(source.categories, judged.categories)]
-    lines.append(unlearned_classes(source, judged))
+    compare_skeletons(source, eval_source)
+    lines = [compare_classes(source.categories, eval_source.categories)]
+    lines.append(unlearned_classes(source, eval_source))
     return [line for line in lines if line]
 
 
@@ -95,16 +95,16 @@ def check_headers(source) -> None:
         check_header(source.image_path(index), source.stated_size(index))
 
 
-def unlearned_classes(source, judged) -> str:
+def unlearned_classes(source, eval_source) -> str:
     """A warning about evaluation classes without training objects (misspelt, or all of them).
 
     Empty if there are none.
     """
-    if not all(hasattr(each, "objects_per_class") for each in (source, judged)):
+    if not all(hasattr(each, "objects_per_class") for each in (source, eval_source)):
         return ""
     counts = [
         {each.categories.names[i]: n for i, n in each.objects_per_class().items() if n}
-        for each in (source, judged)
+        for each in (source, eval_source)
     ]
     known = source.categories.names.values()
     missing = [name for name in counts[1] if name in known and name not in counts[0]]
@@ -116,17 +116,17 @@ def unlearned_classes(source, judged) -> str:
     return f"{text}: {_listed(names)}"
 
 
-def compare_classes(known: Categories, judged: Categories) -> str:
+def compare_classes(known: Categories, evaluated: Categories) -> str:
     """A warning about evaluation classes that the training set lacks; empty if there are none.
 
     Args:
         known: of the training set.
-        judged: of the validation set. Classes are matched by name.
+        evaluated: of the validation set. Classes are matched by name.
 
     Raises:
         UserError: the two have no class in common.
     """
-    names, wanted = list(known.names.values()), list(judged.names.values())
+    names, wanted = list(known.names.values()), list(evaluated.names.values())
     strange = [name for name in wanted if name not in names]
     if not strange:
         return ""
@@ -143,13 +143,13 @@ def compare_classes(known: Categories, judged: Categories) -> str:
     )
 
 
-def compare_skeletons(source, judged) -> None:
+def compare_skeletons(source, eval_source) -> None:
     """Refuses training and evaluation sets with different keypoints, or another order of them.
 
     Raises:
         UserError: they are.
     """
-    ours, theirs = (getattr(each, "skeleton", None) for each in (source, judged))
+    ours, theirs = (getattr(each, "skeleton", None) for each in (source, eval_source))
     if ours is not None and theirs is not None and ours.names != theirs.names:
         pairs = enumerate(zip_longest(ours.names, theirs.names))
         number, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
@@ -335,14 +335,14 @@ def _fingerprints(paths: Iterable[Path]) -> dict[Path, np.ndarray]:
     return found
 
 
-def overlap_text(pairs: Sequence[tuple[Path, Path]], num_judged: int) -> str:
+def overlap_text(pairs: Sequence[tuple[Path, Path]], num_val: int) -> str:
     """A warning about training pictures that are in the evaluation set, too; empty if none is."""
     if not pairs:
         return ""
-    judged = {theirs for _, theirs in pairs}
+    shared = {theirs for _, theirs in pairs}
     examples = "; ".join(f"{ours} and {theirs}" for ours, theirs in pairs[:2])
     return (
-        f"{len(judged)} of {num_judged} pictures to judge by are pictures to train on as well, so "
+        f"{len(shared)} of {num_val} pictures to judge by are pictures to train on as well, so "
         f"that results look too good: {examples}{'; …' * (len(pairs) > 2)}"
     )
 

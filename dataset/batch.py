@@ -109,8 +109,9 @@ class Batch:
     target_tokens: Tensor  # as input_tokens
     token_weights: Tensor  # as input_tokens, float32
     image_ids: list[int | str]
-    # (M,) int64, where the flattened targets have a weight; found on the host, so that nobody waits
-    positions: Tensor | None = None
+    # (M,) int64 indices of the flattened targets that have a loss weight; found on the host, so
+    # that nobody waits
+    supervised: Tensor | None = None
     full_length: int = 0  # tokens of a sequence before `trim`; 0 = not recorded
     skipped: tuple[str, ...] = ()  # see `Sample`
 
@@ -171,7 +172,7 @@ def collate(items: Sequence[TrainItem], num_lengths: int = 0) -> Batch:
         unpadded=torch.tensor([item.image.shape[:2] for item in items], device="cpu"),
         **{name: torch.from_numpy(rows) for name, rows in tokens.items()},
         image_ids=[item.image_id for item in items],
-        positions=torch.from_numpy(np.flatnonzero(tokens["token_weights"])),
+        supervised=torch.from_numpy(np.flatnonzero(tokens["token_weights"])),
         full_length=full_length,
         skipped=tuple(reason for item in items for reason in item.skipped),
     )
@@ -216,7 +217,7 @@ def trim(batch: dict[str, np.ndarray], num_lengths: int = 0) -> dict[str, np.nda
             (a compiled model is specialised on them, as is attention on a GPU); 0 = it is exact.
     """
     full = batch["token_weights"].shape[-1]
-    weighted = np.flatnonzero(batch["token_weights"].reshape(-1, full).any(0))  # positions
+    weighted = np.flatnonzero(batch["token_weights"].reshape(-1, full).any(0))
     step = -(-full // num_lengths) if num_lengths else 1
     end = -(-(int(weighted[-1]) + 1) // step) * step if len(weighted) else full
     if end >= full:

@@ -176,6 +176,24 @@ def _data_of(cfg) -> Dataset | None:
     return Dataset(cfg.train_json, coco.TITLE, tuple(parts), **options)
 
 
+def place_of_data(cfg, dataset: str, split: str) -> tuple[Path | Dataset, str]:
+    """The root of a dataset and its name of the split, from the settings.
+
+    The root is a folder, or the dataset that the settings `data` or `train_json` name.
+
+    Args:
+        split: "train", "val", or a split that the dataset knows by another name.
+
+    Raises:
+        UserError: there is no such dataset.
+    """
+    if dataset == "coco":
+        return data_of(cfg) or cfg.coco_root, split
+    if dataset == "voc":
+        return cfg.voc_root, {"train": cfg.voc_sets, "val": cfg.voc_eval_sets}.get(split, split)
+    raise UserError(f"dataset must be coco or voc, got {dataset!r}")
+
+
 def find_dataset(path: str | Path, *, seed: int = 0, val_share: float = 0.2) -> Dataset:
     """Recognises the format of a folder, a COCO file or a data.yaml.
 

@@ -24,10 +24,6 @@ from utils.errors import UserError, one_line
 
 REMAINDERS = ("keep", "drop")
 
-# torch looks at this when it ends the workers of a loader that could not start all of them, and
-# has not set it by then: it would print a traceback and leave them running
-_MultiProcessingDataLoaderIter._workers_status = defaultdict(lambda: True)
-
 
 class EpochSampler(Sampler):
     """(epoch, index) pairs of one rank: over all ranks every sample at most once per epoch, and
@@ -61,7 +57,7 @@ class EpochSampler(Sampler):
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
         self.length, self.seed = length, seed
         self.rank, self.world_size, self.remainder = rank, world_size, remainder
-        self.whole = world_size * group
+        self.group_size = world_size * group  # samples of all ranks that belong together
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -77,7 +73,7 @@ class EpochSampler(Sampler):
     def _indices(self) -> np.ndarray:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         if self.remainder == "drop":
-            order = order[: self.length // self.whole * self.whole]
+            order = order[: self.length // self.group_size * self.group_size]
         return order[self.rank :: self.world_size]
 
 
@@ -88,7 +84,7 @@ class TrainSet(Dataset):
         self,
         source,
         transforms: Sequence[Callable[[Sample, np.random.Generator], Sample]],
-        encode: Callable[[Sample, np.random.Generator], TokenSequence],
+        make_sequence: Callable[[Sample, np.random.Generator], TokenSequence],
         seed: int,
         at_least: tuple[int, int] | None = None,
     ):
@@ -96,25 +92,25 @@ class TrainSet(Dataset):
         Args:
             source: sequence of `Sample`s in original pixels.
             transforms: applied in order; one of them must set `geometry`.
-            encode: writes the tokens of a sample.
+            make_sequence: writes the tokens of a sample, see `dataset.tasks.Task`.
             seed: with epoch and index the only source of randomness.
             at_least: (H, W) of the largest picture that the transforms make; larger JPEG files may
                 be decoded smaller (`read_image`). None = they are decoded whole.
         """
-        self.source, self.transforms, self.encode, self.seed = source, transforms, encode, seed
-        self.at_least = at_least
+        self.source, self.transforms, self.make_sequence = source, transforms, make_sequence
+        self.seed, self.at_least = seed, at_least
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> TrainItem:
         sample, rng = self.sample(*key)
-        tokens = self.encode(sample, rng)
+        tokens = self.make_sequence(sample, rng)
         size = sample.geometry.size
         return TrainItem(sample.image, size, tokens, sample.image_id, sample.skipped)
 
     def sample(self, epoch: int, index: int) -> tuple[Sample, np.random.Generator]:
-        """The transformed sample, and the generator that draws for `encode` next.
+        """The transformed sample, and the generator that draws for `make_sequence` next.
 
         Its image is (h, w, 3) with (h, w) = `geometry.unpadded`.
         """
@@ -142,6 +138,16 @@ class EvalSet(Dataset):
         return torch.from_numpy(image), sample.image_id
 
 
+def patch_torch() -> None:
+    """Sets an attribute that torch needs to end the workers of a loader that could not start all.
+
+    `_MultiProcessingDataLoaderIter._shutdown_workers` reads `_workers_status`. Its `__init__` sets
+    that only after all workers have started. Without it torch prints a traceback and leaves the
+    started ones running.
+    """
+    _MultiProcessingDataLoaderIter._workers_status = defaultdict(lambda: True)
+
+
 class Loader(DataLoader):
     """A DataLoader that passes on a `UserError` of a worker process as one line.
 
@@ -157,6 +163,7 @@ class Loader(DataLoader):
                 others, perhaps none, and with the reasons.
             arguments: of `DataLoader`.
         """
+        patch_torch()
         collate_fn = _GuardedCollate(collate_fn, skip_bad)
         super().__init__(_Guarded(dataset), collate_fn=collate_fn, **arguments)
 
@@ -343,6 +350,7 @@ def init_worker(_worker_id: int) -> None:
     gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # the thread of `multiprocessing.queues.Queue._feed` calls it for what it cannot send
     Queue._on_queue_feeder_error = _send_error
 
 

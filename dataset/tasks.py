@@ -1,7 +1,7 @@
 """The registry of tasks, which builds their sources and training sets.
 
 For a new task see docs/tasks.md, "A fifth task". A new dataset is an entry in `Task.sources`, and
-one in `infer.tasks.place_of_data`, which says where it lies.
+one in `dataset.find_dataset.place_of_data`, which says where it lies.
 """
 
 import math
@@ -41,7 +41,7 @@ PIXEL_OPTIONS = ("color_strength", "pixel_transforms")  # of `train_transforms`
 # Functions of modules, not inside functions: worker processes that are not forked unpickle them.
 
 
-def _encode_detection(
+def _detection_sequence(
     tokenizer: DetectionTokenizer, sample: Sample, rng: np.random.Generator
 ) -> TokenSequence:
     geometry = sample.geometry
@@ -50,14 +50,14 @@ def _encode_detection(
     )
 
 
-def _encode_segmentation(
+def _segmentation_sequences(
     tokenizer: SegmentationTokenizer, sample: Sample, rng: np.random.Generator
 ) -> TokenSequence:
     size = sample.geometry.size
     return tokenizer.sequence(sample.boxes, sample.labels, sample.polygons, size, rng)
 
 
-def _encode_keypoints(
+def _keypoint_sequence(
     tokenizer: KeypointTokenizer, sample: Sample, rng: np.random.Generator
 ) -> TokenSequence:
     rows = list(zip(sample.boxes, sample.labels, sample.keypoints, strict=True))
@@ -67,7 +67,7 @@ def _encode_keypoints(
     return tokenizer.sequence(*(rows[0] if rows else nothing), sample.geometry.size, rng)
 
 
-def _encode_captioning(
+def _caption_sequences(
     tokenizer: CaptionTokenizer, sample: Sample, rng: np.random.Generator
 ) -> TokenSequence:
     return tokenizer.sequence(sample.captions, rng)
@@ -99,9 +99,14 @@ class Task:
     """
 
     sources: dict[str, type]  # dataset name -> class of source: (root, split, **options)
-    # picks the fields of a Sample for the tokenizer; a function of a module, which can be pickled
-    encode: Callable[[TaskTokenizer, Sample, np.random.Generator], TokenSequence]
-    augmentation: dict = field(default_factory=dict)  # where it differs from the jitter's defaults
+    # the training sequence of a Sample: passes its fields to `tokenizer.sequence`; a function of a
+    # module, which can be pickled
+    make_sequence: Callable[[TaskTokenizer, Sample, np.random.Generator], TokenSequence]
+    # option of its tokenizer that says how training sequences are made -> setting
+    sequence_settings: dict[str, str] = field(default_factory=dict)
+    # where it differs from the defaults of the jitter. The settings, which training passes to
+    # `build_train_set` (train/settings.py), win over it
+    augmentation: dict = field(default_factory=dict)
     # (settings, source) -> lines on what of the source does not fit the settings
     advise: Callable[[object, object], list[str]] = lambda cfg, source: []
 
@@ -114,23 +119,46 @@ class Task:
 TASKS: dict[str, Task] = {
     "detection": Task(
         sources={"coco": CocoDetection, "voc": VocDetection},
-        encode=_encode_detection,
+        make_sequence=_detection_sequence,
+        sequence_settings={
+            "noise": "noise_objects",
+            "corruption": "class_corruption",
+            "noise_weight": "noise_weight",
+            "pad_weight": "eos_weight",
+        },
         advise=_advise_detection,
     ),
     "segmentation": Task(
         sources={"coco": CocoSegmentation},
-        encode=_encode_segmentation,
+        make_sequence=_segmentation_sequences,
+        sequence_settings={
+            "random_start": "seg_random_start",
+            "pad_weight": "seg_eos_weight",
+            "first_end_only": "seg_first_end_only",
+            "weigh_absent": "seg_weigh_absent",
+            "cut_outlines": "seg_cut_outlines",
+        },
         augmentation={"max_scale": 1.0},  # the picture is never cut, only made smaller
         advise=_advise_segmentation,
     ),
     "keypoint": Task(
         sources={"coco": CocoKeypoints},
-        encode=_encode_keypoints,
+        make_sequence=_keypoint_sequence,
+        sequence_settings={
+            "mask_inputs": "keypoint_mask_inputs",
+            "invisible_weight": "keypoint_invisible_weight",
+        },
         augmentation={"max_scale": 1.0, "crop": 0.5},  # twice the box; officially no mirror
     ),
     "captioning": Task(
         sources={"coco": CocoCaptions},
-        encode=_encode_captioning,
+        make_sequence=_caption_sequences,
+        sequence_settings={
+            "num_captions": "captions_per_image",
+            "drop": "caption_drop",
+            "end_weight": "caption_end_weight",
+            "pad_weight": "caption_pad_weight",
+        },
         augmentation={"flip_prob": 0.0},  # captions say left and right
         advise=_advise_captioning,
     ),
@@ -146,6 +174,12 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise UserError(f"task must be one of {sorted(TASKS)}, got {name!r}")
     return TASKS[name]
+
+
+def sequence_options(cfg, task: str) -> dict:
+    """Options of a task's tokenizer that say how training sequences are made, from the settings."""
+    names = find_task(task).sequence_settings
+    return {option: getattr(cfg, setting) for option, setting in names.items()}
 
 
 def tasks_of_data(data, tasks: Sequence[str]) -> list[str]:
@@ -228,4 +262,4 @@ def build_train_set(
         transforms = evaluation(size, resize_mode, crop=crop)
     # no picture is made larger than this; of a crop to a box nobody knows
     at_least = tuple(math.ceil(side * largest) for side in size) if crop is None else None
-    return TrainSet(source, transforms, partial(spec.encode, tokenizer), seed, at_least)
+    return TrainSet(source, transforms, partial(spec.make_sequence, tokenizer), seed, at_least)

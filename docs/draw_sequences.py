@@ -77,7 +77,7 @@ class Example:
             tokenizer.task, source, tokenizer, (SIDE, SIDE), seed=seed, augment=False, crop=crop
         )
         sample, rng = data.sample(0, index)
-        return source[index], sample, data.encode(sample, rng)
+        return source[index], sample, data.make_sequence(sample, rng)
 
     def chips(self, sequence: TokenSequence, prompt: int) -> tuple[list[Chip], list[Chip]]:
         """Of one sequence the prompt, P tokens, and the answer with what the decoder reads."""

@@ -4,7 +4,6 @@ A caller may leave out the classes of the boxes, or the boxes. An evaluation tak
 ground truth, those that the same weights detect, or those of a COCO results file.
 """
 
-import numbers
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from dataset.batch import EvalBatch
 from infer.batches import is_single, is_whole
-from infer.detection import WHOLE_BUDGET, DetectionOptions, detect
+from infer.detection import WHOLE_BUDGET, DetectionOptions, check_threshold, detect
 from infer.results import Detections
 from infer.trained_model import Encoded, TrainedModel
 from utils.categories import Categories, check_class_names
@@ -89,12 +88,6 @@ def check_box_values(boxes, labels: Labels, scores, threshold: float) -> None:
     if boxes is None and not (labels is None and scores is None):
         raise ValueError("labels and scores belong to boxes; give boxes, too")
     check_threshold(threshold)
-
-
-def check_threshold(threshold: float) -> None:
-    """Raises a ValueError for an invalid score threshold."""
-    if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:
-        raise ValueError(f"score_threshold must be a number from 0 to 1, got {threshold!r}")
 
 
 def check_scores(scores: np.ndarray | float, num: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,10 +66,10 @@ class DetectionOptions:
 
     def stop(self, tokenizer: DetectionTokenizer) -> Callable[[Generated], Tensor] | None:
         """The stop criterion for `generate`: no more objects; None = no early stop."""
-        most, score = self.stop_objects, self.stop_score
-        if most == 0:
+        in_a_row, score = self.stop_objects, self.stop_score
+        if in_a_row == 0:
             return None
-        return lambda found: tokenizer.ran_out(found.best_log_probs, most, score)
+        return lambda found: tokenizer.ran_out(found.best_log_probs, in_a_row, score)
 
 
 WHOLE_BUDGET = DetectionOptions(stop_objects=0)  # for evaluations: low scores count, too
@@ -134,6 +135,12 @@ def detect(
         )
         for i, geometry in enumerate(encoded.geometries)
     ]
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises a ValueError for an invalid score threshold."""
+    if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:
+        raise ValueError(f"score_threshold must be a number from 0 to 1, got {threshold!r}")
 
 
 def detection_tokenizer(

@@ -223,8 +223,8 @@ def _describe_data(cfg, tasks: list[str], split: str) -> None:
 
 def _source(cfg, task: str, dataset: str, split: str):
     """The images and annotations to evaluate on."""
+    from dataset.find_dataset import place_of_data
     from dataset.tasks import build_source
-    from infer.tasks import place_of_data
 
     limit = cfg.train_limit if split == "train" else cfg.eval_limit
     root, split = place_of_data(cfg, dataset, split)

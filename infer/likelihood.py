@@ -15,46 +15,11 @@ from torch import Tensor
 from dataset.batch import Batch, pad_batch
 from dataset.loader import build_sequence_loader
 from dataset.sample import ChangedSource, PerObject, Sample
-from dataset.tasks import build_train_set
+from dataset.tasks import build_train_set, sequence_options
 from infer.batches import EvalLoop
 from infer.trained_model import TrainedModel, shared_categories
-from tokenizer.base import TaskTokenizer
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.base import TOKEN_KINDS, TaskTokenizer, kinds_of
 from utils.errors import UserError
-
-KINDS = ("coordinates", "classes", "text", "ends")
-# task -> option of its tokenizer -> setting, of what makes training sequences
-OPTIONS = {
-    "detection": {
-        "noise": "noise_objects",
-        "corruption": "class_corruption",
-        "noise_weight": "noise_weight",
-        "eos_weight": "eos_weight",
-    },
-    "segmentation": {
-        "random_start": "seg_random_start",
-        "eos_weight": "seg_eos_weight",
-        "first_end_only": "seg_first_end_only",
-        "weigh_absent": "seg_weigh_absent",
-        "cut_outlines": "seg_cut_outlines",
-    },
-    "keypoint": {
-        "mask_inputs": "keypoint_mask_inputs",
-        "invisible_weight": "keypoint_invisible_weight",
-    },
-    "captioning": {
-        "num_captions": "captions_per_image",
-        "drop": "caption_drop",
-        "end_weight": "caption_end_weight",
-        "pad_weight": "caption_pad_weight",
-    },
-}
-
-
-def sequence_options(cfg, task: str) -> dict:
-    """Options of a task's tokenizer that say how training sequences are made; a task that is not in
-    `OPTIONS` has none."""
-    return {name: getattr(cfg, setting) for name, setting in OPTIONS.get(task, {}).items()}
 
 
 def measure_likelihood(
@@ -77,7 +42,9 @@ def measure_likelihood(
     if is_per_object(tokenizer) and not len(source.learnable_objects()):
         return {}
     loader = build_loader(cfg, task, trained, source, tokenizer, loop, limit)
-    sums = torch.zeros(len(KINDS), 3, dtype=torch.float64)  # weight, weighted loss, weighted hits
+    sums = torch.zeros(
+        len(TOKEN_KINDS), 3, dtype=torch.float64
+    )  # weight, weighted loss, weighted hits
     model, was_training = trained.model, trained.model.training
     model.eval()
     with torch.no_grad():
@@ -174,11 +141,12 @@ def measure_tokens(
     Returns:
         (M,) their kinds, (M,) their weights, (M, 2) loss and whether the likeliest token is right.
     """
-    where = batch.positions
-    targets, weights = batch.target_tokens.flatten()[where], batch.token_weights.flatten()[where]
+    supervised = batch.supervised  # (M,)
+    targets = batch.target_tokens.flatten()[supervised]
+    weights = batch.token_weights.flatten()[supervised]
     images = pad_batch(batch.images, batch.unpadded)
     # `forward`, not a call: a model that is compiled is compiled for training
-    measured = trained.model.forward(images, batch.input_tokens, where, targets, loss_and_hit)
+    measured = trained.model.forward(images, batch.input_tokens, supervised, targets, loss_and_hit)
     return kinds_of(targets, trained.vocab, tokenizer.eos_id), weights, measured
 
 
@@ -189,30 +157,12 @@ def loss_and_hit(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([losses, (logits.argmax(1) == targets).float()], 1)
 
 
-def kinds_of(targets: Tensor, vocab: Vocabulary, eos_id: int | None) -> Tensor:
-    """(M,) ids -> (M,) numbers of their kinds in `KINDS`.
-
-    Coordinates are the bins and "not labelled"; classes the fake one of noise objects too; ends all
-    that ends or parts something: padding, separators, `eos_id`.
-    """
-    coordinates, classes, text, ends = range(len(KINDS))
-    kinds = torch.full_like(targets, ends)
-    for kind, (lo, hi) in (
-        (coordinates, vocab.coord_range),
-        (classes, vocab.class_range),
-        (text, (vocab.text0, vocab.size)),
-    ):
-        kinds = kinds.masked_fill((targets >= lo) & (targets < hi), kind)
-    kinds = kinds.masked_fill(targets == vocab.invisible, coordinates)
-    kinds = kinds.masked_fill(targets == vocab.fake, classes)
-    if eos_id is not None:
-        kinds = kinds.masked_fill(targets == eos_id, ends)
-    return kinds
-
-
 def summarise(sums: Tensor) -> dict[str, float]:
     """(kinds, 3) sums of weight, weighted loss and weighted hits -> figures by name."""
-    rows = {"": sums.sum(0), **{f"{kind}/": row for kind, row in zip(KINDS, sums, strict=True)}}
+    rows = {
+        "": sums.sum(0),
+        **{f"{kind}/": row for kind, row in zip(TOKEN_KINDS, sums, strict=True)},
+    }
     figures = {}
     for prefix, row in rows.items():
         weight, loss, hits = row.tolist()
@@ -228,7 +178,7 @@ def likelihood_table(metrics: dict[str, float]) -> str:
         metrics: of a report, with "likelihood/loss" and so on among them.
     """
     lines = [f"{'likelihood':<14}loss  accuracy"]
-    for kind in ("", *KINDS):
+    for kind in ("", *TOKEN_KINDS):
         prefix = f"likelihood/{kind}/" if kind else "likelihood/"
         if f"{prefix}loss" in metrics:
             loss, hits = metrics[f"{prefix}loss"], metrics[f"{prefix}accuracy"]

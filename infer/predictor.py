@@ -9,9 +9,9 @@ import torch
 
 from infer import captioning, detection, keypoint, multi_task, segmentation
 from infer.batches import ImageLike, batches_of
-from infer.boxes import Labels, check_box_values, check_threshold, label_boxes
+from infer.boxes import Labels, check_box_values, label_boxes
 from infer.captioning import CaptionOptions
-from infer.detection import DetectionOptions
+from infer.detection import DetectionOptions, check_threshold
 from infer.keypoint import KeypointOptions
 from infer.multi_task import AllTasksOptions
 from infer.results import (
@@ -90,10 +90,10 @@ class Predictor(TrainedModel):
             options = replace(options, max_objects=max_objects)
         check_threshold(score_threshold)
         found, paths = [], _paths_of(images)
-        for tensors, (p,) in batches_of(images, paths=paths, batch_size=batch_size):
+        for tensors, (batch_paths,) in batches_of(images, paths=paths, batch_size=batch_size):
             objects = detection.detect(self, tensors, options)
             objects = [one.above(score_threshold) for one in objects]
-            found += self._with_origins(objects, tensors, p)
+            found += self._with_origins(objects, tensors, batch_paths)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def segment(
@@ -125,17 +125,19 @@ class Predictor(TrainedModel):
         check_box_values(boxes, labels, scores, score_threshold)
         found, values = [], {"boxes": boxes, "labels": labels, "scores": scores}
         values["paths"] = _paths_of(images)
-        for tensors, (b, k, s, p) in batches_of(images, batch_size=batch_size, **values):
+        for tensors, of_batch in batches_of(images, batch_size=batch_size, **values):
+            batch_boxes, batch_labels, batch_scores, batch_paths = of_batch
             # One encoder pass serves detection and masks, unless masks need crops.
             encoded = None if crops else self.encode(tensors)
-            if b is None:
+            if batch_boxes is None:
                 shown = DetectionOptions().showing(score_threshold)
                 objects = detection.detect(self, tensors, shown, encoded=encoded)
-                b, k, s = columns([one.above(score_threshold) for one in objects])
+                rows = columns([one.above(score_threshold) for one in objects])
             else:
-                b, k, s = label_boxes(self, tensors, b, k, s, encoded)
-            masks = segmentation.segment(self, tensors, b, k, s, options, encoded=encoded)
-            found += self._with_origins(masks, tensors, p)
+                rows = label_boxes(self, tensors, batch_boxes, batch_labels, batch_scores, encoded)
+            # rows: boxes, labels and scores, each of all images
+            masks = segmentation.segment(self, tensors, *rows, options, encoded=encoded)
+            found += self._with_origins(masks, tensors, batch_paths)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def keypoints(
@@ -164,17 +166,19 @@ class Predictor(TrainedModel):
             labels = self.tokenizer("keypoint").labels[0]
         found, values = [], {"boxes": boxes, "labels": labels, "scores": scores}
         values["paths"] = _paths_of(images)
-        for tensors, (b, k, s, p) in batches_of(images, batch_size=batch_size, **values):
+        for tensors, of_batch in batches_of(images, batch_size=batch_size, **values):
+            batch_boxes, batch_labels, batch_scores, batch_paths = of_batch
             # The given boxes, or those of the persons that are detected
-            if b is None:
+            if batch_boxes is None:
                 shown = DetectionOptions().showing(score_threshold)
                 objects = detection.detect(self, tensors, shown)
                 objects = [one.above(score_threshold) for one in objects]
-                b, k, s = columns(keypoint.with_keypoints(self, objects))
+                rows = columns(keypoint.with_keypoints(self, objects))
             else:
-                b, k, s = label_boxes(self, tensors, b, k, s)
-            points = keypoint.find_keypoints(self, tensors, b, k, s, options)
-            found += self._with_origins(points, tensors, p)
+                rows = label_boxes(self, tensors, batch_boxes, batch_labels, batch_scores)
+            # rows: boxes, labels and scores, each of all images
+            points = keypoint.find_keypoints(self, tensors, *rows, options)
+            found += self._with_origins(points, tensors, batch_paths)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def caption(
@@ -186,9 +190,9 @@ class Predictor(TrainedModel):
     ) -> Captions | list[Captions]:
         """Describes images: `Captions`, best first."""
         found, paths = [], _paths_of(images)
-        for tensors, (p,) in batches_of(images, paths=paths, batch_size=batch_size):
+        for tensors, (batch_paths,) in batches_of(images, paths=paths, batch_size=batch_size):
             captions = captioning.caption(self, tensors, options)
-            found += self._with_origins(captions, tensors, p)
+            found += self._with_origins(captions, tensors, batch_paths)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def all_tasks(
@@ -201,9 +205,9 @@ class Predictor(TrainedModel):
         """Captions, objects, masks and persons' keypoints, for the tasks that the weights know."""
         multi_task.check_can_start(self)
         found, paths = [], _paths_of(images)
-        for tensors, (p,) in batches_of(images, paths=paths, batch_size=batch_size):
+        for tensors, (batch_paths,) in batches_of(images, paths=paths, batch_size=batch_size):
             everything = multi_task.find_all(self, tensors, options)
-            found += self._with_origins(everything, tensors, p)
+            found += self._with_origins(everything, tensors, batch_paths)
         return found if isinstance(images, (list, tuple)) else found[0]
 
     def _with_origins(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.find_dataset import Dataset, data_of
 from dataset.sample import Sample
 from infer import captioning, detection, keypoint, segmentation
 from infer.batches import EvalLoop, as_tensor
@@ -45,24 +44,6 @@ class TaskEvaluation:
 
     evaluate: Callable[..., Report]  # (cfg, trained, source, request, loop)
     draw: Callable[..., list[np.ndarray]]  # (cfg, trained, source, most) -> RGB uint8 pictures
-
-
-def place_of_data(cfg, dataset: str, split: str) -> tuple[Path | Dataset, str]:
-    """The root of a dataset and its name of the split, from the settings.
-
-    The root is a folder, or the dataset that the settings `data` or `train_json` name.
-
-    Args:
-        split: "train", "val", or a split that the dataset knows by another name.
-
-    Raises:
-        UserError: there is no such dataset.
-    """
-    if dataset == "coco":
-        return data_of(cfg) or cfg.coco_root, split
-    if dataset == "voc":
-        return cfg.voc_root, {"train": cfg.voc_sets, "val": cfg.voc_eval_sets}.get(split, split)
-    raise UserError(f"dataset must be coco or voc, got {dataset!r}")
 
 
 def check_request(cfg, trained: TrainedModel, tasks: Sequence[str], request: Request) -> None:

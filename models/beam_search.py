@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decode_step import build_step
+from models.decode_step import build_step, no_cudnn_attention
 from models.decoder import Cache, Decoder
 from models.generate import GenerationRequest, read_prompt
-from models.layers import no_cudnn_attention
 
 
 @torch.no_grad()

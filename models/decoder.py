@@ -2,8 +2,8 @@
 
 The same arithmetic is written again for single tokens in `decode_step/native.cpp`, and around the
 layers in `decode_step/cuda_graph.py` (`static_logits`) and in `onnx_graphs.py` (`DecoderGraph`).
-After a change of the decoder, change these too, or decode with `decode_mode=plain`. Compared in
-tests/test_native_step.py, test_static_step.py and test_onnx.py.
+After a change of the decoder, change these too, or decode with `decode_mode=plain`, see
+docs/extending.md. Compared in tests/test_native_step.py, test_static_step.py and test_onnx.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from models.layers import (
 )
 
 TORCH_NORM_EPS = 1e-5  # of torch.nn.LayerNorm, which post-norm decoders were trained with
-LOGITS_AT_ONCE = 2**25  # bytes of float32 logits that `measure_logits` holds at a time
+LOGITS_AT_ONCE = 2**25  # bytes of float32 logits that `Decoder.losses` holds at a time
 
 
 @dataclass
@@ -96,7 +96,8 @@ class SelfAttention(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (R, nh, T, hd)
         if cache is not None:
             k, v = cache.update(start, k, v)  # also the keys and values of earlier tokens
-        mask, is_causal = None if cache is None else cache.mask, False
+        mask = None if cache is None else cache.mask
+        is_causal = False
         if mask is None and q.shape[2] > 1:
             if start == 0:
                 is_causal = True  # SDPA aligns it top-left: right only while the cache was empty
@@ -221,7 +222,8 @@ class Decoder(nn.Module):
             None if tie_embeddings else nn.Parameter(torch.empty(vocab_size, dim))
         )
         self.output_bias = nn.Parameter(torch.empty(vocab_size)) if output_bias else None
-        self.measure_in_parts = _measure_in_parts  # for `Pix2Seq.compile`
+        # an attribute, so that `Pix2Seq.compile` can exclude it
+        self.losses_in_chunks = _losses_in_chunks
         self.int8 = {}  # what `models.decode_step.native.quantize` made of the matrices, if asked
         if positions == "learned":
             self.positions = nn.Parameter(torch.empty(max_len, dim))
@@ -308,19 +310,20 @@ class Decoder(nn.Module):
         tied = self.output_embedding is None
         return self.token_embedding if tied else self.output_embedding
 
-    def measure_logits(
-        self, hidden: Tensor, targets: Tensor, measure: Callable[[Tensor, Tensor], Tensor]
+    def losses(
+        self, hidden: Tensor, targets: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Applies `measure` to the logits of positions in parts, to save memory.
+        """The loss of every token, computed in chunks if the logits would take much memory.
 
         With tens of thousands of ids the logits of a batch take many times the memory of all the
-        rest. Many positions are therefore measured part by part, and for the gradient each part is
-        computed a second time.
+        rest. Of many tokens only a chunk has logits at a time. For the gradient, the logits of each
+        chunk are computed a second time.
 
         Args:
             hidden: (M, D)
-            targets: (M,) ids that `measure` compares the logits with.
-            measure: (m, V) logits and (m,) targets of some positions -> (m, ...); draws nothing.
+            targets: (M,) ids that `loss_fn` compares the logits with.
+            loss_fn: (m, V) logits and (m,) targets of some tokens -> (m, ...). It must not draw
+                random numbers.
 
         Returns:
             (M, ...)
@@ -328,22 +331,24 @@ class Decoder(nn.Module):
         table, bias = self.output_table()
         size = max(1, LOGITS_AT_ONCE // (4 * len(table)))
         if len(hidden) <= size:
-            return measure(F.linear(hidden, table, bias), targets)
-        return self.measure_in_parts(hidden, targets, table, bias, measure, size)
+            return loss_fn(F.linear(hidden, table, bias), targets)
+        return self.losses_in_chunks(hidden, targets, table, bias, loss_fn, size)
 
 
-def _measure_in_parts(
+def _losses_in_chunks(
     hidden: Tensor,
     targets: Tensor,
     table: Tensor,
     bias: Tensor | None,
-    measure: Callable[[Tensor, Tensor], Tensor],
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
     size: int,
 ) -> Tensor:
-    def measure_part(hidden: Tensor, targets: Tensor, table: Tensor, bias: Tensor | None):
-        return measure(F.linear(hidden, table, bias), targets)
+    """`Decoder.losses` for more than `size` tokens, `size` at a time."""
 
-    # `split` and not slices: its gradient is put together once, not once for each part.
-    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    def losses_of(hidden: Tensor, targets: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+        return loss_fn(F.linear(hidden, table, bias), targets)
+
+    # `split` and not slices: its gradient is put together once, not once for each chunk.
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
     options = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.cat([checkpoint(measure_part, *p, table, bias, **options) for p in parts])
+    return torch.cat([checkpoint(losses_of, *chunk, table, bias, **options) for chunk in chunks])

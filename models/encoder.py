@@ -3,7 +3,19 @@
 Every encoder has `forward(images (B, 3, H, W)) -> (B, P + S, C)` and three attributes: `dim` = C,
 `grid` = (h, w) with S = h * w, and `num_prefix_tokens` = P, tokens in front of those of the grid.
 To add an encoder, write such a class and name it as "package.module:Class", see
-docs/own_encoder.md. `build_encoder`, near the end, chooses among the three kinds.
+docs/own_encoder.md. `build_encoder` chooses among the three kinds.
+
+Optional attributes, and who reads them:
+
+    blocks         transformer blocks: `Pix2Seq.blocks` and train/distributed.py, which recompute
+                   and shard them one by one
+    features       method (images) -> tensor, through all convolutions: models/prepare.py, which
+                   folds batch norms
+    group_matcher  method as timm's, of the encoder or of its `backbone`: train/optim.py, for
+                   `layer_decay`, which is refused without it
+    image_mean     and image_std, of a class of your own: `image_statistics`
+    unused         prefixes of tensors that `TimmEncoder` removed: models/weights.py, which ignores
+                   them in older files
 """
 
 import difflib
@@ -29,6 +41,31 @@ from utils.encoder_weights import (
 from utils.errors import UserError, import_named, is_import_path, one_line
 
 TIMM_LOGGER = "timm.models._builder"
+
+
+def build_encoder(
+    config: ModelConfig, *, pretrained: bool = False, weights: Path | None = None
+) -> nn.Module:
+    """The encoder that `config.encoder` names.
+
+    Args:
+        pretrained: with the weights that timm has for it, or a class of one's own.
+        weights: a file of weights, in place of `pretrained`.
+
+    Raises:
+        UserError: unknown name, weights that cannot be fetched, or that do not fit.
+    """
+    pretrained = pretrained and weights is None
+    if config.encoder in ENCODERS:
+        encoder = ENCODERS[config.encoder](config, pretrained)
+    elif is_class(config.encoder):
+        encoder = _own_encoder(config, pretrained)
+    else:
+        return _timm_encoder(config, pretrained, weights)
+    if weights is not None:
+        load_state(encoder, weights, config.encoder)
+    return encoder
+
 
 # ---- timm ------------------------------------------------------------------------------------
 
@@ -142,35 +179,6 @@ def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
             "use --set encoder_stride=... with one of them"
         )
     return len(strides) - 1 - strides[::-1].index(stride)
-
-
-def _check_timm_name(name: str) -> None:
-    import timm
-
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = f"near it: {', '.join(near)}" if near else "timm.list_models() names all"
-        raise UserError(f"no encoder {name!r} in timm; {hint}")
-
-
-@contextmanager
-def timm_messages() -> Iterator[list[str]]:
-    """Collects the log messages of timm while it loads weights, without printing them."""
-    texts: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        texts.append(record.getMessage())
-        return False  # no handler gets it
-
-    logger = logging.getLogger(TIMM_LOGGER)
-    level = logger.level
-    logger.addFilter(keep)
-    logger.setLevel(logging.INFO)
-    try:
-        yield texts
-    finally:
-        logger.removeFilter(keep)
-        logger.setLevel(level)
 
 
 def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> nn.Module:
@@ -307,31 +315,25 @@ def _own_encoder(config: ModelConfig, pretrained: bool) -> nn.Module:
     return encoder
 
 
-# ---- any of them -----------------------------------------------------------------------------
+# ---- what a pretrained encoder expects, and checks -------------------------------------------
 
 
-def build_encoder(
-    config: ModelConfig, *, pretrained: bool = False, weights: Path | None = None
-) -> nn.Module:
-    """The encoder that `config.encoder` names.
-
-    Args:
-        pretrained: with the weights that timm has for it, or a class of one's own.
-        weights: a file of weights, in place of `pretrained`.
+def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of images in [0, 1] that an encoder was pretrained with.
 
     Raises:
-        UserError: unknown name, weights that cannot be fetched, or that do not fit.
+        UserError: no encoder of that name.
     """
-    pretrained = pretrained and weights is None
-    if config.encoder in ENCODERS:
-        encoder = ENCODERS[config.encoder](config, pretrained)
-    elif is_class(config.encoder):
-        encoder = _own_encoder(config, pretrained)
-    else:
-        return _timm_encoder(config, pretrained, weights)
-    if weights is not None:
-        load_state(encoder, weights, config.encoder)
-    return encoder
+    if encoder in ENCODERS:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the official encoders take [0, 1] as it is
+    if is_class(encoder):
+        pair = zip(("image_mean", "image_std"), IMAGENET, strict=True)
+        return tuple(tuple(getattr(load_class(encoder), name, value)) for name, value in pair)
+    import timm
+
+    _check_timm_name(encoder)
+    cfg = timm.get_pretrained_cfg(encoder, allow_unregistered=False)
+    return (cfg.mean, cfg.std) if cfg else IMAGENET
 
 
 def check_encoder(config: ModelConfig) -> None:
@@ -360,20 +362,25 @@ def check_encoder(config: ModelConfig) -> None:
     except UserError:
         raise
     except Exception as error:  # every class of a library raises its own
-        remedy = "choose another size or encoder"
-        patch = getattr(getattr(encoder, "backbone", None), "patch_embed", None)
-        patch, size = getattr(patch, "patch_size", (0,))[0], config.image_size[0]
-        if is_class(config.encoder):
-            remedy = "correct its forward, or choose another size"
-        elif "drop_path_rate" in str(error):
-            remedy = "it has no stochastic depth: use drop_path=0"
-        elif patch and size % patch:
-            near = {max(size // patch, 1) * patch, -(-size // patch) * patch}
-            remedy = f"use a multiple of its patch, img_size={' or '.join(map(str, sorted(near)))}"
         raise UserError(
-            f"encoder {config.encoder!r} does not work with img_size={size}, encoder_stride="
-            f"{config.encoder_stride}, drop_path={config.drop_path} ({one_line(error)}); {remedy}"
+            f"encoder {config.encoder!r} does not work with img_size={config.image_size[0]}, "
+            f"encoder_stride={config.encoder_stride}, drop_path={config.drop_path} "
+            f"({one_line(error)}); {_remedy(config, encoder, error)}"
         ) from error
+
+
+def _remedy(config: ModelConfig, encoder: nn.Module | None, error: Exception) -> str:
+    """What to do about an encoder that cannot be built (None) or does not run."""
+    if is_class(config.encoder):
+        return "correct its forward, or choose another size"
+    if "drop_path_rate" in str(error):
+        return "it has no stochastic depth: use drop_path=0"
+    patch_embed = getattr(getattr(encoder, "backbone", None), "patch_embed", None)
+    patch, size = getattr(patch_embed, "patch_size", (0,))[0], config.image_size[0]
+    if patch and size % patch:
+        near = {max(size // patch, 1) * patch, -(-size // patch) * patch}
+        return f"use a multiple of its patch, img_size={' or '.join(map(str, sorted(near)))}"
+    return "choose another size or encoder"
 
 
 def _described(output: object) -> str:
@@ -381,19 +388,30 @@ def _described(output: object) -> str:
     return str(tuple(shape)) if shape is not None else f"a {type(output).__name__}"
 
 
-def image_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of images in [0, 1] that an encoder was pretrained with.
-
-    Raises:
-        UserError: no encoder of that name.
-    """
-    if encoder in ENCODERS:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the official encoders take [0, 1] as it is
-    if is_class(encoder):
-        pair = zip(("image_mean", "image_std"), IMAGENET, strict=True)
-        return tuple(tuple(getattr(load_class(encoder), name, value)) for name, value in pair)
+def _check_timm_name(name: str) -> None:
     import timm
 
-    _check_timm_name(encoder)
-    cfg = timm.get_pretrained_cfg(encoder, allow_unregistered=False)
-    return (cfg.mean, cfg.std) if cfg else IMAGENET
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        hint = f"near it: {', '.join(near)}" if near else "timm.list_models() names all"
+        raise UserError(f"no encoder {name!r} in timm; {hint}")
+
+
+@contextmanager
+def timm_messages() -> Iterator[list[str]]:
+    """Collects the log messages of timm while it loads weights, without printing them."""
+    texts: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        texts.append(record.getMessage())
+        return False  # no handler gets it
+
+    logger = logging.getLogger(TIMM_LOGGER)
+    level = logger.level
+    logger.addFilter(keep)
+    logger.setLevel(logging.INFO)
+    try:
+        yield texts
+    finally:
+        logger.removeFilter(keep)
+        logger.setLevel(level)

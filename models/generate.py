@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.decode_step import DecodeStep, build_step
+from models.decode_step import DecodeStep, build_step, no_cudnn_attention
 from models.decoder import Cache, Decoder
-from models.layers import no_cudnn_attention
 
 CHECK_ENDED_EVERY = 8  # on a GPU: steps between two checks of which rows have ended
 NUCLEUS_FIRST_TRY = 64  # this number of best ids usually contains the nucleus
@@ -48,8 +47,8 @@ class GenerationRequest:
     Args:
         prompt: (B, P) or (B, N, P) ids, N prompts per image.
         eos_id: token that ends a sequence; later positions repeat it. None = there is none.
-        stop: called after every token with the rows that are still decoded, `Generated` of (R, t)
-            -> (R,) bool: rows that end here, too.
+        stop: called after every token with what the live rows have so far, a `Generated` of
+            (R, t); returns (R,) bool, True = this row ends here.
         num_samples: continuations per prompt.
         allowed: (R, t) generated so far -> (V,) or (R, V) bool, the task's grammar, usually
             `TaskTokenizer.allowed` (tokenizer/). It limits the choice, not the scores.
@@ -260,10 +259,11 @@ def record(
     if request.eos_id is not None:
         live.ended = ended_before | (token == request.eos_id)
     out.tokens[live.rows, t] = token
-    if request.unscored_range is None:
-        log_probs = logits.log_softmax(1)  # (R, V)
-        of_token = log_probs.gather(1, token[:, None])[:, 0]
-        out.log_probs[live.rows, t] = of_token.masked_fill(ended_before, 0.0)
+    if request.unscored_range is not None:
+        return token
+    log_probs = logits.log_softmax(1)  # (R, V)
+    of_token = log_probs.gather(1, token[:, None])[:, 0]
+    out.log_probs[live.rows, t] = of_token.masked_fill(ended_before, 0.0)
     if request.score_range is not None:
         lo, hi = request.score_range
         best_log_probs, best = log_probs[:, lo:hi].max(1)
@@ -374,7 +374,7 @@ def top_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def sample(logits: Tensor, options: SamplingOptions, uniforms: Tensor | None = None) -> Tensor:
-    """(R, V) -> (R,) token ids; of equal best logits greedy takes the first.
+    """(R, V) -> (R,) columns, which are ids if all ids have logits; greedy takes the first best.
 
     Args:
         uniforms: (R,) numbers in [0, 1) that choose the tokens; greedy needs none.

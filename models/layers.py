@@ -1,19 +1,13 @@
 """Parts that encoders, projection and decoder share (official `transformers.py`)."""
 
 import math
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from functools import partial
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 LAYER_NORM_EPS = 1e-6
-FOLD_TOLERANCE = 1e-4  # of the largest number, between a model and one with folded batch norms
 
 
 class DropPath(nn.Module):
@@ -73,70 +67,6 @@ def init_attention(attention: nn.Module, num_heads: int) -> None:
         nn.init.uniform_(layer.weight, -bound, bound)
 
 
-@torch.no_grad()
-def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> nn.Module | None:
-    """A copy for inference, with batch norms folded into the convolutions before them.
-
-    A first run shows which these are, a second one that the numbers stay. All other parameters are
-    shared with `model`.
-
-    Args:
-        model: in eval mode.
-        run: computes something small with `model` or the copy, through all of its convolutions.
-
-    Returns:
-        None where there is nothing to fold, or where the numbers would not stay.
-    """
-    if model.training or not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
-        return None
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    copy = deepcopy(model, shared)
-    try:
-        before, pairs = _pair_norms(copy, run)
-        for norm_name, conv_name in pairs.items():
-            norm = copy.get_submodule(norm_name)
-            conv = fuse_conv_bn_eval(copy.get_submodule(conv_name), norm)
-            copy.set_submodule(conv_name, conv.to(memory_format=torch.channels_last))
-            more = [m for m in (getattr(norm, n, None) for n in ("drop", "act")) if m is not None]
-            copy.set_submodule(norm_name, nn.Sequential(*more))  # timm's norms hold an activation
-        after = run(copy)
-    except Exception:  # the model is not ours: one that takes no small images, say
-        return None
-    stays = (after - before).abs().max() <= FOLD_TOLERANCE * before.abs().max()
-    return copy if pairs and stays else None
-
-
-def _pair_norms(
-    model: nn.Module, run: Callable[[nn.Module], Tensor]
-) -> tuple[Tensor, dict[str, str]]:
-    """Runs a model and notes which batch norms take the very tensor that a convolution made.
-
-    Returns:
-        what `run` returns, and name of the norm -> name of the convolution.
-    """
-    made: list[tuple[str, Tensor]] = []  # held, so that no other tensor takes the place of one
-    pairs: dict[str, str] = {}
-
-    def note(name: str, _, inputs: tuple[Tensor], output: Tensor) -> None:
-        made.append((name, output))
-
-    def pair(name: str, _, inputs: tuple[Tensor]) -> None:
-        found = [conv for conv, tensor in made if tensor is inputs[0]]
-        if found:
-            pairs[name] = found[-1]
-
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(partial(note, name)))
-        elif isinstance(module, nn.BatchNorm2d):
-            hooks.append(module.register_forward_pre_hook(partial(pair, name)))
-    output = run(model)
-    for hook in hooks:
-        hook.remove()
-    return output, pairs
-
-
 class Mlp(nn.Module):
     """Linear, exact GELU (or another activation), dropout, Linear."""
 
@@ -177,58 +107,6 @@ def attend(
                 q.float(), k.float(), v.float(), mask=mask, is_causal=is_causal, drop=drop
             )
     return F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal)
-
-
-class _CudnnSwitch:
-    """The switch of cuDNN's attention, which all threads of the process share."""
-
-    def __init__(self):
-        self.lock, self.users, self.before = threading.Lock(), 0, True
-
-    def enter(self) -> None:
-        with self.lock:
-            self.users += 1
-            if self.users == 1:
-                self.before = torch.backends.cuda.cudnn_sdp_enabled()
-                torch.backends.cuda.enable_cudnn_sdp(False)
-
-    def leave(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                torch.backends.cuda.enable_cudnn_sdp(self.before)
-
-
-CUDNN_SWITCH = _CudnnSwitch()
-
-
-@contextmanager
-def no_cudnn_attention() -> Iterator[None]:
-    """Switches cuDNN's attention kernels off, in the whole process, until the last thread leaves.
-
-    torch prefers them for half types on newer GPUs. But cuDNN plans them anew for every length of
-    the cache, and planning takes longer than many decoding steps.
-    """
-    CUDNN_SWITCH.enter()
-    try:
-        yield
-    finally:
-        CUDNN_SWITCH.leave()
-
-
-class Attention(nn.Module):
-    """Attention of every token to every token."""
-
-    def __init__(self, dim: int, num_heads: int, drop: float = 0.0):
-        super().__init__()
-        self.num_heads, self.drop = num_heads, drop
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, D)"""
-        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=2))
-        return self.out(merge_heads(attend(q, k, v, drop=self.drop if self.training else 0.0)))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import (
-    Attention,
     DropPath,
     Mlp,
+    attend,
     init_attention,
     init_weights,
     layer_norm,
+    merge_heads,
     sin_cos_2d,
+    split_heads,
     trunc_normal,
     trunc_normal_,
 )
@@ -40,6 +42,21 @@ class TransformerOptions:
     drop_path: float = 0.0  # see `ModelConfig`
     drop_units: float = 0.0
     drop_attention: float = 0.0
+
+
+class Attention(nn.Module):
+    """Attention of every token to every token."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float = 0.0):
+        super().__init__()
+        self.num_heads, self.drop = num_heads, drop
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)"""
+        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=2))
+        return self.out(merge_heads(attend(q, k, v, drop=self.drop if self.training else 0.0)))
 
 
 class EncoderBlock(nn.Module):

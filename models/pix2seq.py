@@ -6,6 +6,7 @@ that build a model from a `ModelConfig` come after it.
 
 import math
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -13,23 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.decode_step import choose_mode
-from models.decode_step.native import quantize
 from models.decoder import Decoder
 from models.encoder import build_encoder
 from models.generate import Generated, GenerationRequest, SamplingOptions, generate
 from models.layers import (
     DropPath,
     Mlp,
-    fold_batch_norms,
     init_weights,
     layer_norm,
     sin_cos_1d,
     sin_cos_2d,
     trunc_normal,
 )
-
-TRIAL_SIDE = 64  # pixels of the image that shows whether batch norms can be folded
 
 
 class Pix2Seq(nn.Module):
@@ -50,7 +46,7 @@ class Pix2Seq(nn.Module):
         for name, values in (("mean", config.image_mean), ("std", config.image_std)):
             statistics = torch.tensor(values, dtype=torch.float32)[:, None, None]  # (3, 1, 1)
             self.register_buffer(name, statistics, persistent=False)
-        # the encoder for inference, or nothing; in a tuple it is no submodule and is not saved
+        # the encoder of `prepare(fold=True)`, or nothing; in a tuple it is no submodule: not saved
         self.folded: tuple[nn.Module, ...] = ()
 
     @property
@@ -61,69 +57,6 @@ class Pix2Seq(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the weights; images are always normalised in float32."""
         return self.decoder.token_embedding.dtype
-
-    def prepare(
-        self, *, dtype: torch.dtype = torch.float32, mode: str = "plain", fold: bool = False
-    ) -> None:
-        """Sets the number type of the model and its decoding engine.
-
-        A model as it is loaded computes in float32 and decodes "plain"; `infer.predictor.Predictor`
-        prepares it with "auto".
-
-        Args:
-            dtype: `torch.bfloat16` halves the bytes of weights and cache that a step reads. Logits
-                are then rounded to bfloat16 before the float32 softmax, except in mode "native".
-                `torch.int8` rounds the matrices that a step reads and leaves all else in float32.
-            mode: one of `models.decode_step.CHOICES`; "compiled" also compiles the encoder.
-            fold: in float32, encode with batch norms folded into convolutions, for a model in eval
-                mode whose weights stay. What is saved stays, too.
-
-        Raises:
-            ValueError: there is no such mode.
-            UserError: "native" or int8 without a C++ compiler, or not on a CPU.
-        """
-        int8 = dtype == torch.int8
-        for module in (self.encoder, self.projection, self.decoder):
-            module.to(torch.float32 if int8 else dtype)
-        self.decode_mode = choose_mode(self.decoder, mode, int8=int8)
-        self.decoder.int8 = quantize(self.decoder) if int8 else {}
-        self.folded = self._folded_encoder() if fold and self.dtype == torch.float32 else ()
-        if self.decode_mode == "compiled":
-            (self.folded or (self.encoder,))[0].compile()
-
-    def _folded_encoder(self) -> tuple[nn.Module, ...]:
-        """The encoder with folded batch norms; nothing if it has none, or may not be folded."""
-        if not hasattr(self.encoder, "features"):
-            return ()
-        generator = torch.Generator("cpu").manual_seed(0)
-        options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
-        image = torch.rand(1, 3, TRIAL_SIDE, TRIAL_SIDE, **options).to(self.device)
-        folded = fold_batch_norms(self.encoder, lambda encoder: encoder.features(image))
-        return () if folded is None else (folded,)
-
-    def compile(self, *args, **options) -> None:
-        """As `nn.Module.compile`, but `measure_in_parts` stays uncompiled: its loops vary."""
-        self.decoder.measure_in_parts = torch.compiler.disable(self.decoder.measure_in_parts)
-        super().compile(*args, **options)
-
-    def train(self, mode: bool = True) -> "Pix2Seq":
-        """Switches training mode; in training, batch norms are unfolded again."""
-        if mode:
-            self.folded = ()
-        return super().train(mode)
-
-    def _apply(self, *args, **options) -> "Pix2Seq":  # another device or type
-        self.folded = ()
-        return super()._apply(*args, **options)
-
-    def load_state_dict(self, *args, **options):
-        self.folded = ()
-        return super().load_state_dict(*args, **options)
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The transformer blocks of the encoder and the layers of the decoder, in order."""
-        return [*getattr(self.encoder, "blocks", ()), *self.decoder.layers]
 
     def encode(self, images: Tensor) -> Tensor:
         """Encodes images; the result can be decoded any number of times.
@@ -146,31 +79,28 @@ class Pix2Seq(nn.Module):
         self,
         images: Tensor,
         tokens: Tensor,
-        positions: Tensor | None = None,
+        supervised: Tensor | None = None,
         targets: Tensor | None = None,
-        measure: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Teacher-forced logits, or the result of `measure` on them.
+        """Teacher-forced logits, or losses computed from them.
 
         Args:
             images: (B, 3, H, W), see `encode`.
             tokens: (B, T) or (B, N, T), N sequences per image.
-            positions: compute logits only here, where the loss has a weight: (M,) indices into the
-                flattened `tokens`, or a bool mask of its shape. With a mask the host waits for the
-                device, to count the positions.
-            targets, measure: at M positions, see `Decoder.measure_logits`; all logits together may
-                not fit into memory.
+            supervised: compute logits only for these tokens, whose target has a loss weight: (M,)
+                indices into the flattened `tokens` (`Batch.supervised`).
+            targets, loss_fn: return `loss_fn` of the M logits and targets, not the logits, which
+                may not fit into memory all together; see `Decoder.losses`.
 
         Returns:
-            (B * N, T, V), or (M, V), or with `measure` (M, ...).
+            (B * N, T, V), or (M, V), or with `loss_fn` (M, ...).
         """
         hidden = self.decoder(tokens.flatten(0, -2), self.encode(images))  # (B * N, T, D)
-        if positions is not None:
-            if positions.dtype == torch.bool:
-                positions = positions.flatten().nonzero()[:, 0]
-            hidden = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
-        if measure is not None:
-            return self.decoder.measure_logits(hidden, targets, measure)
+        if supervised is not None:
+            hidden = hidden.flatten(0, 1).index_select(0, supervised)  # (M, D)
+        if loss_fn is not None:
+            return self.decoder.losses(hidden, targets, loss_fn)
         return self.decoder.logits(hidden)
 
     def generate(
@@ -219,6 +149,58 @@ class Pix2Seq(nn.Module):
             mode=self.decode_mode,
         )
         return generate(self.decoder, memory, request).as_tuple()
+
+    # ---- for inference only: number type, decoding mode, folded batch norms ----------------------
+
+    def prepare(
+        self, *, dtype: torch.dtype = torch.float32, mode: str = "plain", fold: bool = False
+    ) -> None:
+        """Sets the number type of the model and its decoding mode.
+
+        A model as it is loaded computes in float32 and decodes "plain"; `infer.predictor.Predictor`
+        prepares it with "auto". The work is done in `models/prepare.py`.
+
+        Args:
+            dtype: `torch.bfloat16` halves the bytes of weights and cache that a step reads. Logits
+                are then rounded to bfloat16 before the float32 softmax, except in mode "native".
+                `torch.int8` rounds the matrices that a step reads and leaves all else in float32.
+            mode: one of `models.decode_step.CHOICES`; "compiled" also compiles the encoder.
+            fold: in float32, encode with batch norms folded into convolutions, for a model in eval
+                mode whose weights stay. What is saved stays, too.
+
+        Raises:
+            ValueError: there is no such mode.
+            UserError: "native" or int8 without a C++ compiler, or not on a CPU.
+        """
+        import_module("models.prepare").prepare(self, dtype, mode, fold)
+
+    # The folded encoder is a copy: whatever may change the weights or their type drops it.
+
+    def train(self, mode: bool = True) -> "Pix2Seq":
+        """Switches training mode; in training, batch norms are unfolded again."""
+        if mode:
+            self.folded = ()
+        return super().train(mode)
+
+    def _apply(self, *args, **options) -> "Pix2Seq":  # another device or type
+        self.folded = ()
+        return super()._apply(*args, **options)
+
+    def load_state_dict(self, *args, **options):
+        self.folded = ()
+        return super().load_state_dict(*args, **options)
+
+    # ---- for training only -----------------------------------------------------------------------
+
+    def compile(self, *args, **options) -> None:
+        """As `nn.Module.compile`, but `losses_in_chunks` stays uncompiled: its loops vary."""
+        self.decoder.losses_in_chunks = torch.compiler.disable(self.decoder.losses_in_chunks)
+        super().compile(*args, **options)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of the encoder and the layers of the decoder, in order."""
+        return [*getattr(self.encoder, "blocks", ()), *self.decoder.layers]
 
 
 class ChannelAverage(nn.Module):

@@ -49,9 +49,9 @@ def train_case(overrides: list[str], tasks: list[str], stop: int = 0) -> dict:
     sharded = []
     train_epoch = engine.train_epoch
 
-    def look(run, *more):
-        sharded.append(run.state.sharded)
-        return train_epoch(run, *more)
+    def look(sitting):
+        sharded.append(sitting.run.state.sharded)
+        return train_epoch(sitting)
 
     signal = engine.StopSignal
     RunRecords.scalars, engine.train_epoch = keep, look

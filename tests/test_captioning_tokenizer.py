@@ -148,8 +148,8 @@ def test_sequences_equal_the_official_ones(reference, case):
     if case == "default":
         draws = data["task_default/draw_drop_uniform"]
     for i, rows in enumerate(captions):
-        responses = [row[row != 0] for row in rows]
-        sequence = tok.train_sequence(responses, draws[i])
+        answers = [row[row != 0] for row in rows]
+        sequence = tok.sequence_from_draws(answers, draws[i])
         np.testing.assert_array_equal(sequence.input, data[f"task_{case}/input_seq"][i])
         np.testing.assert_array_equal(sequence.target, data[f"task_{case}/target_seq"][i])
         np.testing.assert_array_equal(sequence.weight, data[f"task_{case}/token_weights"][i])

@@ -218,7 +218,7 @@ def test_outlines_encoded_together_are_those_encoded_one_by_one():
     polygons = [
         [rng.random((n, 2)).astype("f") * 90 for n in parts] for parts in ((3, 5), (), (12,), (30,))
     ]
-    sequence = tokenizer.train_sequence(
+    sequence = tokenizer.sequence_from_draws(
         np.zeros((4, 4)), np.array([1, 2, 3, 4]), polygons, (90, 90)
     )
     for row, weights, parts in zip(sequence.target, sequence.weight, polygons, strict=False):
@@ -259,7 +259,7 @@ def test_lengths_are_few_and_never_too_short():
 
 
 @pytest.mark.parametrize("loss", ["xent@0.1", "focal@2", "logistic@0.1"])
-def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
+def test_neither_lengths_nor_where_supervised_tokens_are_found_change_a_loss(loss):
     torch.manual_seed(0)
     model, kind = build_model(MODEL), LossType.parse(loss)
     exact, rounded = (collate(items(17), num_lengths=n) for n in (0, 8))
@@ -268,8 +268,8 @@ def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
     fields_of = {"input_tokens": "input", "target_tokens": "target", "token_weights": "weight"}
     full = {n: np.stack([getattr(one, f) for one in sequences]) for n, f in fields_of.items()}
     full = {name: torch.from_numpy(array) for name, array in full.items()}
-    whole = replace(exact, **full, positions=None)
-    masked = replace(rounded, positions=None)
+    whole = replace(exact, **full, supervised=None)
+    masked = replace(rounded, supervised=None)
     with torch.no_grad():
         expected, *others = (
             batch_loss(model, batch, kind) for batch in (whole, exact, rounded, masked)
@@ -278,16 +278,16 @@ def test_neither_lengths_nor_where_positions_are_found_change_a_loss(loss):
         torch.testing.assert_close(other, expected)
 
 
-def test_positions_are_those_of_the_mask():
+def test_supervised_tokens_are_those_of_the_mask():
     batch = collate(items(17))
     mask = batch.token_weights > 0
-    assert torch.equal(batch.positions, mask.flatten().nonzero()[:, 0])
+    assert torch.equal(batch.supervised, mask.flatten().nonzero()[:, 0])
     torch.manual_seed(0)
     model, images = build_model(MODEL), torch.rand(3, 3, 32, 32)
-    by_index, by_mask = (
-        model(images, batch.input_tokens, where) for where in (batch.positions, mask)
+    some, all_logits = (
+        model(images, batch.input_tokens, supervised) for supervised in (batch.supervised, None)
     )
-    assert torch.equal(by_index, by_mask)
+    torch.testing.assert_close(some, all_logits[mask.flatten(0, -2)])
 
 
 def test_nothing_is_cut_where_every_target_counts():
@@ -320,7 +320,7 @@ def test_the_benchmark_of_the_step_makes_batches_as_the_loader_does():
         cut, whole = build_batches(tokenizer, 32, 2, 0)
         length = cut.input_tokens.shape[-1]
         assert torch.equal(cut.target_tokens, whole.target_tokens[..., :length])
-        assert not whole.token_weights[..., length:].any() and len(cut.positions)
+        assert not whole.token_weights[..., length:].any() and len(cut.supervised)
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from models import decode_step as modes
+from models.decode_step import no_cudnn_attention
 from models.decoder import Cache
-from models.layers import no_cudnn_attention
 from tests.tiny_models import beams_in_mode, in_mode, memory, model, prompts  # noqa: F401
 
 

@@ -132,9 +132,9 @@ def test_class_corruption_has_the_official_shares():
         "real_n_rand_n_fake_cls": (0.25, 0.5),
     }.items():
         tok = tokenizer(corruption=mode)
-        response = tok.encode(np.zeros((len(labels), 4)), labels, SIZE)
+        answer = tok.encode(np.zeros((len(labels), 4)), labels, SIZE)
         draws = ClassDraws.sample(len(labels), 900, np.random.default_rng(0))
-        shown = tok.corrupt(response, draws)[4::5]
+        shown = tok.corrupt(answer, draws)[4::5]
         assert (shown == VOCAB.fake).mean() == pytest.approx(fake, abs=5e-3)
         assert (shown == 117).mean() == pytest.approx(same, abs=3e-3)
         assert shown.min() in (VOCAB.fake, 100) and shown.max() <= 999
@@ -185,9 +185,9 @@ def test_responses_equal_the_official_ones(reference, mode):
     data, want = official_case(reference, mode)
     tok = tokenizer(9, corruption=mode)
     for row, (boxes, labels) in enumerate(zip(data["bbox"], data["label"], strict=True)):
-        response = tok.encode(boxes[:, [1, 0, 3, 2]], labels, (1, 1))
-        np.testing.assert_array_equal(response, want["response_seq"][row])
-        shown = tok.corrupt(response, official_draws(data, mode, row))
+        answer = tok.encode(boxes[:, [1, 0, 3, 2]], labels, (1, 1))
+        np.testing.assert_array_equal(answer, want["response_seq"][row])
+        shown = tok.corrupt(answer, official_draws(data, mode, row))
         np.testing.assert_array_equal(shown, want["response_seq_cm"][row])
         np.testing.assert_array_equal(tok.weights(labels), want["token_weights"][row])
 
@@ -206,7 +206,7 @@ def test_training_sequences_equal_the_official_ones(reference, case, options):
     tok = tokenizer(9, **options)
     for row, (boxes, labels) in enumerate(zip(data["bbox"], data["label"], strict=True)):
         draws = official_draws(data, case, row)
-        got = tok.train_sequence(boxes[:, [1, 0, 3, 2]], labels, (1, 1), draws)
+        got = tok.sequence_from_draws(boxes[:, [1, 0, 3, 2]], labels, (1, 1), draws)
         np.testing.assert_array_equal(got.input, data[f"{case}/input_seq"][row])
         np.testing.assert_array_equal(got.target, data[f"{case}/target_seq"][row])
         np.testing.assert_allclose(got.weight, data[f"{case}/token_weights"][row])
@@ -215,11 +215,11 @@ def test_training_sequences_equal_the_official_ones(reference, case, options):
 @pytest.mark.data
 def test_a_longer_official_sequence_is_the_same_and_padding(reference):
     data = np.load(reference / "tokenization" / "object_detection.npz")
-    tok = tokenizer(9, corruption="none", eos_weight=0.25)
+    tok = tokenizer(9, corruption="none", pad_weight=0.25)
     for row, (boxes, labels) in enumerate(zip(data["bbox"], data["label"], strict=True)):
-        response = tok.encode(boxes[:, [1, 0, 3, 2]], labels, (1, 1))
+        answer = tok.encode(boxes[:, [1, 0, 3, 2]], labels, (1, 1))
         got = tok.shift(
-            tok.prompt, response, response, tok.weights(labels), max_len=56, eos_weight=0.25
+            tok.prompt, answer, answer, tok.weights(labels), max_len=56, pad_weight=0.25
         )
         official = {n: data[f"task_longer_max_len/{n}"][row] for n in ("input_seq", "target_seq")}
         np.testing.assert_array_equal(got.input, official["input_seq"])

@@ -1,6 +1,7 @@
 """Losses that are no numbers, and too little memory."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,12 +34,14 @@ def outcome(*values):
 def test_a_skipped_step_is_told_and_its_batch_kept(tmp_path):
     watch = NonFiniteWatch(tmp_path, 3)
     assert watch.add(1, outcome(1.0, 2.0), [{"detection": batch()}]) == []
-    (line,) = watch.add(2, outcome(NAN, NAN), [{"detection": batch()}])
+    bad = replace(batch(), supervised=torch.arange(6))
+    (line,) = watch.add(2, outcome(NAN, NAN), [{"detection": bad}])
     assert "step 2: the detection loss is nan" in line and "step_0000002_rank_0" in line
     with safe_open(tmp_path / "step_0000002_rank_0.safetensors", "pt") as file:
         images = file.get_tensor("0.detection.images")
         assert torch.equal(images[0], batch().images[0])
         assert images[1, :, :2, :3].all() and images[1].sum() == 18, "nothing around the picture"
+        assert file.get_tensor("0.detection.positions").tolist() == list(range(6))
         assert json.loads(file.metadata()["image_ids"]) == {"0.detection": [7, "b"]}
 
 

@@ -60,8 +60,8 @@ def test_an_object_that_is_not_there_has_no_loss():
 
 def test_hidden_inputs_are_invisible_and_change_no_target():
     tok, hidden = tokenizer(), np.array([True, False, False, False, True])
-    shown = tok.train_sequence(BOX, 1, POINTS, SIZE, ~hidden & hidden)
-    masked = tok.train_sequence(BOX, 1, POINTS, SIZE, hidden)
+    shown = tok.sequence_from_draws(BOX, 1, POINTS, SIZE, ~hidden & hidden)
+    masked = tok.sequence_from_draws(BOX, 1, POINTS, SIZE, hidden)
     assert shown.input.tolist() == [12, 1100, 1100, 1899, 1599, 101, 1250, 1250, 41, 41, 1999]
     assert masked.input.tolist() == [12, 1100, 1100, 1899, 1599, 101, 41, 1250, 41, 41, 41]
     np.testing.assert_array_equal(masked.target, shown.target)
@@ -163,7 +163,7 @@ def official_rows(reference, case):
     values = config["keypoint_detection_cases"][case]
     tok = KeypointTokenizer(
         VOCAB,
-        eos_weight=values["eos_token_weight"],
+        pad_weight=values["eos_token_weight"],
         invisible_weight=values["invisible_token_weight"],
     )
     for index in np.ndindex(data["label"].shape):
@@ -177,15 +177,15 @@ def official_rows(reference, case):
 def test_training_sequences_equal_the_official_ones(reference, case):
     for tok, data, index, row in official_rows(reference, case):
         hidden = data[f"task_{case}/draw_mask_uniform"][index] < data[f"task_{case}/draw_ratio"]
-        got = tok.train_sequence(*row, (1, 1), hidden)
+        got = tok.sequence_from_draws(*row, (1, 1), hidden)
         np.testing.assert_array_equal(got.input, data[f"task_{case}/input_seq"][index])
         np.testing.assert_array_equal(got.target, data[f"task_{case}/target_seq"][index])
         np.testing.assert_allclose(got.weight, data[f"task_{case}/token_weights"][index])
         prompt = tok.prompts(row[0][None], row[1:2], (1, 1))[0]
         np.testing.assert_array_equal(prompt, data["prompt_seq"][index])
         if row[1]:
-            response = tok.encode(row[2], (1, 1))
-            np.testing.assert_array_equal(response, data["response_seq"][index])
+            answer = tok.encode(row[2], (1, 1))
+            np.testing.assert_array_equal(answer, data["response_seq"][index])
 
 
 DECODING_VOCAB = Vocabulary(num_bins=350, coord0=250, text0=600, num_text=50)

@@ -188,7 +188,7 @@ def test_prompt_box_image_and_points_stay_in_one_frame():
     augmentation = TASKS["keypoint"].augmentation | {"min_scale": 0.5}
     transforms = train_transforms(ScaleJitterCropFlip((128, 160), **augmentation))
     tokenizer = KeypointTokenizer(Vocabulary(), NAMES)
-    encode = partial(TASKS["keypoint"].encode, tokenizer)
+    make_sequence = partial(TASKS["keypoint"].make_sequence, tokenizer)
     rng, flips = np.random.default_rng(0), 0
     for seed in range(25):
         low, high = rng.uniform([40, 40], [70, 60]), rng.uniform([110, 90], [150, 110])
@@ -210,7 +210,7 @@ def test_prompt_box_image_and_points_stay_in_one_frame():
             return sample
 
         sample = moved(low)
-        target = encode(sample, rng).target
+        target = make_sequence(sample, rng).target
         corners = tokens_to_points(tokenizer.vocab, target[:4], (128, 160))
         seen = np.array([centroid(moved(corner).image) for corner in (low, high)])
         np.testing.assert_allclose(corners, [seen.min(0), seen.max(0)], atol=0.7)

@@ -14,15 +14,14 @@ from dataset.tasks import TASKS, build_source
 from infer import evaluate
 from infer.batches import EvalLoop
 from infer.likelihood import (
-    KINDS,
     build_loader,
     build_sequence_tokenizer,
-    kinds_of,
     measure_likelihood,
 )
 from infer.predictor import Predictor
 from tests.conftest import TINY
 from tests.training import metrics
+from tokenizer.base import TOKEN_KINDS, kinds_of
 from tokenizer.vocabulary import Vocabulary
 from train.engine import train
 from utils.cli import snapshot
@@ -38,7 +37,7 @@ def one_by_one(cfg, task, trained, source):
     """Sums (weight, loss, hits) by kind, from the logits of whole sequences, sample by sample."""
     tokenizer = build_sequence_tokenizer(cfg, task, trained)
     samples = build_loader(cfg, task, trained, source, tokenizer, EvalLoop(), 0).dataset
-    sums = {kind: np.zeros(3) for kind in KINDS}
+    sums = {kind: np.zeros(3) for kind in TOKEN_KINDS}
     v = trained.vocab
     for number in range(len(samples)):
         batch = collate([samples[0, number]])
@@ -121,7 +120,7 @@ def test_processes_share_the_samples(multi_settings, multi_weights, demo_set, mo
 @pytest.mark.parametrize("vocab", [Vocabulary(num_text=50), Vocabulary(num_bins=77, num_text=9)])
 @pytest.mark.parametrize("eos_id", [None, 0, 3001])
 def test_every_id_has_one_kind(vocab, eos_id):
-    kinds = [KINDS[k] for k in kinds_of(torch.arange(vocab.size), vocab, eos_id).tolist()]
+    kinds = [TOKEN_KINDS[k] for k in kinds_of(torch.arange(vocab.size), vocab, eos_id).tolist()]
     assert set(kinds[slice(*vocab.coord_range)]) == {"coordinates"}
     assert kinds[vocab.pad] == kinds[vocab.separator] == "ends"
     assert kinds[vocab.invisible] == "coordinates" and kinds[vocab.fake] == "classes"

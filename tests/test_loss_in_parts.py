@@ -74,29 +74,29 @@ def test_in_float32_parts_differ_by_rounding_alone(monkeypatch):
 def test_few_positions_are_one_part_bit_for_bit(monkeypatch):
     """Small vocabularies train as they did before there were parts."""
     model, batch = a_model(), a_batch()
-    where = batch.token_weights.flatten().nonzero()[:, 0]
-    logits = model(batch.images.float() / 255, batch.input_tokens, where)
-    measured = model(
+    supervised = batch.token_weights.flatten().nonzero()[:, 0]
+    logits = model(batch.images.float() / 255, batch.input_tokens, supervised)
+    returned = model(
         batch.images.float() / 255,
         batch.input_tokens,
-        where,
-        batch.target_tokens.flatten()[where],
+        supervised,
+        batch.target_tokens.flatten()[supervised],
         lambda logits, _: logits,
     )
-    assert torch.equal(measured, logits)
+    assert torch.equal(returned, logits)
 
 
-def test_parts_are_measured_one_after_another(monkeypatch):
+def test_parts_are_computed_one_after_another(monkeypatch):
     """Never more logits than the limit, forward and backward, whatever the number of positions."""
     monkeypatch.setattr(models.decoder, "LOGITS_AT_ONCE", 8 * 4 * 211)
     model, seen = a_model(), []
     hidden = torch.randn(45, 16, requires_grad=True)
 
-    def measure(logits, targets):
+    def loss_fn(logits, targets):
         seen.append(len(logits))
         return logits.gather(1, targets[:, None])[:, 0]
 
-    model.decoder.measure_logits(hidden, torch.arange(45), measure).sum().backward()
+    model.decoder.losses(hidden, torch.arange(45), loss_fn).sum().backward()
     assert seen == [8] * 5 + [5] + ([8] * 5 + [5])[::-1]  # computed again, the last part first
 
 
@@ -111,7 +111,7 @@ def test_parts_in_mixed_precision_stay_near(monkeypatch):
         assert (one - other).norm() <= 0.02 * other.norm() + 1e-6
 
 
-def test_a_compiled_model_measures_parts_as_a_plain_one_does(monkeypatch):
+def test_a_compiled_model_computes_parts_as_a_plain_one_does(monkeypatch):
     torch._dynamo.reset()
     model, compiled, batch = a_model(), a_model(), a_batch()
     compiled.compile(backend="eager")

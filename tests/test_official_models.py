@@ -17,7 +17,7 @@ from download.official_model import model_config, to_state_dict
 from download.tf_checkpoint import read_checkpoint
 from models import ModelConfig, build_model, load_model, save_model
 from models.decoder import DecoderLayer, SelfAttention
-from models.layers import DropPath, Mlp, fold_batch_norms, one_turn, sin_cos_1d, sin_cos_2d
+from models.layers import DropPath, Mlp, one_turn, sin_cos_1d, sin_cos_2d
 from models.official_encoders import (
     BatchNorm,
     Bottleneck,
@@ -26,6 +26,7 @@ from models.official_encoders import (
     TransformerOptions,
 )
 from models.pix2seq import Projection
+from models.prepare import fold_batch_norms
 from utils.errors import UserError
 
 VARIANTS = ["vit_a", "resnet_a", "resnetc_a"]

@@ -22,16 +22,16 @@ def sequences(vocab, task):
     """A sequence that is padded where the task pads, and one of nothing."""
     rng = np.random.default_rng(0)
     if task == "detection":
-        tokenizer = DetectionTokenizer(vocab, 6, noise=False, eos_weight=0.3)
+        tokenizer = DetectionTokenizer(vocab, 6, noise=False, pad_weight=0.3)
         return [tokenizer.sequence(BOXES[:n], [3, 5][:n], SIZE, rng) for n in (2, 0)]
     if task == "segmentation":
         tokenizer = SegmentationTokenizer(
-            vocab, 9, max_objects=3, eos_weight=0.3, weigh_absent=True
+            vocab, 9, max_objects=3, pad_weight=0.3, weigh_absent=True
         )
         parts = [[OUTLINE], [OUTLINE, OUTLINE + 9]]
         return [tokenizer.sequence(BOXES[:n], [3, 5][:n], parts[:n], SIZE, rng) for n in (2, 0)]
     if task == "keypoint":
-        tokenizer = KeypointTokenizer(vocab, eos_weight=0.3)
+        tokenizer = KeypointTokenizer(vocab, pad_weight=0.3)
         return [tokenizer.sequence(BOXES[0], label, POINTS, SIZE, rng) for label in (1, 0)]
     tokenizer = CaptionTokenizer(vocab, TEXT, 30, num_captions=2, drop=0.0, pad_weight=0.3)
     return [tokenizer.sequence(["a red cat", "two dogs"], rng)]

@@ -104,15 +104,15 @@ def test_input_and_target_are_shifted_by_one():
 def test_the_supervised_positions_are_these():
     """From the class on, whose successor is the first y, to the end; official tails count wholly"""
     polygons, nothing = POLYGONS[:1], {"max_objects": 2}
-    weights = tokenizer(**nothing).train_sequence(BOXES[:1], LABELS[:1], polygons, SIZE).weight
+    weights = tokenizer(**nothing).sequence_from_draws(BOXES[:1], LABELS[:1], polygons, SIZE).weight
     assert weights[0].tolist() == [0] * 5 + [1] * 32 and not weights[1].any()
-    tok = tokenizer(first_end_only=True, eos_weight=0.5, **nothing)
-    weights = tok.train_sequence(BOXES[:1], LABELS[:1], polygons, SIZE).weight
+    tok = tokenizer(first_end_only=True, pad_weight=0.5, **nothing)
+    weights = tok.sequence_from_draws(BOXES[:1], LABELS[:1], polygons, SIZE).weight
     assert weights[0].tolist() == [0] * 5 + [1] * 8 + [0.5] + [0] * 23
     tok = tokenizer(weigh_absent=True, **nothing)
-    assert tok.train_sequence(BOXES[:1], LABELS[:1], polygons, SIZE).weight[1].all()
+    assert tok.sequence_from_draws(BOXES[:1], LABELS[:1], polygons, SIZE).weight[1].all()
     full = tokenizer(7, first_end_only=True, **nothing)  # no room for an end
-    weights = full.train_sequence(BOXES[:1], LABELS[:1], [[circle(7)]], SIZE).weight
+    weights = full.sequence_from_draws(BOXES[:1], LABELS[:1], [[circle(7)]], SIZE).weight
     assert weights[0].tolist() == [0] * 5 + [1] * 14
 
 
@@ -183,10 +183,10 @@ def test_any_sequence_decodes():
 def test_grammar_allows_what_encode_writes():
     tok = tokenizer(max_objects=3)
     sequence = tok.sequence(BOXES, LABELS, POLYGONS, SIZE, rng())
-    response = torch.from_numpy(sequence.target[:, 5:])  # (3, 32)
-    for t in range(response.shape[1]):
-        allowed = tok.allowed(response[:, :t])
-        assert allowed.gather(1, response[:, t : t + 1]).all(), t
+    answer = torch.from_numpy(sequence.target[:, 5:])  # (3, 32)
+    for t in range(answer.shape[1]):
+        allowed = tok.allowed(answer[:, :t])
+        assert allowed.gather(1, answer[:, t : t + 1]).all(), t
 
 
 def test_what_the_grammar_allows_decodes_whole():
@@ -220,23 +220,23 @@ def split_official(flat):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("case", "eos_weight", "length"), [
+@pytest.mark.parametrize(("case", "pad_weight", "length"), [
     ("task_default", 1.0, 53), ("task_eos_0p2_longer", 0.2, 59),
 ])  # fmt: skip
-def test_training_sequences_equal_the_official_ones(reference, case, eos_weight, length):
+def test_training_sequences_equal_the_official_ones(reference, case, pad_weight, length):
     class Longer(SegmentationTokenizer):
         max_len = length
 
     data = np.load(reference / "tokenization" / "instance_segmentation.npz")
-    tok = Longer(VOCAB, 24, max_objects=4, eos_weight=eos_weight, weigh_absent=True)
+    tok = Longer(VOCAB, 24, max_objects=4, pad_weight=pad_weight, weigh_absent=True)
     for row, (boxes, labels) in enumerate(zip(data["bbox"], data["label"], strict=True)):
         boxes, polygons = boxes[:, [1, 0, 3, 2]], [split_official(p) for p in data["polygon"][row]]
         np.testing.assert_array_equal(tok.prompts(boxes, labels, (1, 1)), data["prompt_seq"][row])
         for parts, label, want in zip(polygons, labels, data["response_seq"][row], strict=True):
-            response = tok.encode(parts, (1, 1)) if label else np.zeros(0)
-            np.testing.assert_array_equal(response, want[: len(response)])
-            assert not want[len(response) :].any()
-        got = tok.train_sequence(boxes, labels, polygons, (1, 1))
+            answer = tok.encode(parts, (1, 1)) if label else np.zeros(0)
+            np.testing.assert_array_equal(answer, want[: len(answer)])
+            assert not want[len(answer) :].any()
+        got = tok.sequence_from_draws(boxes, labels, polygons, (1, 1))
         np.testing.assert_array_equal(got.input, data[f"{case}/input_seq"][row])
         np.testing.assert_array_equal(got.target, data[f"{case}/target_seq"][row])
         np.testing.assert_allclose(got.weight, data[f"{case}/token_weights"][row])

@@ -40,7 +40,7 @@ def test_of_noise_only_the_class_is_learned():
     sequence = DetectionTokenizer(vocab).sequence(boxes, labels, (384, 384), rng)
     batch = build_batches(cfg, ["detection"], vocab)["detection"]
     assert batch.input_tokens.shape == (2, *sequence.input.shape)
-    assert len(batch.positions) == 2 * np.count_nonzero(sequence.weight)
+    assert len(batch.supervised) == 2 * np.count_nonzero(sequence.weight)
 
 
 def test_steps_are_those_of_the_recipes():

@@ -61,8 +61,8 @@ def test_the_average_is_that_of_the_weights_after_each_step(settings):
         value = state.model.state_dict()[name].clone()
         decay = min(0.5, 1 - step**-0.75)  # none in the first step, then growing to the limit
         expected = value if expected is None else decay * expected + (1 - decay) * value
-    assert state.judged is state.ema.module and not state.judged.training
-    torch.testing.assert_close(state.judged.state_dict()[name], expected)
+    assert state.evaluated_model is state.ema.module and not state.evaluated_model.training
+    torch.testing.assert_close(state.evaluated_model.state_dict()[name], expected)
     assert not torch.equal(expected, value)
 
 
@@ -78,9 +78,9 @@ def test_the_average_is_what_is_judged_and_kept(settings):
 def test_an_average_can_begin_with_a_resumed_run(settings):
     old, new = state_of(settings, DETECTION), state_of([*settings, "ema_decay=0.9"], DETECTION)
     steps(old, 2)
-    assert old.judged is old.model
+    assert old.evaluated_model is old.model
     new.load_state_dict(old.state_dict())
-    average, weights = new.judged.state_dict(), old.model.state_dict()
+    average, weights = new.evaluated_model.state_dict(), old.model.state_dict()
     assert all(torch.equal(average[key], weights[key]) for key in weights)
 
 

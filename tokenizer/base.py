@@ -1,9 +1,11 @@
-"""The base of the task tokenizers: input, target and loss weights of a sequence."""
+"""The base of the task tokenizers: input, target and loss weights of a sequence, token kinds."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tokenizer.vocabulary import Vocabulary
 
@@ -21,7 +23,8 @@ class TaskTokenizer:
     """Base of the task tokenizers: annotations as tokens, and tokens as results.
 
     A subclass has `encode` and its inverse `decode`; `sequence`, which makes training sequences;
-    `allowed`, the grammar of an answer; and `max_new_tokens`.
+    `allowed`, the grammar of an answer; and `max_new_tokens`. Our tokenizers split `sequence`: it
+    draws random numbers, and `sequence_from_draws` makes the sequences without further randomness.
     """
 
     task: ClassVar[str]
@@ -66,24 +69,27 @@ class TaskTokenizer:
         wanted: np.ndarray,
         weight: np.ndarray,
         *,
-        eos_weight: float | np.ndarray,
+        pad_weight: float | np.ndarray,
         max_len: int | None = None,
     ) -> TokenSequence:
         """Input and target of one training sequence, or of N at once, padded to `max_len`.
 
         Args:
-            prompt: (P,) tokens with no loss; (N, P) or one for all where there are N.
-            shown, wanted: (R,) or (N, R), the response as the decoder reads it and as it should
+            prompt: (P,) tokens with no loss, unless they are padding; (N, P) or one for all where
+                there are N.
+            shown, wanted: (R,) or (N, R), the answer as the decoder reads it and as it should
                 predict it.
-            weight: (R,) or (N, R) loss weights of the response.
-            eos_weight: weight of every target that is padding; (N, 1) if they differ.
+            weight: (R,) or (N, R) loss weights of the answer.
+            pad_weight: weight of every target that is padding; (N, 1) if they differ. As
+                officially that includes the prompt of an object that is not there, which is
+                padding throughout.
             max_len: length T of the result; None = that of the tokenizer.
 
         Returns:
             arrays of shape (T,) or (N, T).
 
         Raises:
-            ValueError: the response is longer.
+            ValueError: the answer is longer.
         """
         max_len = self.max_len if max_len is None else max_len
         start, end = prompt.shape[-1], prompt.shape[-1] + wanted.shape[-1]
@@ -96,5 +102,29 @@ class TaskTokenizer:
         inputs[..., :start] = targets[..., :start] = prompt
         inputs[..., start:end], targets[..., start:end] = shown, wanted
         weights[..., start:end] = weight
-        np.copyto(weights, eos_weight, where=targets == pad)
+        np.copyto(weights, pad_weight, where=targets == pad)
         return TokenSequence(inputs[..., :-1], targets[..., 1:], weights[..., 1:])
+
+
+TOKEN_KINDS = ("coordinates", "classes", "text", "ends")  # whose losses are shown apart
+
+
+def kinds_of(targets: Tensor, vocab: Vocabulary, eos_id: int | None) -> Tensor:
+    """(M,) ids -> (M,) numbers of their kinds in `TOKEN_KINDS`.
+
+    Coordinates are the bins and "not labelled"; classes the fake one of noise objects too; ends all
+    that ends or parts something: padding, separators, `eos_id`.
+    """
+    coordinates, classes, text, ends = range(len(TOKEN_KINDS))
+    kinds = torch.full_like(targets, ends)
+    for kind, (lo, hi) in (
+        (coordinates, vocab.coord_range),
+        (classes, vocab.class_range),
+        (text, (vocab.text0, vocab.size)),
+    ):
+        kinds = kinds.masked_fill((targets >= lo) & (targets < hi), kind)
+    kinds = kinds.masked_fill(targets == vocab.invisible, coordinates)
+    kinds = kinds.masked_fill(targets == vocab.fake, classes)
+    if eos_id is not None:
+        kinds = kinds.masked_fill(targets == eos_id, ends)
+    return kinds

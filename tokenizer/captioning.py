@@ -1,6 +1,7 @@
 """Captioning as tokens: the pieces of a sentence, ended by `</s>`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -89,28 +90,30 @@ class CaptionTokenizer(TaskTokenizer):
         again = rng.integers(len(captions), size=self.num_captions - len(order))
         chosen = [captions[i] for i in (*order, *again)]
         draws = rng.random((self.num_captions, self.max_len))
-        return self.train_sequence([self.encode(caption) for caption in chosen], draws)
+        return self.sequence_from_draws([self.encode(caption) for caption in chosen], draws)
 
-    def train_sequence(self, responses: Sequence[np.ndarray], draws: np.ndarray) -> TokenSequence:
-        """The deterministic part of `sequence`.
+    def sequence_from_draws(
+        self, answers: Sequence[np.ndarray], draws: np.ndarray
+    ) -> TokenSequence:
+        """The training sequences of these captions, in the given order.
 
         Args:
-            responses: N captions as `encode` writes them.
+            answers: N captions as `encode` writes them.
             draws: (N, max_len) uniform; an input token whose draw is above `drop` is shown.
         """
-        padded = np.full((len(responses), self.max_tokens), self.vocab.pad)
-        lengths = np.array([[len(response)] for response in responses])  # (N, 1)
-        padded[np.arange(self.max_tokens) < lengths] = np.concatenate(responses)
+        padded = np.full((len(answers), self.max_tokens), self.vocab.pad)
+        lengths = np.array([[len(answer)] for answer in answers])  # (N, 1)
+        padded[np.arange(self.max_tokens) < lengths] = np.concatenate(answers)
         out = self.shift(
             self.prompt,
             padded,
             padded,
             np.where(padded == self.eos_id, self.end_weight, 1),
-            eos_weight=self.pad_weight,
+            pad_weight=self.pad_weight,
         )
-        if self.drop > 0:
-            out.input[~(draws > self.drop)] = self.vocab.fake
-        return out
+        if self.drop == 0:
+            return out
+        return replace(out, input=np.where(draws > self.drop, out.input, self.vocab.fake))
 
     def decode(self, tokens: np.ndarray) -> str:
         """Any (T,) token sequence as a caption: text up to the first `</s>`, other ids left out."""

@@ -47,7 +47,7 @@ class DetectionTokenizer(TaskTokenizer):
         corruption: what the decoder is shown instead of the true class, one of `CORRUPTIONS`;
             the official default "rand_n_fake_cls" shows a random or the fake class.
         noise_weight: loss weight of a noise object's class token.
-        eos_weight: loss weight of padding targets.
+        pad_weight: loss weight of padding targets.
     """
 
     task = "detection"
@@ -61,7 +61,7 @@ class DetectionTokenizer(TaskTokenizer):
         noise: bool = True,
         corruption: str = "rand_n_fake_cls",
         noise_weight: float = 1.0,
-        eos_weight: float = 0.1,
+        pad_weight: float = 0.1,
     ):
         super().__init__(vocab)
         if corruption not in CORRUPTIONS:
@@ -69,7 +69,7 @@ class DetectionTokenizer(TaskTokenizer):
         if max_objects < 1:
             raise ValueError(f"max_objects must be at least 1, got {max_objects}")
         self.max_objects, self.noise, self.corruption = max_objects, noise, corruption
-        self.noise_weight, self.eos_weight = noise_weight, eos_weight
+        self.noise_weight, self.pad_weight = noise_weight, pad_weight
 
     def settings(self) -> dict:
         return {"max_objects": self.max_objects}
@@ -128,40 +128,46 @@ class DetectionTokenizer(TaskTokenizer):
             boxes = np.concatenate([boxes, extra])
             labels = np.concatenate([labels, np.full(len(extra), self.vocab.noise_label)])
         lo, hi = self.vocab.class_range
-        return self.train_sequence(
+        return self.sequence_from_draws(
             boxes, labels, size, ClassDraws.sample(len(labels), hi - lo, rng)
         )
 
-    def train_sequence(
+    def sequence_from_draws(
         self, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], draws: ClassDraws
     ) -> TokenSequence:
-        """The deterministic part of `sequence`: objects as given and the recorded draws."""
+        """The training sequence of these objects, noise objects included, in the given order.
+
+        Args:
+            draws: what is shown instead of their classes, see `corrupt`.
+        """
         if self.vocab.layout != "official":
             raise ValueError(f"layout must be 'official' in training, got {self.vocab.layout!r}")
-        response = self.encode(boxes, labels, size)
+        answer = self.encode(boxes, labels, size)
         return self.shift(
             self.prompt,
-            self.corrupt(response, draws),
-            response,
+            self.corrupt(answer, draws),
+            answer,
             self.weights(labels),
-            eos_weight=self.eos_weight,
+            pad_weight=self.pad_weight,
         )
 
-    def corrupt(self, response: np.ndarray, draws: ClassDraws) -> np.ndarray:
-        """(5 * N,) the response with its class tokens replaced; boxes and padding stay."""
-        v, shown = self.vocab, response.copy()
-        real = response[4::TOKENS_PER_OBJECT]
-        if self.corruption == "none":
-            return shown
-        if self.corruption == "real_n_fake_cls":
-            wrong, chosen = v.fake, draws.real_n_fake > 0.5
-        else:
-            wrong, chosen = v.class0 + draws.rand_cls, False
-        if self.corruption in ("rand_n_fake_cls", "real_n_rand_n_fake_cls"):
-            wrong = np.where(draws.rand_n_fake > 0.5, wrong, v.fake)
-        if self.corruption == "real_n_rand_n_fake_cls":
-            chosen = draws.real_n_rand_n_fake > 0.5
-        shown[4::TOKENS_PER_OBJECT] = np.where((real == v.pad) | chosen, real, wrong)
+    def corrupt(self, answer: np.ndarray, draws: ClassDraws) -> np.ndarray:
+        """(5 * N,) the answer with its class tokens replaced; boxes and padding stay.
+
+        A random class is drawn from all class tokens, so by chance it may be the true one.
+        """
+        v, shown = self.vocab, answer.copy()
+        real = answer[4::TOKENS_PER_OBJECT]  # (N,)
+        random = v.class0 + draws.rand_cls
+        random_or_fake = np.where(draws.rand_n_fake > 0.5, random, v.fake)
+        keep, replacement = {  # whether the true class stays, and what takes its place otherwise
+            "none": (True, real),
+            "rand_cls": (False, random),
+            "real_n_fake_cls": (draws.real_n_fake > 0.5, v.fake),
+            "rand_n_fake_cls": (False, random_or_fake),
+            "real_n_rand_n_fake_cls": (draws.real_n_rand_n_fake > 0.5, random_or_fake),
+        }[self.corruption]
+        shown[4::TOKENS_PER_OBJECT] = np.where((real == v.pad) | keep, real, replacement)
         return shown
 
     def weights(self, labels: np.ndarray) -> np.ndarray:
@@ -226,8 +232,8 @@ class DetectionTokenizer(TaskTokenizer):
             mask[v.eos] = True
         return mask
 
-    def ran_out(self, class_log_probs: Tensor, most: int, score: float) -> Tensor:
-        """Whether decoding may stop: the last `most` objects all score below `score`.
+    def ran_out(self, class_log_probs: Tensor, in_a_row: int, score: float) -> Tensor:
+        """Whether decoding may stop: the last `in_a_row` objects all score below `score`.
 
         Args:
             class_log_probs: (R, t) so far, as for `decode`.
@@ -236,9 +242,9 @@ class DetectionTokenizer(TaskTokenizer):
             (R,) bool, False inside an object.
         """
         rows, num_steps = class_log_probs.shape
-        if num_steps % TOKENS_PER_OBJECT or num_steps < most * TOKENS_PER_OBJECT:
+        if num_steps % TOKENS_PER_OBJECT or num_steps < in_a_row * TOKENS_PER_OBJECT:
             return class_log_probs.new_zeros(rows, dtype=torch.bool)
-        scores = class_log_probs[:, 4::TOKENS_PER_OBJECT][:, -most:].exp()  # (R, most)
+        scores = class_log_probs[:, 4::TOKENS_PER_OBJECT][:, -in_a_row:].exp()  # (R, in_a_row)
         return (scores < score).all(1)
 
     @property

@@ -34,7 +34,7 @@ class KeypointTokenizer(TaskTokenizer):
         crop: how an object is shown: its box, widened by this share of its sides on each side.
         mask_inputs: show invisible tokens in training, as above.
         invisible_weight: loss weight of points that are not labelled.
-        eos_weight: loss weight of padding targets (of an object that is not there).
+        pad_weight: loss weight of padding targets (of an object that is not there).
     """
 
     task, prompt_len = "keypoint", PROMPT_LEN
@@ -49,7 +49,7 @@ class KeypointTokenizer(TaskTokenizer):
         crop: float = 0.5,
         mask_inputs: bool = True,
         invisible_weight: float = 0.1,
-        eos_weight: float = 0.0,
+        pad_weight: float = 0.0,
     ):
         super().__init__(vocab)
         if crop < 0 or not labels:
@@ -60,7 +60,7 @@ class KeypointTokenizer(TaskTokenizer):
             edges = COCO_PERSON.edges if tuple(names) == COCO_PERSON.names else ()
         self.skeleton = Skeleton(tuple(names), pairs_of(edges))
         self.labels, self.crop, self.mask_inputs = tuple(labels), crop, mask_inputs
-        self.invisible_weight, self.eos_weight = invisible_weight, eos_weight
+        self.invisible_weight, self.pad_weight = invisible_weight, pad_weight
 
     def settings(self) -> dict:
         return {
@@ -104,14 +104,14 @@ class KeypointTokenizer(TaskTokenizer):
         size: tuple[int, int],
         rng: np.random.Generator,
     ) -> TokenSequence:
-        """Training sequence of one object; draws which tokens are hidden, see `train_sequence`."""
+        """Training sequence of one object, of which a random share of the tokens is hidden."""
         hidden = np.zeros(self.max_new_tokens - 1, bool)
         if self.mask_inputs:
             ratio = rng.random()
             hidden = rng.random(len(hidden)) < ratio
-        return self.train_sequence(box, label, keypoints, size, hidden)
+        return self.sequence_from_draws(box, label, keypoints, size, hidden)
 
-    def train_sequence(
+    def sequence_from_draws(
         self,
         box: np.ndarray,
         label: int,
@@ -119,7 +119,7 @@ class KeypointTokenizer(TaskTokenizer):
         size: tuple[int, int],
         hidden: np.ndarray,
     ) -> TokenSequence:
-        """The deterministic part of `sequence`.
+        """The training sequence of one object whose hidden tokens are chosen already.
 
         Args:
             box, label: (4,) xyxy pixels of the model input and class id, or 0 for an object that
@@ -130,13 +130,13 @@ class KeypointTokenizer(TaskTokenizer):
         """
         v = self.vocab
         prompt = self.prompts(np.asarray(box)[None], np.array([label]), size)[0]
-        response = self.encode(keypoints, size)
+        answer = self.encode(keypoints, size)
         if label == 0:
-            response[:] = v.pad
-        shown = response.copy()
+            answer[:] = v.pad
+        shown = answer.copy()
         shown[:-1][hidden] = v.invisible
-        weight = np.where(response == v.invisible, self.invisible_weight, 1)
-        return self.shift(prompt, shown, response, weight, eos_weight=self.eos_weight)
+        weight = np.where(answer == v.invisible, self.invisible_weight, 1)
+        return self.shift(prompt, shown, answer, weight, pad_weight=self.pad_weight)
 
     def decode(
         self, tokens: np.ndarray, box: np.ndarray, size: tuple[int, int]

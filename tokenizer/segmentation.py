@@ -1,6 +1,7 @@
 """Instance segmentation as tokens: the outline of one object, given its box and class."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class SegmentationTokenizer(TaskTokenizer):
         max_objects: per image in training; of more a random choice is kept.
         random_start: turn every outline so that it starts at a random point (paper section 3.2;
             officially off).
-        eos_weight: loss weight of padding targets.
+        pad_weight: loss weight of padding targets.
         first_end_only: weigh the first padding target alone; officially all of them count.
         weigh_absent: give the sequences of objects that are not there (an image has fewer than
             `max_objects`) their loss too, as officially; otherwise none.
@@ -47,7 +48,7 @@ class SegmentationTokenizer(TaskTokenizer):
         *,
         max_objects: int = 10,
         random_start: bool = True,
-        eos_weight: float = 1.0,
+        pad_weight: float = 1.0,
         first_end_only: bool = False,
         weigh_absent: bool = False,
         crop: float | None = None,
@@ -62,7 +63,7 @@ class SegmentationTokenizer(TaskTokenizer):
         if crop is not None and crop < 0:
             raise ValueError(f"crop must be None or not negative, got {crop}")
         self.max_points, self.max_objects, self.random_start = max_points, max_objects, random_start
-        self.eos_weight, self.first_end_only = eos_weight, first_end_only
+        self.pad_weight, self.first_end_only = pad_weight, first_end_only
         self.weigh_absent, self.crop = weigh_absent, crop
         self._shorten = cut_polygons if cut_outlines else fit_polygons
 
@@ -126,11 +127,11 @@ class SegmentationTokenizer(TaskTokenizer):
             chosen = [
                 [turn(part, int(next(shares) * len(part))) for part in parts] for parts in chosen
             ]
-        return self.train_sequence(
+        return self.sequence_from_draws(
             np.asarray(boxes)[order], np.asarray(labels)[order], chosen, size, shortened=True
         )
 
-    def train_sequence(
+    def sequence_from_draws(
         self,
         boxes: np.ndarray,
         labels: np.ndarray,
@@ -139,7 +140,9 @@ class SegmentationTokenizer(TaskTokenizer):
         *,
         shortened: bool = False,
     ) -> TokenSequence:
-        """The deterministic part of `sequence`: at most `max_objects` objects as given.
+        """The training sequences of these objects, at most `max_objects`, in the given order.
+
+        The random choices of `sequence` (which objects, where outlines begin) have been made.
 
         Args:
             boxes, labels, polygons, size: see `sequence`; label 0 is an object that is not there.
@@ -154,19 +157,20 @@ class SegmentationTokenizer(TaskTokenizer):
         prompts[: len(labels)] = self.prompts(boxes, labels, size)
         there = prompts[:, 0] != self.vocab.pad
         present = [parts if there[i] else [] for i, parts in enumerate(polygons)]
-        responses, lengths = self._responses(present, size)
+        answers, lengths = self._answers(present, size)
         sequence = self.shift(
             prompts,
-            responses,
-            responses,
+            answers,
+            answers,
             np.ones((), np.float32),
-            eos_weight=np.where(there | self.weigh_absent, self.eos_weight, 0)[:, None],
+            pad_weight=np.where(there | self.weigh_absent, self.pad_weight, 0)[:, None],
         )
-        if self.first_end_only:
-            sequence.weight[np.arange(self.max_len) >= PROMPT_LEN + lengths[:, None]] = 0
-        return sequence
+        if not self.first_end_only:
+            return sequence
+        counts = np.arange(self.max_len) < PROMPT_LEN + lengths[:, None]  # up to the first end
+        return replace(sequence, weight=sequence.weight * counts)
 
-    def _responses(
+    def _answers(
         self, polygons: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """`encode` of all objects at once: (max_objects, R) padded, and how long each is.

@@ -23,8 +23,9 @@ class Vocabulary:
     end, and text ends with its own piece 1. Ranges are half-open and never overlap. Class ids
     above 899 move coordinates and text up; see `for_classes`.
 
-    The layout also says how coordinates are written: "official" is y before x and the nearest bin,
-    "simple" is x before y and the bin below, which is decoded at its middle; see `simple`.
+    The layout also says how the boxes of detection are written: "official" is y before x and the
+    nearest bin, "simple" is x before y and the bin below, which is decoded at its middle; see
+    `simple`. All else that has coordinates is read and written in the official layout only.
     """
 
     num_bins: int = 1000
@@ -36,7 +37,7 @@ class Vocabulary:
     fake: int | None = 30  # class of a noise object, and dropped text; None in the simple layout
     separator: int | None = 40  # between the polygons of one mask
     invisible: int | None = 41  # coordinate of a keypoint that is not labelled
-    class0: int = 100  # token of class id `first_label`
+    class0: int = 100  # first class token, that of class id `first_label`
     coord0: int = 1000
     text0: int = 3000
     layout: str = "official"  # one of `LAYOUTS`
@@ -272,7 +273,7 @@ def points_to_tokens(
     size: tuple[int, int],
     invisible: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Points as `y x` coordinate tokens; points outside the input are moved to its edge.
+    """Points as `y x` coordinate tokens, official layout; those outside are moved to the edge.
 
     Args:
         points: (..., 2) of (x, y), pixels of the model input.

@@ -7,25 +7,23 @@ import torch
 from dataset.advice import (
     check_headers,
     check_learnable,
+    compare_train_and_val,
     image_paths,
-    look_at_both,
-    look_at_judged,
+    look_at_val,
     overlap_text,
     same_files,
 )
-from dataset.find_dataset import data_of
+from dataset.find_dataset import data_of, place_of_data
 from dataset.loader import build_train_loader
 from dataset.sample import RepeatRare, ReplaceUnreadable
 from dataset.tasks import build_source, build_train_set, find_task
 from dataset.transforms import load_pixel_transforms
-from infer.tasks import place_of_data
-from infer.trained_model import read_meta
-from models import Pix2Seq, build_model, load_model
+from models import Pix2Seq, build_model
 from models.pix2seq import smooth_coordinates
 from tokenizer.base import TaskTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.distributed import parallelise, recompute_activations
-from train.init_weights import settings_taken, start_from
+from train.init_weights import load_init_weights
 from train.loss import LossType, TokenKinds, amp_dtype
 from train.optim import (
     Freeze,
@@ -177,17 +175,17 @@ def look_at_data(cfg, sources: dict, eval_sources: dict, world: World = ALONE) -
     """
     lines = []
     for task, source in sources.items():
-        judged = eval_sources[task]
+        eval_source = eval_sources[task]
         check_learnable(source)
-        found = find_task(task).advise(cfg, source) + look_at_both(source, judged)
+        found = find_task(task).advise(cfg, source) + compare_train_and_val(source, eval_source)
         if world.is_main:  # what takes longer
             if cfg.bad_samples != "skip":
                 check_headers(source)
-                check_headers(judged)
-            found += look_at_judged(judged)
+                check_headers(eval_source)
+            found += look_at_val(eval_source)
             if cfg.eval_split != "train":
-                pairs = same_files(image_paths(source), image_paths(judged))
-                found += filter(None, [overlap_text(pairs, len(judged))])
+                pairs = same_files(image_paths(source), image_paths(eval_source))
+                found += filter(None, [overlap_text(pairs, len(eval_source))])
         lines += [f"notice: {task}: {line}" for line in found]
     for line in dict.fromkeys(lines):
         log(line)
@@ -346,49 +344,52 @@ def build_model_of_run(
     Returns:
         the model, and where its weights come from.
     """
-    config = build_model_config(cfg, vocab, task_tokenizers)
     starts = cfg.init_weights is None and not resumed
-    file = cfg.encoder_weights if starts else None
-    pretrained = cfg.pretrained and starts
-    model = build_model(config, pretrained=pretrained, encoder_weights=file)
+    model = build_model(
+        build_model_config(cfg, vocab, task_tokenizers),
+        pretrained=cfg.pretrained and starts,
+        encoder_weights=cfg.encoder_weights if starts else None,
+    )
     if cfg.smooth_init:
         smooth_coordinates(model, vocab.coord_range)
-    model.meta = {
+    model.meta = record_meta(cfg, vocab, task_tokenizers, categories)
+    if cfg.init_weights is None or resumed:
+        origin = describe_origin(cfg, resumed=resumed)
+    else:
+        share = load_init_weights(cfg, model)
+        origin = f"{path_text(cfg.init_weights)}, which gives {share:.0%} of the parameters"
+    if cfg.compile:  # calls of the model alone, which are training: not `encode`, not `generate`
+        model.compile()
+    return model.to(device), origin
+
+
+def record_meta(
+    cfg, vocab: Vocabulary, task_tokenizers: dict[str, TaskTokenizer], categories: Categories
+) -> dict:
+    """The JSON values that the weight files of a run record (`Pix2Seq.meta`)."""
+    meta = {
         "vocabulary": vocab.to_json(),
         "categories": categories.to_json(),
         "resize_mode": cfg.resize_mode,
         "tasks": {task: tokenizer.settings() for task, tokenizer in task_tokenizers.items()},
     }
     if cfg.encoder_weights is not None:  # a run that goes on does not need the file
-        record = {"file": cfg.encoder_weights.name, "sha256": cfg.encoder_weights_sha256}
-        model.meta["encoder_weights"] = record
-    if cfg.init_weights is not None:
-        name = path_text(cfg.init_weights) if is_hub_name(cfg.init_weights) else None
-        record = {"file": name or cfg.init_weights.name, "sha256": cfg.init_weights_sha256}
-        model.meta["init_weights"] = record
+        digest = cfg.encoder_weights_sha256
+        meta["encoder_weights"] = {"file": cfg.encoder_weights.name, "sha256": digest}
+    if (file := cfg.init_weights) is not None:
+        name = path_text(file) if is_hub_name(file) else file.name
+        meta["init_weights"] = {"file": name, "sha256": cfg.init_weights_sha256}
+    return meta
 
-    # Where the weights come from.
-    origin = "encoder pretrained, the rest new" if pretrained else "new, nothing is pretrained"
-    if file is not None:
-        digest = f"{cfg.encoder_weights_sha256}"[:16]
-        origin = f"encoder from {file} (sha256 {digest}), the rest new"
+
+def describe_origin(cfg, *, resumed: bool) -> str:
+    """Where the first weights come from, without `init_weights`."""
     if resumed:
-        origin = "those of the checkpoint"
-    elif cfg.init_weights is not None:
-        source = load_model(cfg.init_weights)
-        read_meta(source.meta, source.config, str(cfg.init_weights))  # checked, like the weights
-        report = start_from(model, source)
-        if "encoder_weights" in source.meta:
-            model.meta["encoder_weights"] = source.meta["encoder_weights"]
-        name = path_text(cfg.init_weights)
-        if taken := settings_taken(cfg):
-            log(f"settings as in {name}: {' '.join(taken)}")
-        log(report.text(name))
-        origin = f"{name}, which gives {report.share:.0%} of the parameters"
-
-    if cfg.compile:  # calls of the model alone, which are training: not `encode`, not `generate`
-        model.compile()
-    return model.to(device), origin
+        return "those of the checkpoint"
+    if cfg.encoder_weights is not None:
+        digest = f"{cfg.encoder_weights_sha256}"[:16]
+        return f"encoder from {cfg.encoder_weights} (sha256 {digest}), the rest new"
+    return "encoder pretrained, the rest new" if cfg.pretrained else "new, nothing is pretrained"
 
 
 def build_state(

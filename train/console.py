@@ -21,7 +21,7 @@ from train.build import Run
 from train.loss import amp_dtype
 from train.settings import batch_sizes
 from train.validate import leading_metric
-from utils.cli import pass_on, settings_types
+from utils.cli import base_class, pass_on, settings_types
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN_SECONDS = 30.0  # between two lines of progress where there is no bar
@@ -60,7 +60,7 @@ def _curves(run: Run) -> str:
 
 def changed_settings(cfg) -> tuple[type, list[str]]:
     """The class of config.py of `cfg`, and its differing settings as "name=value"."""
-    base = type(cfg).__mro__[1]  # `snapshot` makes a subclass
+    base = base_class(cfg)
     names = [n for n in settings_types(base) if getattr(cfg, n) != getattr(base, n)]
     return base, [f"{name}={_value(getattr(cfg, name))}" for name in names]
 

@@ -7,6 +7,7 @@ import importlib
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +28,14 @@ from train.guards import (
     report_skipped,
 )
 from train.init_weights import start_settings
-from train.loss import LOSS_KINDS, amp_dtype, autocast, supervised_losses, token_weights
+from train.loss import (
+    LOSS_KINDS,
+    amp_dtype,
+    autocast,
+    supervised_losses,
+    token_weights,
+    weighted_mean,
+)
 from train.optim import guarded_step
 from train.run_folder import (
     NoRecords,
@@ -56,16 +64,17 @@ from utils.devices import (
 from utils.files import check_place
 
 
-def train(cfg, tasks: list[str]) -> Path:
-    """Trains one task or many and returns the run folder; under torchrun, on all its processes.
+def start(tasks: list[str], load: Callable) -> Path:
+    """Starts a run of the command line; the model of `init_weights` comes before CFG and preset.
 
-    An epoch is one pass over the data of the task that has most batches; the others go round.
-    The folder holds settings.json, environment.jsonl, last.ckpt and the ones before it (complete
-    state), last.safetensors and best.safetensors (weights alone), metrics.jsonl and the
-    TensorBoard files.
+    Args:
+        load: called as load(inherited=settings of the weight file, or None) -> settings.
+
+    Returns:
+        the run folder, see `_run`.
     """
     with session() as world, text_log() as lines:
-        return _run(cfg, tasks, world, lines)
+        return _run(start_settings(load, tasks), tasks, world, lines)
 
 
 def resume(name: str, tasks: list[str], load: Callable) -> Path:
@@ -88,18 +97,25 @@ def resume(name: str, tasks: list[str], load: Callable) -> Path:
         return _run(load(inherited=settings_of_run(run_dir)), tasks, world, lines, run_dir)
 
 
-def start(tasks: list[str], load: Callable) -> Path:
-    """Starts a run of the command line; the model of `init_weights` comes before CFG and preset.
-
-    Args:
-        load: called as load(inherited=settings of the weight file, or None) -> settings.
-    """
+def train(cfg, tasks: list[str]) -> Path:
+    """Starts a run with settings that are complete; tests call it."""
     with session() as world, text_log() as lines:
-        return _run(start_settings(load, tasks), tasks, world, lines)
+        return _run(cfg, tasks, world, lines)
 
 
 def _run(cfg, tasks: list[str], world: World, lines: TextLog, run_dir: Path | None = None) -> Path:
-    """From the settings to the trained weights; `run_dir` is the folder of a run to continue."""
+    """From the settings to the trained weights, of one task or many, on all processes of torchrun.
+
+    An epoch is one pass over the data of the task that has most batches; the others go round.
+
+    Args:
+        run_dir: the folder of a run to continue.
+
+    Returns:
+        the run folder. It holds settings.json, environment.jsonl, last.ckpt and the ones before it
+        (complete state), last.safetensors and best.safetensors (weights alone), metrics.jsonl and
+        the TensorBoard files.
+    """
     watch, resumed = CoreWatch(), run_dir is not None
     cfg = settle_encoder(cfg, resumed=resumed)
     cfg = settle_init_weights(cfg, resumed=resumed)
@@ -145,6 +161,18 @@ def _open_folder(run: Run, lines: TextLog, run_dir: Path | None) -> Saver:
     return saver
 
 
+@dataclass
+class Sitting:
+    """A run until it ends or stops, from step 0 or where it was resumed, and what watches it."""
+
+    run: Run
+    saver: Saver
+    records: RunRecords | NoRecords  # of processes that are not the first, nothing
+    watch: NonFiniteWatch
+    stop: StopSignal
+    progress: Progress
+
+
 def _loop(run: Run, saver: Saver) -> None:
     """Trains an epoch, evaluates, saves; until the end, a signal, or nothing gets better."""
     cfg, state, run_dir = run.cfg, run.state, saver.run_dir
@@ -163,21 +191,22 @@ def _loop(run: Run, saver: Saver) -> None:
     )
     stop = StopSignal(cfg.max_minutes)
     progress = Progress(run)
+    sitting = Sitting(run, saver, records, watch, stop, progress)
     try:
         # A resumed run may have been stopped after an epoch, before its evaluation.
         if run.evaluation_due:
-            progress.evaluation(_evaluate_and_save(run, saver, records, stop))
+            progress.evaluation(_evaluate_and_save(sitting))
 
         while not run.ended:
             try:
-                loss, seconds = train_epoch(run, saver, records, watch, stop, progress)
+                loss, seconds = train_epoch(sitting)
             except Stopped as reason:
                 if stop.signal:
                     raise
-                _end_in_time(run, saver, records, stop, progress, str(reason))
+                _end_in_time(sitting, str(reason))
                 return
             report_skipped(state.streams, -(-state.step // run.steps.epoch), run.world)
-            reports = _evaluate_and_save(run, saver, records, stop)
+            reports = _evaluate_and_save(sitting)
             progress.epoch(loss, seconds, reports)
 
         if run.gets_no_better and state.step < run.steps.total:
@@ -192,42 +221,32 @@ def _loop(run: Run, saver: Saver) -> None:
         records.close()
 
 
-def _end_in_time(
-    run: Run,
-    saver: Saver,
-    records: RunRecords | NoRecords,
-    stop: StopSignal,
-    progress: Progress,
-    reason: str,
-) -> None:
+def _end_in_time(sitting: Sitting, reason: str) -> None:
     """Saves and evaluates a run whose time is up.
 
     An evaluation that is not due leaves no trace in the checkpoint: the run that goes on is the
     same as one that never stopped.
     """
+    run, saver, progress = sitting.run, sitting.saver, sitting.progress
     state, run_dir = run.state, saver.run_dir
     saver.save(state)
     progress.say(f"{reason}: saved step {state.step}; continue with --resume {run_dir}")
     if run.evaluation_due:
-        progress.evaluation(_evaluate_and_save(run, saver, records, stop))
+        progress.evaluation(_evaluate_and_save(sitting))
         saver.save(state)
     elif state.evaluated < state.step:
-        progress.evaluation(evaluate(run, records, run_dir, stop))
+        progress.evaluation(evaluate(run, sitting.records, run_dir, sitting.stop))
 
 
-def train_epoch(
-    run: Run,
-    saver: Saver,
-    records: RunRecords | NoRecords,
-    watch: NonFiniteWatch,
-    stop: StopSignal,
-    progress: Progress,
-) -> tuple[float, float]:
+def train_epoch(sitting: Sitting) -> tuple[float, float]:
     """Trains until the end of the epoch or run; logs a point of the curves every few steps.
+
+    At least one step has to be left (`Run.ended` is false).
 
     Returns:
         mean of the loss, and seconds.
     """
+    run, stop, progress = sitting.run, sitting.stop, sitting.progress
     cfg, state = run.cfg, run.state
     dtype = amp_dtype(cfg.amp, state.model.device)
     end = min((state.step // run.steps.epoch + 1) * run.steps.epoch, run.steps.total)
@@ -238,7 +257,7 @@ def train_epoch(
         # One optimiser step, on as many batches of each task as are accumulated.
         micro = _next_batches(state, stop)
         if not state.step and state.world.is_main:
-            _show_batches(run, records, micro[0])
+            _show_batches(run, sitting.records, micro[0])
         state.before_step()
         losses, grad_norm, kinds = train_step(state, micro, dtype, cfg.clip_grad)
         state.after_step()
@@ -247,22 +266,23 @@ def train_epoch(
         state.window.steps.append(now)
         epoch_losses.append(now.losses)
         outcome = torch.cat([now.losses, grad_norm[None]])  # (tasks + 1,)
-        for line in watch.add(state.step, outcome, micro):
+        for line in sitting.watch.add(state.step, outcome, micro):
             progress.warn(line)
         progress.step()
 
         # A point of the curves; beside the end of the epoch all that waits for the device.
         since = _add_time(state, since)
         if state.step % cfg.log_every == 0 or state.step == run.steps.total:
-            _record_point(run, records, progress)
+            _record_point(run, sitting.records, progress)
 
         # Between two steps the run may stop or be saved; after the last one it is evaluated first.
         check_stop(stop, state.world)
-        if state.step < end and state.world.broadcast(saver.due(state.step)):
-            saver.save(state)
+        if state.step < end and state.world.broadcast(sitting.saver.due(state.step)):
+            sitting.saver.save(state)
     of_tasks = finite_mean(state.world.sum(torch.stack(epoch_losses))).tolist()
-    loss = sum(state.task_weights.get(t, 1.0) * v for t, v in zip(losses, of_tasks, strict=True))
-    _add_time(state, since)
+    pairs = zip(run.tasks, of_tasks, strict=True)
+    loss = sum(state.task_weights.get(task, 1.0) * value for task, value in pairs)
+    _add_time(state, since)  # to the last step
     return loss, time.perf_counter() - began
 
 
@@ -294,7 +314,7 @@ def _next_batches(state: TrainState, stop: StopSignal) -> list[dict[str, Batch]]
 
 
 def _add_time(state: TrainState, since: float) -> float:
-    """Counts the time since then as that of the last step; returns the time now."""
+    """Counts the time since then as that of the last step, which there must be; returns now."""
     now = time.perf_counter()
     state.window.steps[-1].seconds += now - since
     state.seconds += now - since
@@ -331,7 +351,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     statistics = Statistics(state.model)
     totals = dict(zip(micro[0], world.sums(token_weights(micro)), strict=True))
-    losses = {task: torch.zeros((), dtype=torch.float32, device=device) for task in totals}
+    task_losses = {task: torch.zeros((), dtype=torch.float32, device=device) for task in totals}
     kinds = {task: torch.zeros(len(LOSS_KINDS), 2, device=device) for task in totals}
 
     # Gradients add up over the batches of all tasks.
@@ -340,13 +360,15 @@ def train_step(
         batch = batch.to(device, non_blocking=True)
         with synchronised(state.forward, last=number == len(parts)):
             with autocast(device, dtype):
-                tokens = supervised_losses(state.forward, batch, state.loss_type)
-                loss = (tokens[0] * tokens[1]).sum() / (totals[task] + 1e-9)
+                losses, weights, targets = supervised_losses(
+                    state.forward, batch, state.loss_type
+                )  # (M,) each
+                loss = weighted_mean(losses, weights, totals[task])  # this batch's share
             # times the processes: their gradients are averaged, not added
             factor = state.task_weights.get(task, 1.0) * world.size
             state.scaler.scale(factor * loss).backward()
-        losses[task] += loss.detach()
-        kinds[task] += state.token_kinds[task].sums(*tokens)
+        task_losses[task] += loss.detach()
+        kinds[task] += state.token_kinds[task].sums(losses, weights, targets)
 
     # Clip, then step, or skip the step if the gradient is not finite.
     state.scaler.unscale_(state.optimizer)
@@ -357,21 +379,20 @@ def train_step(
     statistics.keep_if(grad_norm.isfinite())
     state.scheduler.step()
     state.step += 1
-    return losses, grad_norm, kinds
+    return task_losses, grad_norm, kinds
 
 
-def _evaluate_and_save(
-    run: Run, saver: Saver, records: RunRecords | NoRecords, stop: StopSignal
-) -> dict[str, Report]:
+def _evaluate_and_save(sitting: Sitting) -> dict[str, Report]:
     """Between two epochs: the evaluation, if one is due, and the checkpoint, if one is due.
 
     Returns:
         task -> its report; empty without an evaluation.
     """
-    state, reports = run.state, {}
+    run, saver, reports = sitting.run, sitting.saver, {}
+    state = run.state
     if run.evaluation_due:
         saver.save(state)  # an evaluation may take longer than what it follows
-        reports = evaluate(run, records, saver.run_dir, stop)
+        reports = evaluate(run, sitting.records, saver.run_dir, sitting.stop)
     # All processes have to agree; where the run has ended, they do without asking.
     if run.ended or run.world.broadcast(saver.due(state.step, epoch_end=run.at_epoch_end)):
         saver.save(state)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ MAX_PENDING = 4  # steps whose outcome may still be unknown
 MAX_FILES = 10  # of batches kept for inspection
 MAX_OVERFLOWS = 100  # in a row: the scale of fp16 starts at 2 ** 16 and halves with each
 SHOWN = 3  # images that are named
+FIELDS_IN_FILES = {"supervised": "positions"}  # fields of `Batch` that have another name there
 HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; not on Windows
 
 
@@ -119,7 +121,8 @@ def save_batches(folder: Path, step: int, rank: int, micro: list[dict[str, Batch
             batch = replace(batch, images=batch.images.masked_fill(blank, 0))
             for field in fields(batch):
                 if isinstance(value := getattr(batch, field.name), Tensor):
-                    tensors[f"{number}.{task}.{field.name}"] = value.clone().contiguous()
+                    name = FIELDS_IN_FILES.get(field.name, field.name)
+                    tensors[f"{number}.{task}.{name}"] = value.clone().contiguous()
     path = folder / f"step_{step:07}_rank_{rank}.safetensors"
     write_tensors(path, tensors, {"image_ids": json.dumps(ids)})
     return path
@@ -144,6 +147,13 @@ class Stopped(BaseException):
 
     No `except Exception` on the way, such as that of a library that reads images, may catch it.
     """
+
+
+def in_finalizer(frame: FrameType | None) -> bool:
+    """Whether a frame runs in a `__del__`, where Python prints what is raised and drops it."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 class StopSignal:
@@ -178,11 +188,7 @@ class StopSignal:
         if number == self.signal and number != HANGUP:  # the second Ctrl-C does not wait
             raise KeyboardInterrupt
         self.signal = self.signal or number
-        while frame is not None and frame.f_code.co_name != "__del__":
-            frame = frame.f_back
-        if (
-            self._at_once and frame is None
-        ):  # Python drops what a finalizer raises, with a traceback
+        if self._at_once and not in_finalizer(frame):
             raise Stopped(self.reason())
 
     def reason(self) -> str:

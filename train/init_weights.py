@@ -14,19 +14,19 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from dataset.find_dataset import place_of_data
 from dataset.tasks import open_source
-from infer.tasks import place_of_data
 from infer.trained_model import read_meta
-from models import ModelConfig, Pix2Seq, build_model
+from models import ModelConfig, Pix2Seq, build_model, load_model
 from models.config import RATES, different_settings
 from models.encoder import image_statistics
 from models.weights import read_header
 from tokenizer.detection import TOKENS_PER_OBJECT
 from tokenizer.vocabulary import Vocabulary
 from utils.categories import Categories
-from utils.cli import log
+from utils.cli import base_class, log
 from utils.errors import UserError
-from utils.files import find_weight_file
+from utils.files import find_weight_file, path_text
 
 TOKEN_TABLES = ("decoder.token_embedding", "decoder.output_embedding", "decoder.output_bias")
 IMAGE_POSITIONS = (
@@ -178,12 +178,26 @@ def settings_of_weights(path: Path) -> dict[str, object]:
 
 def settings_taken(cfg) -> list[str]:
     """Settings of `init_weights` that differ from the preset, as "name=value"."""
-    base = type(cfg).__mro__[1]  # `snapshot` makes a subclass
+    base = base_class(cfg)
     return [
         f"{name}={value}"
         for name, value in settings_of_weights(cfg.init_weights).items()
         if hasattr(base, name) and str(getattr(cfg, name)) == str(value) != str(getattr(base, name))
     ]
+
+
+def load_init_weights(cfg, model: Pix2Seq) -> float:
+    """Loads what fits of `init_weights` into the model; returns the share of the parameters."""
+    source = load_model(cfg.init_weights)
+    read_meta(source.meta, source.config, str(cfg.init_weights))  # checked, like the weights
+    report = start_from(model, source)
+    if "encoder_weights" in source.meta:
+        model.meta["encoder_weights"] = source.meta["encoder_weights"]
+    name = path_text(cfg.init_weights)
+    if taken := settings_taken(cfg):
+        log(f"settings as in {name}: {' '.join(taken)}")
+    log(report.text(name))
+    return report.share
 
 
 @dataclass(frozen=True)

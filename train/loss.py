@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.batch import Batch, pad_batch
-from infer.likelihood import KINDS, kinds_of
+from tokenizer.base import TOKEN_KINDS, kinds_of
 from tokenizer.vocabulary import Vocabulary
 from utils.errors import UserError, import_function, is_import_path, one_line
 from utils.setting_rules import RULES
 
 # Kinds of tokens whose loss the curves show apart; "noise" is the class of a noise object,
 # "invisible" the place of a keypoint that is not labelled.
-LOSS_KINDS = (*KINDS, "noise", "invisible")
+LOSS_KINDS = (*TOKEN_KINDS, "noise", "invisible")
 IGNORED = -100  # a target that costs nothing
 
 
@@ -159,24 +159,21 @@ def check_loss(text: str, vocab: Vocabulary) -> None:
         ) from error
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Sum of w * loss over sum of w; there is no other masking."""
-    return (losses * weights).sum() / (weights.sum() + 1e-9)
-
-
-def batch_loss(
-    model: nn.Module, batch: Batch, loss_type: LossType = XENT, total: float | None = None
-) -> Tensor:
-    """Loss of one task's batch, on the device the batch is on.
+def weighted_mean(losses: Tensor, weights: Tensor, total: float | None = None) -> Tensor:
+    """Sum of weight * loss over sum of weights; there is no other masking.
 
     Args:
-        total: token weights of all that the mean is over, where this batch is a part of it;
-            the parts' losses then add up to the mean. None = those of this batch.
+        losses, weights: (M,) of tokens.
+        total: the sum of the weights of all tokens that the mean is over, if these are a part of
+            them. The results of all parts add up to the mean. None = the sum of `weights`.
     """
+    return (losses * weights).sum() / ((weights.sum() if total is None else total) + 1e-9)
+
+
+def batch_loss(model: nn.Module, batch: Batch, loss_type: LossType = XENT) -> Tensor:
+    """Loss of one batch of one task, on the device of the batch."""
     losses, weights, _ = supervised_losses(model, batch, loss_type)
-    if total is None:
-        return weighted_mean(losses, weights)
-    return (losses * weights).sum() / (total + 1e-9)
+    return weighted_mean(losses, weights)
 
 
 def supervised_losses(
@@ -184,22 +181,21 @@ def supervised_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of the M tokens of a batch with loss weight, on the device of the batch.
 
-    Only these positions are projected onto the vocabulary, and of many not all at a time
-    (`Decoder.measure_logits`).
+    Only these tokens are projected onto the vocabulary, and of many not all at a time
+    (`Decoder.losses`).
 
     Returns:
         (M,) losses, (M,) weights, (M,) targets.
     """
     images = pad_batch(batch.images, batch.unpadded)
-    targets, weights = batch.target_tokens.flatten(), batch.token_weights.flatten()
-    supervised = batch.positions  # (M,)
+    weights, supervised = batch.token_weights.flatten(), batch.supervised
     if supervised is None:
-        supervised = weights.nonzero()[:, 0]
+        supervised = weights.nonzero()[:, 0]  # (M,)
+    targets, weights = batch.target_tokens.flatten()[supervised], weights[supervised]  # (M,) each
     length = batch.full_length or batch.target_tokens.shape[-1]
-    measure = partial(token_losses, loss_type=loss_type, length=length)
-    targets = targets[supervised]
-    losses = model(images, batch.input_tokens, supervised, targets, measure)  # (M,)
-    return losses, weights[supervised], targets
+    loss_fn = partial(token_losses, loss_type=loss_type, length=length)
+    losses = model(images, batch.input_tokens, supervised, targets, loss_fn)  # (M,)
+    return losses, weights, targets
 
 
 @dataclass(frozen=True)

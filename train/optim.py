@@ -231,6 +231,8 @@ def guarded_step(
         scaler.step(optimizer)  # looks at the gradients itself
         scaler.update()
     elif optimizer.defaults.get("fused") and not sharded:
+        # torch's protocol between GradScaler and fused optimisers (`_step_supports_amp_scaling`):
+        # the kernel leaves everything as it is where `found_inf` is 1
         optimizer.grad_scale, optimizer.found_inf = None, (~grad_norm.isfinite()).float()
         optimizer.step()
         del optimizer.grad_scale, optimizer.found_inf

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from dataset.tasks import build_tokenizer
+from dataset.tasks import build_tokenizer, sequence_options
 from dataset.transforms import load_pixel_transforms
-from infer.likelihood import sequence_options
 from infer.tasks import load_metrics
 from models import ModelConfig, build_model
 from models.encoder import ENCODERS, build_encoder, check_encoder, image_statistics, is_class
@@ -25,7 +24,7 @@ from train.init_weights import find_init_weights
 from train.loss import amp_dtype, check_loss
 from train.optim import check_optimizer, freeze_parameters, lr_factors
 from utils.categories import Categories, check_sigmas
-from utils.cli import log, settings_dict, snapshot
+from utils.cli import base_class, log, settings_dict, snapshot
 from utils.devices import World, check_bfloat16, local_device, pick_device
 from utils.encoder_weights import is_source, pretrained_file, read_source
 from utils.errors import UserError
@@ -37,7 +36,8 @@ from utils.setting_rules import TRAINING_PAIRS, complain_of_pairs
 class TaskSettings:
     """The settings of one task. The defaults are for tasks without settings of their own."""
 
-    # the source of its samples, None before there is one -> options of its tokenizer
+    # the source of its samples, None before there is one -> options of its tokenizer, apart from
+    # those of `dataset.tasks.sequence_options`
     tokenizer: Callable[[object], dict] = lambda source: {}
     train_source: dict = field(default_factory=dict)  # options of the training source
     eval_source: dict = field(default_factory=dict)  # options of the validation source
@@ -53,9 +53,8 @@ def task_settings(cfg, task: str) -> TaskSettings:
 
 
 def _detection(cfg) -> TaskSettings:
-    options = {"max_objects": cfg.max_objects, **sequence_options(cfg, "detection")}
     return TaskSettings(
-        tokenizer=lambda source: options,
+        tokenizer=lambda source: {"max_objects": cfg.max_objects},
         # the Pascal VOC source has no such option: it keeps all images
         train_source={} if cfg.dataset == "voc" else {"keep_empty": cfg.keep_empty},
         augmentation=_scales(cfg) | {"flip_prob": cfg.flip_prob},
@@ -68,7 +67,6 @@ def _segmentation(cfg) -> TaskSettings:
         "max_points": cfg.max_points,
         "max_objects": 1 if cfg.seg_crop else cfg.seg_max_objects,
         "crop": crop,
-        **sequence_options(cfg, "segmentation"),
     }
     outlines = {"max_points": cfg.max_points, "cut_outlines": cfg.seg_cut_outlines}
     return TaskSettings(
@@ -81,7 +79,7 @@ def _segmentation(cfg) -> TaskSettings:
 
 def _keypoint(cfg) -> TaskSettings:
     def tokenizer(source) -> dict:
-        options = {"crop": cfg.keypoint_crop, **sequence_options(cfg, "keypoint")}
+        options = {"crop": cfg.keypoint_crop}
         if source is not None:  # the annotation file says what the points are
             names, edges = source.skeleton.names, source.skeleton.edges
             options |= {"names": names, "edges": edges, "labels": list(source.categories.names)}
@@ -108,7 +106,6 @@ def _captioning(cfg) -> TaskSettings:
         return {
             "text": TextTokenizer.load(cfg.caption_vocab),
             "max_tokens": cfg.max_caption_tokens,
-            **sequence_options(cfg, "captioning"),
         }
 
     return TaskSettings(tokenizer=tokenizer, augmentation=_scales(cfg, "caption_"))
@@ -170,7 +167,8 @@ def build_tokenizers(
     for task in tasks:
         source = None if sources is None else sources[task]
         try:
-            out[task] = build_tokenizer(task, vocab, **task_settings(cfg, task).tokenizer(source))
+            options = task_settings(cfg, task).tokenizer(source) | sequence_options(cfg, task)
+            out[task] = build_tokenizer(task, vocab, **options)
         except ValueError as error:
             raise UserError(f"settings of the tokens: {error}") from error
     return out
@@ -179,7 +177,7 @@ def build_tokenizers(
 def build_model_config(
     cfg, vocab: Vocabulary, task_tokenizers: dict[str, TaskTokenizer]
 ) -> ModelConfig:
-    """The model architecture, with enough positions for every task.
+    """The model architecture (`model_config_from_settings`), with enough positions for every task.
 
     Raises:
         UserError: no such model, or `max_len` is less than a task needs.
@@ -187,10 +185,10 @@ def build_model_config(
     needed = max(tokenizer.max_len for tokenizer in task_tokenizers.values())
     if 0 < cfg.max_len < needed:
         raise UserError(f"max_len={cfg.max_len} is less than the {needed} that the tasks need")
-    return model_config(cfg, vocab, max_len=cfg.max_len or needed)
+    return model_config_from_settings(cfg, vocab, max_len=cfg.max_len or needed)
 
 
-def model_config(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
+def model_config_from_settings(cfg, vocab: Vocabulary, *, max_len: int) -> ModelConfig:
     """A `ModelConfig` whose fields have the values of the settings with the same names."""
     mean, std = image_statistics(cfg.encoder)
     names = [f.name for f in fields(ModelConfig) if hasattr(cfg, f.name)]
@@ -272,8 +270,7 @@ def _check_digest(cfg, name: str, file: Path, digest: str) -> None:
 def _changed(cfg, changes: dict[str, object]):
     if not changes:
         return cfg
-    base = type(cfg).__mro__[1]  # `snapshot` makes a subclass
-    return snapshot(base, saved=settings_dict(cfg) | changes)
+    return snapshot(base_class(cfg), saved=settings_dict(cfg) | changes)
 
 
 def check_settings(

@@ -254,7 +254,7 @@ class TrainState:
         return isinstance(self.model, FSDPModule)
 
     @property
-    def judged(self) -> Pix2Seq:
+    def evaluated_model(self) -> Pix2Seq:
         """The model that is evaluated and saved as the best: the moving average if there is one."""
         return whole_model(self.model) if self.ema is None else self.ema.module
 

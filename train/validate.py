@@ -34,7 +34,7 @@ def evaluate(
     call it, and the run has to be saved: a signal ends the evaluation at once.
     """
     state, reports = run.state, {}
-    model = state.judged
+    model = state.evaluated_model
     share_statistics(model, state.world)
 
     # Score and draw each task; -1 is no value but says that no object is of that size.

@@ -259,6 +259,11 @@ def load_settings(
     return cfg
 
 
+def base_class(cfg) -> type:
+    """The class of config.py that a snapshot was made of: `snapshot` makes a subclass of it."""
+    return type(cfg).__mro__[1]
+
+
 def snapshot(
     base: type,
     overrides: Sequence[str] = (),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from dataset.advice import (
     check_learnable,
+    compare_train_and_val,
     image_paths,
-    look_at_both,
-    look_at_judged,
+    look_at_val,
     overlap_text,
     rare_classes,
     same_pictures,
@@ -49,7 +49,7 @@ def check_use(
             continue
         train, val = parts["train"], parts["val"]
         try:
-            lines += look_at_both(train, val)
+            lines += compare_train_and_val(train, val)
         except UserError as error:
             errors.add("unusable", task, str(error))
         if not pictures or len(train) > len(pictures[0]):
@@ -74,4 +74,4 @@ def _look(cfg, task: str, part: str, source) -> list[str]:
             size = f"batch_size={cfg.batch_size} is more than the {len(source)} training images"
             lines.append(f"{size}, which training refuses; use {len(source)} or less")
         return lines
-    return look_at_judged(source)
+    return look_at_val(source)

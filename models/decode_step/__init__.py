@@ -12,6 +12,9 @@ All modes compute the same numbers as `Decoder.forward`, up to rounding:
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -125,3 +128,40 @@ def choose_mode(decoder: Decoder, choice: str, *, int8: bool = False) -> str:
             )
         library(dtype)  # compile now rather than at the first answer
     return choice
+
+
+class _CudnnSwitch:
+    """The switch of cuDNN's attention, which all threads of the process share."""
+
+    def __init__(self):
+        self.lock, self.users, self.before = threading.Lock(), 0, True
+
+    def enter(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.users == 1:
+                self.before = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                torch.backends.cuda.enable_cudnn_sdp(self.before)
+
+
+CUDNN_SWITCH = _CudnnSwitch()
+
+
+@contextmanager
+def no_cudnn_attention() -> Iterator[None]:
+    """Switches cuDNN's attention kernels off, in the whole process, until the last thread leaves.
+
+    torch prefers them for half types on newer GPUs. But cuDNN plans them anew for every length of
+    the cache, and planning takes longer than many decoding steps.
+    """
+    CUDNN_SWITCH.enter()
+    try:
+        yield
+    finally:
+        CUDNN_SWITCH.leave()
