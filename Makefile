@@ -13,6 +13,8 @@ DEMO_PHOTOS := $(addprefix dataset/bccd/images/val/,BloodImage_00035.jpg BloodIm
     BloodImage_00216.jpg BloodImage_00410.jpg)
 BENCHMARKS := decode onnx_decode train_step data tasks
 BENCH_OUT := results/bench
+# Files of tests run side by side, in a process for each core (about 1.5 GB each), longest first.
+IN_PARALLEL := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 DECODING_TESTS := $(addprefix tests/,test_generate.py test_native_step.py test_static_step.py \
     test_models.py test_draws.py)
 
@@ -69,13 +71,13 @@ demo: demo-data  ## the whole job in small: evaluation, inference, fine-tuning o
 	@echo "== Done: look at the pictures in $(DEMO_OUT)/; your own photographs: docs/own_data.md"
 
 test: lint  ## linter, formatter check and the tests (no network, no GPU)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-processors: $(STAMP)  ## the tests of decoding, as on older processors and with other thread counts
 	@for kind in "default 3" "avx2 1"; do set -- $$kind; echo "== $$1 instructions, $$2 threads"; \
 	    ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=$$2 \
 	    OMP_WAIT_POLICY=passive \
-	    $(BIN)/python -m pytest $(DECODING_TESTS) || exit; done
+	    $(BIN)/python -m pytest $(IN_PARALLEL) $(DECODING_TESTS) || exit; done
 
 test-slow: $(STAMP)  ## the tests that train for minutes
 	@$(BIN)/python -m pytest -m slow

@@ -47,6 +47,7 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
     finally:
         for process in processes:
             process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,11 @@ def test_a_shared_evaluation_is_the_whole_one(together, multi_weights, demo_set,
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("user", "the disk is full"), ("defect", "RuntimeError: a defect")]
+    ("kind", "message"),
+    [
+        ("user", "the disk is full"),
+        pytest.param("defect", "RuntimeError: a defect", marks=pytest.mark.slow),
+    ],
 )
 def test_an_error_on_one_rank_ends_all(tmp_path, kind, message):
     processes = start([{"fail": kind}], tmp_path)

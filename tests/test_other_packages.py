@@ -7,33 +7,34 @@ import pytest
 
 from tests.conftest import ROOT
 
+NAMES = ("utils", "models", "dataset", "tokenizer", "train", "config")
 MAIN = """
-import sys
+import importlib, sys
 sys.path.append({root!r})
 {first}
 from infer.predictor import Predictor
-import {name}
-assert {name}.mine == 7
-from {name}.own import value
-assert value == 8
+for name in {names!r}:
+    assert importlib.import_module(name).mine == 7, name
+    assert importlib.import_module(name + ".own").value == 8, name
 print(type(Predictor({root!r} + "/weights/demo.safetensors").detect({root!r} + "/images/demo.jpg")))
 """
 
 
-def run(folder, name, first):
-    text = MAIN.format(root=str(ROOT), name=name, first=first)
-    (folder / "main.py").write_text(text)
+def run(folder, names=NAMES, first=""):
+    (folder / "main.py").write_text(MAIN.format(root=str(ROOT), names=names, first=first))
     command = [sys.executable, str(folder / "main.py")]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["utils", "models", "dataset", "tokenizer", "train", "config"])
 @pytest.mark.parametrize("kind", ["package", "imported before"])
-def test_own_packages_stay_and_ours_are_found(tmp_path, name, kind):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "own.py").write_text("value = 8")
-    (tmp_path / name / "__init__.py").write_text("mine = 7")
-    done = run(tmp_path, name, f"import {name}.own" if kind == "imported before" else "")
+def test_own_packages_stay_and_ours_are_found(tmp_path, kind):
+    """Of every name, in one program: each name is treated apart from the others."""
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.py").write_text("value = 8")
+        (tmp_path / name / "__init__.py").write_text("mine = 7")
+    imports = "\n".join(f"import {name}.own" for name in NAMES)
+    done = run(tmp_path, first=imports if kind == "imported before" else "")
     assert done.returncode == 0 and "Detections" in done.stdout, done.stderr
 
 
@@ -41,8 +42,7 @@ def test_a_module_of_both_names_is_told_in_a_line(tmp_path):
     (tmp_path / "utils").mkdir()
     for name in ("__init__", "images"):
         (tmp_path / "utils" / f"{name}.py").touch()
-    done = run(tmp_path, "utils", "")
-    line = done.stderr.splitlines()[-1]
+    line = run(tmp_path).stderr.splitlines()[-1]
     assert line.startswith("ImportError: utils.images is a module of") and "rename yours" in line
 
 

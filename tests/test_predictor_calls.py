@@ -34,12 +34,18 @@ def test_numbers_of_numpy_and_torch_are_numbers(predictor, image):
         np.int64(class_id),
         np.uint8(class_id),
         np.int64([class_id, class_id]),
+        np.array(class_id),
+        np.array([class_id] * 2),
+        torch.tensor(class_id),
     )
-    for label in (*labels, np.array(class_id), np.array([class_id] * 2), torch.tensor(class_id)):
-        for score in (0.5, np.float16(0.5), np.array(0.5), torch.tensor([0.5, 0.5])):
-            for boxes in (BOXES, BOXES.tolist(), torch.from_numpy(BOXES)):
-                (found,) = predictor.segment([image], [boxes], [label], scores=[score])
-                assert found.to_json() == expected
+    scores = (0.5, np.float16(0.5), np.array(0.5), torch.tensor([0.5, 0.5]))
+    calls = [(label, 0.5, BOXES) for label in labels]
+    calls += [(name, score, BOXES) for score in scores]
+    calls += [(name, 0.5, boxes) for boxes in (BOXES.tolist(), torch.from_numpy(BOXES))]
+    calls.append((labels[-1], scores[-1], torch.from_numpy(BOXES)))
+    for label, score, boxes in calls:
+        (found,) = predictor.segment([image], [boxes], [label], scores=[score])
+        assert found.to_json() == expected
     (found,) = predictor.segment([image], [BOXES], np.int64(class_id), scores=np.float64(0.5))
     assert found.to_json() == expected
     for size in (np.int64(1), np.uint8(2)):

@@ -20,9 +20,20 @@ from utils.cli import snapshot
 TASKS = ["detection", "segmentation"]
 
 
+MORE = ("eval_limit=2", "ema_decay=0.9")
+FIVE_STEPS = ("drop_units=0.1", "max_steps=5")
+
+
 @pytest.fixture
 def settings(multi_settings, tmp_path):
-    return [*multi_settings, f"runs_dir={tmp_path / 'runs'}", "eval_limit=2", "ema_decay=0.9"]
+    return [*multi_settings, f"runs_dir={tmp_path / 'runs'}", *MORE]
+
+
+@pytest.fixture(scope="module")
+def whole_run(multi_settings, tmp_path_factory):
+    """A run that heard no signal."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(snapshot(CFG, [*multi_settings, f"runs_dir={folder}", *MORE, *FIVE_STEPS]), TASKS)
 
 
 def signalled(number=signal.SIGTERM):
@@ -33,10 +44,10 @@ def signalled(number=signal.SIGTERM):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_heard_while_waiting_for_data(settings, monkeypatch, number):
+def test_a_signal_is_heard_while_waiting_for_data(
+    settings, whole_run, tmp_path, monkeypatch, number
+):
     """One stream has delivered its batch of the step, the other never does."""
-    overrides = [*settings, "drop_units=0.1", "max_steps=5"]
-    whole = train(snapshot(CFG, overrides), TASKS)
     following, calls = TaskStream.next, []
 
     def wait_in_the_end(stream):
@@ -47,12 +58,12 @@ def test_a_signal_is_heard_while_waiting_for_data(settings, monkeypatch, number)
         patch.setattr(TaskStream, "next", wait_in_the_end)
         began = time.monotonic()
         with pytest.raises(SystemExit) as left:
-            train(snapshot(CFG, overrides), TASKS)
+            train(snapshot(CFG, [*settings, *FIVE_STEPS]), TASKS)
         assert time.monotonic() - began < 50 and left.value.code == 128 + number
-    (part,) = set(whole.parent.iterdir()) - {whole}
+    (part,) = (tmp_path / "runs").glob("*/*/")
     assert torch.load(part / "last.ckpt", weights_only=True)["step"] == 2
     resume([], TASKS, part)
-    assert compare(whole, part) == []
+    assert compare(whole_run, part) == []
 
 
 def test_a_signal_is_heard_during_an_evaluation_which_is_done_again(settings, monkeypatch):

@@ -89,17 +89,26 @@ def test_signals_are_given_back_after_a_run(demo_set, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+DROPS = ("drop_units=0.1", "drop_path=0.1")
+
+
+@pytest.fixture(scope="module")
+def whole_run(demo_set, tmp_path_factory):
+    """A run with dropout that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(snapshot(CFG, settings(demo_set, folder, *DROPS)), ["detection"])
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4])  # within an epoch of three steps, and between two
-def test_resume_continues_bit_for_bit(demo_set, tmp_path, monkeypatch, stop):
-    overrides = settings(demo_set, tmp_path, "drop_units=0.1", "drop_path=0.1")
-    whole = train(snapshot(CFG, overrides), ["detection"])
+def test_resume_continues_bit_for_bit(demo_set, whole_run, tmp_path, monkeypatch, stop):
+    overrides = settings(demo_set, tmp_path, *DROPS)
     with monkeypatch.context() as patch:
         patch.setattr("train.engine.StopSignal", lambda _: StopAt(stop))
         part = train(snapshot(CFG, overrides), ["detection"])
     assert len(losses(part)) == stop
     assert resume(overrides, ["detection"], part) == part
-    assert losses(part) == losses(whole)
-    states = [load_model(run / "last.safetensors").state_dict() for run in (whole, part)]
+    assert losses(part) == losses(whole_run)
+    states = [load_model(run / "last.safetensors").state_dict() for run in (whole_run, part)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -126,7 +135,9 @@ def test_voc_and_coco_layout_of_one_set_train_alike(demo_set, tmp_path):
     assert list(metrics)[:2] == ["mAP50", "mAP50_11point"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)  # SIGTERM ends the loader's workers; test_stopping.py has both within a process
 def test_a_signal_to_the_group_saves_and_leaves_with_its_status(demo_set, tmp_path, number):
     """As Ctrl-C and job schedulers send it: to the loader's workers too."""
     command = [sys.executable, ROOT / "train" / "train_coco_object_detection.py", "--set"]
