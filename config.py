@@ -1,8 +1,8 @@
 """Settings. Edit this class, or override single values with `--set name=value` on any script.
 
 Precedence, lowest first: CFG, the preset (a subclass below), the settings of the run or weight file
-that is loaded, `--config FILE`, `--set`. Scripts pass a read-only copy of the settings on; no other
-code reads this file. The comment of a setting explains it; `utils/setting_rules.py` has its range.
+that is loaded, `--config FILE`, `--set`. Only scripts import this file; they pass a read-only copy
+of the settings on. The comment of a setting explains it; `utils/setting_rules.py` has its range.
 """
 
 from pathlib import Path

@@ -50,7 +50,8 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         args.add_argument(
             "--score-threshold",
             type=float,
-            help="leave out objects that score lower; default: score_threshold in config.py",
+            metavar="0..1",
+            help="leave out objects that score lower; default: score_threshold in config.py (0.3)",
         )
         args.add_argument("--classes", metavar="NAMES", help="only these classes, such as cat,dog")
         args.add_argument(
@@ -65,6 +66,9 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
             metavar="DIR",
             help="write labels in YOLO format, and data.yaml; DIR must be new or empty",
         )
+    else:
+        for option in ("--out-dir", "--score-threshold", "--classes", "--crops", "--yolo"):
+            args.add_argument(option, action=_Undrawn, help=argparse.SUPPRESS)
     args.add_argument(
         "--json",
         nargs="?",
@@ -78,6 +82,16 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1; default: the setting"
     )
     return args
+
+
+class _Undrawn(argparse.Action):
+    """An option about drawn objects, given to a script that prints text alone."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, nargs="?", default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise UserError(f"this script prints text and draws nothing; leave out {option_string}")
 
 
 def add_video_arguments(args: argparse.ArgumentParser) -> None:

@@ -66,7 +66,7 @@ def place(tmp_path, monkeypatch, demo_set, multi_weights, tiny_weights, caption_
     (work / "data" / "VOC").symlink_to(demo_set)
     for name in ("images/demo.jpg", "photo.jpg", "street.jpg", "photos/a.jpg", "photos/b.jpg"):
         shutil.copy(pictures[0], work / name)
-    for name in ("W", "weights/demo", "weights/multi_vit_b_640"):
+    for name in ("W", "weights/demo", "weights/coco_vit_b_640"):
         (work / f"{name}.safetensors").symlink_to(multi_weights)
     (work / "detection.safetensors").symlink_to(tiny_weights)
     roots = [f"coco_root={demo_set}", f"voc_root={demo_set}", f"runs_dir={work / 'runs'}"]
