@@ -1,5 +1,7 @@
 """Every command of README.md, of two pages and of `make demo` runs, on tiny sets and models.
 
+Those of the other pages run in tests/test_page_commands.py.
+
 Commands run as they stand, in a folder that holds the files they name, with the settings below in
 place of those of config.py. What is replaced in a command is listed in `REPLACED`; nothing is left
 out.
@@ -209,7 +211,8 @@ def test_commands_of_the_documents_are_understood(page):
     kinds = settings_types(PRESETS["default"])
     text = page.read_text().replace("\\\n", " ")
     folders = "train|infer|dataset|download|benchmarks|docs"
-    found = re.findall(rf"python ((?:{folders})/\S+\.py)([^\n`|]*)", text)
+    program = r"(?:python|torchrun(?: -\S+(?: [^-\s]\S*)?)*) *"
+    found = re.findall(rf"{program} ((?:{folders})/\S+\.py)([^\n`|]*)", text)
     for script, rest in found:
         text = (ROOT / script).read_text()
         name = script.removesuffix(".py").replace("/", ".")

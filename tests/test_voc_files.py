@@ -203,5 +203,5 @@ def test_a_missing_image_is_shown_as_the_list_has_it(root):
 
 
 def test_folders_are_listed_without_the_devkit(root):
-    with pytest.raises(UserError, match=r"there is 2012; choose .*voc_sets.*--split\)$"):
+    with pytest.raises(UserError, match=r"there is 2012; choose .*voc_sets.*--split$"):
         VocDetection(root, "2007:train")
