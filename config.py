@@ -1,8 +1,9 @@
 """Settings. Edit this class, or override single values with `--set name=value` on any script.
 
 Precedence, lowest first: CFG, the preset (a subclass below), the settings of the run or weight file
-that is loaded, `--config FILE`, `--set`. Only scripts import this file; they pass a read-only copy
-of the settings on. The comment of a setting explains it; `utils/setting_rules.py` has its range.
+that is loaded, `--config FILE`, `--set`. Scripts import this file and pass a read-only copy of the
+settings on; no library code imports it. The comment of a setting explains it, and
+docs/write_settings.py makes docs/settings.md of the comments. Ranges: `utils/setting_rules.py`.
 """
 
 from pathlib import Path

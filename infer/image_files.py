@@ -15,18 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.script import VIDEOS
 from utils.cli import log
 from utils.errors import UserError
 from utils.files import write_json_atomic
-from utils.images import list_files, list_images, load_image
+from utils.images import list_images, load_image
 
 URL = re.compile(r"https?://", re.IGNORECASE)
 ADDRESSES: dict[Path, str] = {}  # file of a picture that was fetched -> where it is from
-UNREAD = (  # pictures that no script reads
-    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd"),
-    *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
-)
 PICTURES_AHEAD = 16  # that wait to be written
 
 
@@ -34,36 +29,14 @@ def find_images(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
     """The images that `--image` names, each once.
 
     Raises:
-        UserError: one of the patterns names none, or a video.
+        UserError: one of the patterns names none.
     """
-    for one in patterns:
-        if one.lower().endswith(VIDEOS):
-            raise UserError(
-                f"{one} is a video, and this script reads only pictures; the scripts for object "
-                "detection and for all tasks read videos"
-            )
-        _report_unread(one, recursive)
     paths = [
         path
         for one in patterns
         for path in (_fetched(one) if URL.match(one) else list_images(one, recursive=recursive))
     ]
     return list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
-
-
-def _report_unread(pattern: str, recursive: bool) -> None:
-    """Says in a line which pictures of a folder are skipped, because their format is not read."""
-    folder = Path(pattern).expanduser()
-    if not folder.is_dir():
-        return
-    names = list_files(folder) if recursive else os.listdir(folder)
-    skipped = [name for name in names if name.lower().endswith(UNREAD)]
-    if skipped:
-        kinds = sorted({Path(name).suffix.lower() for name in skipped})
-        log(
-            f"notice: skipped in {pattern}: {len(skipped)} ({', '.join(kinds)}); this format is "
-            "not supported: convert to JPEG or PNG"
-        )
 
 
 def _fetched(url: str) -> list[Path]:

@@ -66,9 +66,6 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
             metavar="DIR",
             help="write labels in YOLO format, and data.yaml; DIR must be new or empty",
         )
-    else:
-        for option in ("--out-dir", "--score-threshold", "--classes", "--crops", "--yolo"):
-            args.add_argument(option, action=_Undrawn, help=argparse.SUPPRESS)
     args.add_argument(
         "--json",
         nargs="?",
@@ -82,16 +79,6 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1; default: the setting"
     )
     return args
-
-
-class _Undrawn(argparse.Action):
-    """An option about drawn objects, given to a script that prints text alone."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, nargs="?", default=argparse.SUPPRESS, **options)
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        raise UserError(f"this script prints text and draws nothing; leave out {option_string}")
 
 
 def add_video_arguments(args: argparse.ArgumentParser) -> None:

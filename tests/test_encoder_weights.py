@@ -130,7 +130,7 @@ def damaged(tmp_path: Path, files: dict[str, Path], kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("code", "needs more than tensors"),
+        ("code", "contains more than tensors"),
         ("cut", "not a complete file"),
         ("numbers", "no tensors by name"),
         ("web page", "web page"),

@@ -240,10 +240,6 @@ def test_a_folder_gives_one_picture_each_and_reports_the_unreadable(
         (["--image", "text.jpg", "--weights", "TINY"], "text.jpg"),
         (["--image", "ok.png", "--weights", "none.safetensors"], "no weight file at none"),
         (["--image", "ok.png", "--weights", "text.jpg"], "is not a safetensors file"),
-        (
-            ["--image", "ok.png", "--weights", "multi_vit_b_640.safetensors"],
-            "no weight file at multi_.*download/download_official_weights.sh multi_vit_b_640$",
-        ),
         (["--image", "ok.png", "--device", "cuda:77"], "does not exist"),
         (["--image", "ok.png", "--set", "colour=1"], "no setting 'colour'"),
         (["--image", "ok.png", "--config", "none.json"], "with --config"),

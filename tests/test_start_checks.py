@@ -19,7 +19,6 @@ from config import CFG
 from infer import evaluate, infer_single_image_object_detection
 from infer.boxes import read_results
 from infer.image_files import find_images, name_pictures
-from infer.script import infer_parser
 from models import ModelConfig, load_model
 from models.encoder import check_encoder
 from tests.conftest import TINY
@@ -165,29 +164,6 @@ def test_images_come_from_all_patterns_each_once(tmp_path, monkeypatch):
         Image.new("RGB", (8, 8)).save(name)
     found = find_images(["b", "a/x.jpg", str(tmp_path / "a/x.jpg"), "a/../a/*"])
     assert [p.as_posix() for p in found] == ["b/x.jpg", "a/x.jpg", "a/../a/y.png"]
-
-
-def test_what_no_script_reads_is_named(tmp_path, monkeypatch, capsys):
-    """Pictures of a format that is not supported, and videos; other files are no pictures."""
-    monkeypatch.chdir(tmp_path)
-    Path("a/b").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save("a/x.jpg")
-    assert find_images(["a"]) and not capsys.readouterr().err
-    for name in ("a/x.HEIC", "a/y.heic", "a/z.cr2", "a/notes.txt", "a/b/u.nef"):
-        Path(name).touch()
-    assert find_images(["a"]) == [Path("a/x.jpg")]
-    assert "notice: skipped in a: 3 (.cr2, .heic)" in capsys.readouterr().err
-    find_images(["a"], recursive=True)
-    assert "notice: skipped in a: 4 (.cr2, .heic, .nef)" in capsys.readouterr().err
-    with pytest.raises(UserError, match="clip.MP4 is a video.*scripts for object detection"):
-        find_images(["a/x.jpg", "clip.MP4"])
-
-
-def test_a_script_that_draws_nothing_says_so():
-    args = infer_parser("Captions.", pictures=False)
-    assert not vars(args.parse_args(["--image", "a"])).keys() & {"out_dir", "crops", "yolo"}
-    with pytest.raises(UserError, match="draws nothing; leave out --out-dir"):
-        args.parse_args(["--image", "a", "--out-dir", "b"])
 
 
 def test_no_result_is_lost_and_no_input_overwritten(tmp_path, monkeypatch, tiny_weights):

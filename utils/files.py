@@ -30,9 +30,6 @@ PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")  # how files of torch.save b
 PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"\xfd7zXZ", b"BZh")  # a file of torch is a zip file, too
 TENSORFLOW = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5}|h5)$")
 HUB_NAME = re.compile(r"hf:/+")  # how names of the hub begin; a `Path` has one slash less
-OFFICIAL = re.compile(  # files that the download script makes
-    r"(obj365|coco|multi)_(resnet|resnetc|vit_b|vit_l)_(640|1024|1333)\.safetensors"
-)
 NAME_ANOTHER = "train one, or name another with --weights"
 TEMPORARY = re.compile(r"\.[\w-]+\.\d+(-[0-9a-f]{8})?\.\w+")  # names that `atomic_path` yields
 BYTE_ORDER_MARKS = {  # that of UTF-32 first: that of UTF-16 begins as it does
@@ -379,11 +376,7 @@ def find_weight_file(path: str | Path, remedy: str = NAME_ANOTHER) -> Path:
             raise UserError(f"no {' or '.join(IN_RUN)} in the folder {path}; {hint}")
     if not file.is_file():
         near = nearest_path(file)
-        if near:
-            remedy = f"did you mean {near}?"
-        if OFFICIAL.fullmatch(file.name):
-            remedy = f"download it with download/download_official_weights.sh {file.stem}"
-        raise UserError(f"no weight file at {path}; {remedy}")
+        raise UserError(f"no weight file at {path}; {f'did you mean {near}?' if near else remedy}")
     _check_begin(file)
     return file
 
