@@ -30,7 +30,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 REPLACED = {  # in README commands; each is needed
     "runs/detection/2026-01-31_12-00-00/best.safetensors": "detection.safetensors",
     "--split 2007:test": "--split 2012:val",  # the drawn set calls itself VOC2012
-    "encoder=resnet50 img_size=640": "encoder=test_resnet img_size=64",
+    "img_size=640": "img_size=64",
     "batch_size=16": "batch_size=4",  # of 14 pictures
 }
 MAKE = {"--out data/demo": "--out data/demo --train 3 --val 2 --size 96 128"}  # not 2200
