@@ -97,7 +97,8 @@ class CFG:
     encoder_weights_sha256: str | None = None
     # RGB mean, subtracted from images in [0, 1]; None = the value of the encoder's pretraining
     image_mean: tuple[float, ...] | None = None
-    # RGB standard deviation, by which images are divided after that; None = as in pretraining
+    # RGB standard deviation; images are divided by it after the mean is subtracted; None = as in
+    # pretraining
     image_std: tuple[float, ...] | None = None
     # weight file or hf://owner/… that initialises the whole model; None = train from scratch
     init_weights: Path | None = None
@@ -194,8 +195,8 @@ class CFG:
     segmentation_weight: float = 1.0  # loss weight of segmentation in multi-task training
     segmentation_batch_size: int = 0  # segmentation images per multi-task step; 0 = batch_size
     seg_samples: int = 8  # outlines sampled per object; the mask is their average
-    # for display, two outlines are sampled first; the other seg_samples are drawn only if the
-    # masks of these two have a lower IoU than this; 0 = always draw all
+    # for display, two outlines are sampled first; the rest of seg_samples is sampled only if the
+    # masks of these two have a lower IoU than this; 0 = always sample all
     seg_agree: float = 0.85
     # the same IoU limit (see seg_agree) in evaluations; 0 = always draw all (official)
     eval_seg_agree: float = 0.0
@@ -329,7 +330,7 @@ class CFG:
     # compile the training step with torch.compile: minutes once, then faster steps
     compile: bool = False
     # number of different sequence lengths on a GPU and with compile; each batch is cut to the
-    # next one
+    # shortest of them that holds it
     num_lengths: int = 8
     # samples per task for the likelihood in validation (val/TASK/likelihood); 0 = not measured
     likelihood_limit: int = 256
@@ -524,7 +525,7 @@ class MultiTaskCFG(DetFinetuneCFG):
 
 
 class MultiTaskWeightedCFG(MultiTaskCFG):
-    """`multi_task` with other loss weights, said to be those of the Pix2SeqV2 paper; unverified.
+    """`multi_task` with other loss weights, reportedly from the Pix2SeqV2 paper (not verified).
 
     The paper is arXiv 2206.07669. The official code has the weight 1 for each task.
     """

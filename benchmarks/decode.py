@@ -7,7 +7,7 @@ python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --bat
     --mode static --dtype bfloat16 --device cuda
 python benchmarks/decode.py --model vit_b_640 --stopping 7
 
-Ways, measured in turns within one run, medians, on the same random weights and the same memory:
+Ways, measured alternately within one run, medians, on the same random weights and the same memory:
   ours    the cached loop as the scripts run it (native on a CPU, see models/decode_step/),
           or as --mode says; with --also in others as well
   ports   image and whole sequence through the model again for every token, as the simple PyTorch

@@ -3,7 +3,7 @@
 python benchmarks/encoder.py
 python benchmarks/encoder.py --encoder efficientnet_lite0 official_resnet --batch 8
 
-Ways, measured in turns within one run, medians, on the same random weights and images:
+Ways, measured alternately within one run, medians, on the same random weights and images:
   rows      images and feature maps channel by channel (NCHW), batch norms as layers of their own
   last      channels last, as in training
   folded    channels last, batch norms folded into the convolutions, as a `Predictor` encodes

@@ -1,4 +1,4 @@
-"""Decoding by onnxruntime beside ours and transformers, in turns within one run.
+"""Decoding by onnxruntime beside ours and transformers, alternately within one run.
 
 python benchmarks/onnx_decode.py
 python benchmarks/onnx_decode.py --batch 1 8 --tokens 500

@@ -4,7 +4,7 @@ python benchmarks/train_step.py
 python benchmarks/train_step.py --profile detection
 python benchmarks/train_step.py --size vit-b-640 --batch 32 --device cuda --compile
 
-Two ways on models of the same size and on the same batches, in turns, medians:
+Two ways on models of the same size and on the same batches, measured alternately, medians:
   ours    mixed precision where there is a GPU, sequences cut behind the last weight, only positions
           with weight projected onto the vocabulary, fused AdamW, torch.compile by choice
   plain   a loop as the PyTorch ports write it: float32, sequences of full length, logits of every

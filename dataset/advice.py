@@ -54,7 +54,7 @@ def look_at_val(source) -> list[str]:
     """
     getattr(source, "coco", None)
     problem = missing_objects(source)
-    return [f"no object to judge by: {problem}"] if problem else []
+    return [f"no object to evaluate on: {problem}"] if problem else []
 
 
 def compare_train_and_val(source, eval_source) -> list[str]:
@@ -75,7 +75,7 @@ def missing_objects(source) -> str:
         return ""
     names = list(source.categories.names.values())
     crowds = source.num_crowds() if hasattr(source, "num_crowds") else 0
-    others = f"; {crowds} annotations have iscrowd=1, which are no targets" * (crowds > 0)
+    others = f"; {crowds} annotations have iscrowd=1 and do not count" * (crowds > 0)
     what = getattr(source, "learned", "object")
     return (
         f"{source.annotation_errors.source} has no annotated {what} of {_listed(names)} on the "
@@ -111,8 +111,8 @@ def unlearned_classes(source, eval_source) -> str:
     near = {name: nearest(name, list(counts[0])) for name in missing}
     if not any(near.values()) and len(missing) < len(counts[1]) or not missing:
         return ""  # rare classes of a small set
-    names = [repr(n) + f" (near it: {near[n]!r})" * bool(near[n]) for n in missing]
-    text = f"{len(missing)} classes to judge by have no object in the training set"
+    names = [repr(n) + f" (similar: {near[n]!r})" * bool(near[n]) for n in missing]
+    text = f"{len(missing)} classes of the validation set have no object in the training set"
     return f"{text}: {_listed(names)}"
 
 
@@ -131,15 +131,15 @@ def compare_classes(known: Categories, evaluated: Categories) -> str:
     if not strange:
         return ""
     near = {name: nearest(name, names) for name in strange[:NUM_NAMES]}
-    text = _listed([repr(n) + f" (near it: {near[n]!r})" * bool(near[n]) for n in near], strange)
+    text = _listed([repr(n) + f" (similar: {near[n]!r})" * bool(near[n]) for n in near], strange)
     if len(strange) == len(wanted):
         raise UserError(
             f"the validation set has no class in common with the training set: it has {text}; "
             "classes are matched by name: correct one of the two"
         )
     return (
-        f"the validation set has {len(strange)} classes that the training set has not, so that "
-        f"nothing is ever found of them: {text}"
+        f"the validation set has {len(strange)} classes that the training set does not have; the "
+        f"model will never find them: {text}"
     )
 
 
@@ -244,7 +244,7 @@ def small_objects(source, img_size: int) -> list[str]:
         return []
     needed = SMALL / np.quantile(shares, SMALL_SHARE)
     size = int(-(-needed // GRID) * GRID)
-    remedy = f"img_size={size} leaves {SMALL_SHARE:.0%} of them so small"
+    remedy = f"img_size={size} reduces this to {SMALL_SHARE:.0%} of the boxes"
     if size > LARGEST_SIZE:
         remedy += ", or cut the pictures into parts first"
     return [
@@ -342,8 +342,8 @@ def overlap_text(pairs: Sequence[tuple[Path, Path]], num_val: int) -> str:
     shared = {theirs for _, theirs in pairs}
     examples = "; ".join(f"{ours} and {theirs}" for ours, theirs in pairs[:2])
     return (
-        f"{len(shared)} of {num_val} pictures to judge by are pictures to train on as well, so "
-        f"that results look too good: {examples}{'; …' * (len(pairs) > 2)}"
+        f"{len(shared)} of {num_val} validation pictures are also training pictures, so the "
+        f"results will look too good: {examples}{'; …' * (len(pairs) > 2)}"
     )
 
 

@@ -10,7 +10,7 @@ from utils.errors import UserError
 MAX_EXAMPLES = 5  # of a kind that are kept
 LARGEST = 1e6  # no picture has such a coordinate
 IN_NOTICE = 2  # of these, in a notice
-SKIP = "correct or remove it, or train without such with --set bad_samples=skip"
+SKIP = "correct or remove it, or skip all such errors with --set bad_samples=skip"
 
 
 class Level(Enum):
@@ -48,7 +48,7 @@ KINDS = {
     "unusable": Kind("tasks that this dataset cannot be used for", Level.FATAL),
     # of annotations
     "entry": Kind("annotations that lack a field", Level.REFUSED),
-    "not_numbers": Kind("fields with other values than the numbers they need", Level.REFUSED),
+    "not_numbers": Kind("fields that should be numbers but are not", Level.REFUSED),
     "not_finite": Kind("numbers that are not finite or too large", Level.REFUSED),
     "unknown_category": Kind("annotations of an unknown category", Level.REFUSED),
     "small_outline": Kind("files whose outlines look normalised to 0..1", Level.FATAL),
@@ -60,7 +60,7 @@ KINDS = {
     "few_points": Kind("polygons of fewer than three points or without an area", Level.LEFT_OUT),
     "shape": Kind("shapes that no task learns (lines, tags, cuboids, …)", Level.LEFT_OUT),
     "no_outline": Kind("objects without an outline", Level.LEFT_OUT),
-    "only_crowds": Kind("categories of crowds alone", Level.LEFT_OUT),
+    "only_crowds": Kind("categories that have only crowd annotations", Level.LEFT_OUT),
     "name_unused": Kind("unused categories with the name of another", Level.LEFT_OUT),
     "unlabelled": Kind("pictures without an annotation file", Level.LEFT_OUT),
     "empty_caption": Kind("empty captions", Level.LEFT_OUT),

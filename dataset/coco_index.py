@@ -360,7 +360,7 @@ def _note_crowds(out: Columns, categories: list[dict], errors: AnnotationErrors)
     for row in categories:
         mine = out["category_id"] == row["id"]
         if mine.any() and out["iscrowd"][mine].all():
-            detail = f"all its {mine.sum()} annotations have iscrowd=1, which are no targets"
+            detail = f"all its {mine.sum()} annotations have iscrowd=1 and do not count"
             errors.add("only_crowds", f"category {shown(row['name'])}", detail)
 
 

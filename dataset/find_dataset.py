@@ -131,7 +131,7 @@ class Dataset:
         text += "images" + f", {len(classes)} class{'es' * (len(classes) > 1)}" * bool(classes)
         if self._to_split is not None and {"train", "val"} & set(names):
             share = f"val_share={self.val_share:g} of its images, seed={self.seed}"
-            text += f"; it has no validation part, so that takes {share}"
+            text += f"; it has no validation part, so validation uses {share}"
         return text
 
     def _sources(self) -> str:
@@ -264,7 +264,7 @@ def _parts_of_file(path: Path) -> tuple[str, list[Part | CocoPart]]:
             raise UserError(
                 f"data: {path} is one file of a {module.TITLE} set; name its folder {path.parent}"
             )
-    raise UserError(f"data: {path} is no COCO file and no data.yaml; {FORMATS_PAGE}")
+    raise UserError(f"data: {path} is neither a COCO file nor a data.yaml; {FORMATS_PAGE}")
 
 
 def _check_parts(path: Path, title: str, parts: Sequence[Part | CocoPart]) -> None:
@@ -335,8 +335,8 @@ def _choose(
         chosen = pick_validation([image.file_name for image in images], seed, share)
         if len(images) and chosen.all():
             raise UserError(
-                f"{source} has copies of one picture alone, {shown(images[0].file_name)}: none is "
-                "left to train on beside those to validate on; add pictures"
+                f"{source} has only copies of one picture, {shown(images[0].file_name)}: they "
+                "cannot be split into training and validation; add pictures"
             )
         keep = chosen == is_val
         left_out = {image.id for image, kept in zip(images, keep, strict=True) if not kept}

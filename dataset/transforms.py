@@ -211,6 +211,6 @@ def load_pixel_transforms(path: str) -> list:
     except Exception as error:  # the content decides which class is built, and how that fails
         reason = f"it names {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
-            f"{path} is no saved albumentations pipeline ({reason}); write one with "
+            f"{path} is not a saved albumentations pipeline ({reason}); write one with "
             "albumentations.save, without Lambda"
         ) from error

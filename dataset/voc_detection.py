@@ -29,7 +29,8 @@ VOC_CLASSES = (
 CHECK_ROOT = "check --set voc_root=FOLDER"
 CORRECT = "correct or remove it"
 CHOOSE = (
-    "choose with --set voc_sets=YEAR:SPLIT, of validation voc_eval_sets (check_dataset.py: --split)"
+    "choose with --set voc_sets=YEAR:SPLIT (training) or voc_eval_sets=YEAR:SPLIT (validation); "
+    "check_dataset.py: --split"
 )
 FLAG = re.compile(r"\s+(-1|0|1)$")  # of a class, at the end of a line of a split list
 ENCODING = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)")
@@ -159,7 +160,7 @@ def _parse(path: Path, _changed: int) -> VocAnnotation:
         size = tuple(_side(root.findtext(f"size/{side}"), side) for side in ("height", "width"))
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(
-            f"annotation {path} is no VOC annotation ({one_line(error)}); {CORRECT}"
+            f"annotation {path} is not a valid VOC annotation ({one_line(error)}); {CORRECT}"
         ) from error
     rows = [row for row in rows if row is not None]
     return VocAnnotation(

@@ -5,8 +5,8 @@
     python download/convert_official_weights.py CHECKPOINT OUT.safetensors --config config.json
 
 CHECKPOINT is a prefix (`.../ckpt-93324`) or a folder with a `checkpoint` file. TensorFlow is not
-needed. Every variable must find its place; optimiser slots are ignored. Beside OUT stands its
-sha256 sum, OUT.sha256.
+needed. Every variable must have its place in the model; optimiser slots are ignored. The SHA-256
+of OUT is written to OUT.sha256.
 """
 
 import argparse

@@ -89,7 +89,7 @@ def settings_of(file: Path) -> str:
         with safe_open(file, framework="numpy") as opened:
             return opened.metadata()["settings"]
     except (SafetensorError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{file} is no file of this script; name another place") from error
+        raise UserError(f"{file} was not written by this script; name another place") from error
 
 
 def convert_pretrained(name: str, out: Path) -> None:
@@ -184,8 +184,8 @@ def match_in_order(theirs: Mapping[str, tuple], ours: Mapping[str, tuple]) -> di
     for their_name, our_name, their_role, our_role in roles:
         if theirs[their_name] != ours[our_name] or their_role != our_role:
             raise UserError(
-                f"the weights are of another model: {their_name} {theirs[their_name]} stands where "
-                f"the encoder has {our_name} {ours[our_name]}"
+                f"the weights belong to another model: they have {their_name} {theirs[their_name]} "
+                f"where the encoder has {our_name} {ours[our_name]}"
             )
     return dict(zip(theirs, ours, strict=True))
 

@@ -85,13 +85,13 @@ verify() {
         [ "$found" = "$expected" ] && return
         mv -f "$file" "$TARGET/$name.bad"
         die "$name has $ALGORITHM $found, expected $expected; it is kept as" \
-            "$TARGET/$name.bad, run this again to fetch it anew"
+            "$TARGET/$name.bad; run this command again to download it again"
     fi
     say "testing $name (no checksum is known)"
     is_sound "$file" && return
     mv -f "$file" "$TARGET/$name.bad"
-    die "$name is not a whole archive; it is kept as $TARGET/$name.bad, run this again to fetch" \
-        "it anew"
+    die "$name is not a complete archive; it is kept as $TARGET/$name.bad; run this command again" \
+        "to download it again"
 }
 
 # extract FILE

@@ -135,12 +135,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # whose text tells how to run it all the same
         raise UserError(
-            f"{path} is no file of tensors alone, and what else it holds may run code; write it "
+            f"{path} contains more than tensors, and the rest might run code; write it "
             "with torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # bytes of another kind fail in any way
         reason = one_line(error)
-        raise UserError(f"{path} is no file of tensors that torch.save wrote: {reason}") from error
+        raise UserError(f"{path} is not a valid file of torch.save: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(
             f"{path} must hold a state dict of tensors (torch.save(model.state_dict()))"

@@ -310,7 +310,7 @@ def read_boxes(path: Path, image_ids: list[int], categories: Categories) -> dict
     # What cannot be used is refused or left out.
     others = sorted(set(image.tolist()) - set(image_ids))
     if others:
-        raise UserError(f"{path} is about other images than the data, id {others[0]} for one")
+        raise UserError(f"{path} has boxes of images that the data lacks, such as id {others[0]}")
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
     flat = ~(boxes[:, 2:] > boxes[:, :2]).all(1)
     if flat.any():

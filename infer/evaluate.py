@@ -172,7 +172,9 @@ def _parser():
         type=Path,
         help="folder for the results; default: results/<task>_<dataset>_<split>",
     )
-    args.add_argument("--max-objects", type=int, help="decode at most so many objects: faster")
+    args.add_argument(
+        "--max-objects", type=int, help="decode at most this many objects; fewer are faster"
+    )
     args.add_argument(
         "--boxes",
         default="gt",
@@ -206,8 +208,8 @@ def _tasks_of(cfg, predictor, dataset: str) -> list[str]:
     if not tasks:
         what = f"dataset={dataset}" if data is None else str(data.path)
         raise UserError(
-            f"{predictor.name} was trained for {', '.join(predictor.tasks)}: nothing that "
-            f"{what} has; datasets are coco and voc (detection alone)"
+            f"{predictor.name} was trained for {', '.join(predictor.tasks)}, but {what} has no "
+            "annotations for these tasks; --dataset is coco or voc (detection only)"
         )
     return tasks
 

@@ -50,7 +50,8 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         args.add_argument(
             "--score-threshold",
             type=float,
-            help="leave out objects that score lower; default: score_threshold in config.py",
+            metavar="0..1",
+            help="leave out objects that score lower; default: score_threshold in config.py (0.3)",
         )
         args.add_argument("--classes", metavar="NAMES", help="only these classes, such as cat,dog")
         args.add_argument(
@@ -100,7 +101,7 @@ def open_clip(args: argparse.Namespace):
     if not clips:
         return None
     if len(args.image) > 1:
-        raise UserError(f"--image names {clips[0]} and more; a video or camera goes alone")
+        raise UserError(f"--image has {clips[0]} and other inputs; give a video or camera alone")
     return import_module("infer.video").Clip(clips[0], args)
 
 
@@ -138,7 +139,7 @@ def check_places(args: argparse.Namespace) -> None:
             with path.open("rb") as file:
                 if file.read(len(begin)) not in (b"", begin):  # an image, say
                     raise UserError(
-                        f"--{option} {path} is there and holds no results; name another file"
+                        f"--{option} {path} exists and is not a results file; name another file"
                     )
 
 
@@ -177,7 +178,7 @@ def check_box_arguments(args: argparse.Namespace, num_images: int) -> None:
         UserError: for several.
     """
     if args.box and num_images > 1:
-        raise UserError(f"--box is about one image, --image names {num_images}")
+        raise UserError(f"--box needs exactly one image, --image has {num_images}")
 
 
 def check_boxes_known(args: argparse.Namespace, predictor, task: str) -> None:
@@ -189,7 +190,7 @@ def check_boxes_known(args: argparse.Namespace, predictor, task: str) -> None:
     predictor.require(task)
     if not (args.box or args.label) and "detection" not in predictor.tasks:
         raise UserError(
-            f"{predictor.name} cannot detect, so it needs to be told where to look: "
+            f"{predictor.name} cannot detect objects, so it needs boxes: "
             "add --box x y w h, or name weights of several tasks with --weights"
         )
 
@@ -234,7 +235,7 @@ def read_box_arguments(
     # Labels: one for all, or one for each
     labels = args.label
     if labels and len(labels) not in (1, len(boxes)):
-        raise UserError(f"give one --label or one per --box: {len(labels)} for {len(boxes)}")
+        raise UserError(f"--label: give one, or one per box; got {len(labels)} for {len(boxes)}")
     return np.float32(boxes), labels[0] if labels and len(labels) == 1 else labels
 
 

@@ -61,7 +61,7 @@ def check_request(cfg, trained: TrainedModel, tasks: Sequence[str], request: Req
     if "detection" in tasks:
         detection.detection_tokenizer(trained, request.max_objects)
     elif request.max_objects is not None:
-        raise UserError(f"--max-objects is of detection, not of {', '.join(tasks)}")
+        raise UserError(f"--max-objects is for detection, not for {', '.join(tasks)}")
     if {"segmentation", "keypoint"} & set(tasks):
         check_box_source(trained, request.boxes)
     elif request.boxes != "gt":

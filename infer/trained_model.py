@@ -162,7 +162,7 @@ def shared_categories(model: Categories, data: Categories) -> Categories:
     names = {i: name for i, name in model.names.items() if name in ids}
     if not names:
         raise UserError(
-            f"the weights know the classes {_few(model)}, the data {_few(data)}: none is shared; "
+            f"the weights know the classes {_few(model)}, the data {_few(data)}: none in common; "
             "evaluate on the data they were trained for, or train on this data"
         )
     return Categories(names, {i: ids[name] for i, name in names.items()})
@@ -217,8 +217,8 @@ def read_meta(meta: dict, config: ModelConfig, source: str) -> WeightMeta:
             raise ValueError("it names no task")
     except MISFITS as error:
         raise UserError(
-            f"the metadata of {source} is no record of ours: {one_line(error)}; convert or train "
-            "it anew"
+            f"the metadata of {source} is not valid: {one_line(error)}; convert or train "
+            "the weights again"
         ) from error
     for task, settings in tasks.items():
         if task not in HEAVY:

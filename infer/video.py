@@ -165,13 +165,13 @@ def _open(source: str, is_camera: bool) -> cv2.VideoCapture:
         if not path.is_file():
             raise UserError(f"no video at {path}; name a file or the number of a camera")
         if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; fetch or write it anew")
+            raise UserError(f"{path} is empty; download or copy it again")
     os.environ.setdefault(*LOG_LEVEL)
     capture = cv2.VideoCapture(int(source) if is_camera else source)
     if not capture.isOpened():
         if is_camera:
             raise UserError(f"there is no camera {source}, or another program has it; try 0 or 1")
-        raise UserError(f"{source} is no video that OpenCV can read; convert it to MP4")
+        raise UserError(f"{source} is not a video that OpenCV can read; convert it to MP4")
     return capture
 
 

@@ -207,7 +207,8 @@ def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> n
             raise misfit(file, config.encoder, error) from error
         raise UserError(
             f"cannot load the pretrained weights of {config.encoder!r} from {weights['file']} "
-            f"({one_line(error)}); delete that file to fetch it anew, or use --set pretrained=false"
+            f"({one_line(error)}); delete that file to download it again, or use --set "
+            "pretrained=false"
         ) from error
     if file is not None:
         check_taken(file, config.encoder, encoder.backbone, texts)
@@ -282,7 +283,7 @@ def load_class(encoder: str) -> type[nn.Module]:
         module_name, _, name = encoder.partition(":")
         raise UserError(f"module {module_name!r} has no class {name!r}; correct encoder=...")
     if not issubclass(found, nn.Module):
-        raise UserError(f"encoder {encoder!r} is no torch.nn.Module; derive it from that")
+        raise UserError(f"encoder {encoder!r} is not a torch.nn.Module; make it a subclass")
     return found
 
 
@@ -393,7 +394,7 @@ def _check_timm_name(name: str) -> None:
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = f"near it: {', '.join(near)}" if near else "timm.list_models() names all"
+        hint = f"similar names: {', '.join(near)}" if near else "timm.list_models() lists all"
         raise UserError(f"no encoder {name!r} in timm; {hint}")
 
 

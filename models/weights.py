@@ -44,11 +44,11 @@ def read_metadata(path: object, texts: Mapping[str, str]) -> tuple[ModelConfig, 
             values[name] = json.loads(texts[name])
         except KeyError as error:
             raise UserError(
-                f"the metadata of {path} has no {name!r}; convert or train it anew"
+                f"the metadata of {path} has no {name!r}; convert or train the weights again"
             ) from error
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{name!r} in the metadata of {path} is no JSON: {one_line(error)}"
+                f"{name!r} in the metadata of {path} is not valid JSON: {one_line(error)}"
             ) from error
     if not isinstance(values["meta"], dict):
         raise UserError(f"'meta' in the metadata of {path} must be an object")
@@ -91,8 +91,8 @@ def check_tensors(path: object, file: safe_open, config: ModelConfig) -> None:
     size = sum(math.prod(b.shape) * b.element_size() for b in model.buffers())
     if size > MAX_BUFFERS:
         raise UserError(
-            f"the config of {path} asks for {size / 2**30:.0f} GiB of positions; no model of ours "
-            "does (image_size, max_len)"
+            f"the config of {path} asks for {size / 2**30:.0f} GiB of position embeddings, more "
+            "than any model needs; check image_size and max_len"
         )
 
 
@@ -187,8 +187,8 @@ def _opened(path: Path) -> Iterator[safe_open]:
     except (SafetensorError, OSError) as error:
         # of a file that was cut, the header is whole and lists more than there is
         is_cut = "not fully covered" in str(error)
-        problem = "is not whole" if is_cut else "is no safetensors file"
-        remedy = "fetch or copy it anew" if is_cut else "convert it, see download/"
+        problem = "is incomplete" if is_cut else "is not a safetensors file"
+        remedy = "download or copy it again" if is_cut else "convert it, see download/"
         raise UserError(f"{path} {problem} ({one_line(error)}); {remedy}") from error
 
 

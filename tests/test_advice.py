@@ -109,7 +109,7 @@ def test_sets_without_a_class_in_common_are_refused(root):
 def test_nothing_to_learn_is_refused_and_nothing_to_judge_by_is_told(root, capsys):
     rewrite(root, "val", lambda content: content["annotations"].clear())
     look(root, "max_objects=100")
-    assert any("no object to judge by" in line for line in notices(capsys))
+    assert any("no object to evaluate on" in line for line in notices(capsys))
     rewrite(root, "train", lambda content: content["annotations"].clear())
     with pytest.raises(UserError, match="no object to learn"):
         look(root)
@@ -167,7 +167,7 @@ def test_a_class_of_the_truth_that_nobody_learns_is_named_if_another_is_near(roo
     path.write_text(re.sub("<name>(.*?)</name>", r"<name>\1s</name>", path.read_text()))
     look(root, "dataset=voc", "voc_sets=2012:train", "voc_eval_sets=2012:val", "max_objects=99")
     (line,) = notices(capsys)
-    assert "classes to judge by have no object" in line and "near it" in line
+    assert "classes of the validation set have no object" in line and "similar: " in line
 
 
 @pytest.mark.parametrize("divisor, message", [(200, "end below 2 pixels"), (0.01, "no object to")])

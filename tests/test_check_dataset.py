@@ -225,7 +225,7 @@ def test_categories_that_are_odd_are_drawn_or_named(root, change, capsys):
         check_dataset.main([*arguments, "--set", f"coco_root={root}"])
         assert not wrong
     except SystemExit as left:
-        assert wrong and left.code == 1 and "an id stands there twice" in capsys.readouterr().out
+        assert wrong and left.code == 1 and "an id occurs twice" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name, found", [(" {}\n", True), ("x" * 300 + ".jpg", False)])

@@ -239,7 +239,7 @@ def test_a_kill_between_two_renames_loses_nothing(two, state):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("dim=64", "a run keeps its model, and dim is 32 there and 64 here"),
+        ("dim=64", "the model of a run cannot change: dim is 32 there and 64 here"),
         ("num_layers=1", "num_layers is 2 there and 1 here"),
         ("num_bins=500", "num_bins is 1000 there, 500 here"),
         ("classes=cat,fish", "it knows 1 person, .* the data has only 2 of them"),

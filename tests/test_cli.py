@@ -45,9 +45,9 @@ def test_overrides_do_not_leak_and_snapshots_are_read_only():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("epoch=3", "no setting 'epoch' in config.py; near it: epochs"),
-        ("EPOCHS=3", "no setting 'EPOCHS' in config.py; near it: epochs"),
-        ("xyz=3", "no setting 'xyz' in config.py; its names are those of class CFG there"),
+        ("epoch=3", "no setting 'epoch' in config.py; similar names: epochs"),
+        ("EPOCHS=3", "no setting 'EPOCHS' in config.py; similar names: epochs"),
+        ("xyz=3", "no setting 'xyz' in config.py; class CFG there has all names"),
         ("epochs", "--set wants name=value, got 'epochs'"),
         ("epochs=three", "epochs must be of type int, got 'three'"),
         ("augment=maybe", "augment must be true or false"),

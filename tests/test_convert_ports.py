@@ -252,7 +252,7 @@ def test_index_buffers_of_old_timm_versions_are_left_out(tmp_path):
         ({}, ["--layers", "3"], "--layers is 3, the tensors say 2"),
         ({}, ["--max-len", "300"], "--max-len is 300, the tensors say 42"),
         ({}, ["--heads", "5"], "multiple of num_heads"),
-        ({}, ["--encoder", "test_vitt"], "no encoder 'test_vitt' in timm; near it.*test_vit"),
+        ({}, ["--encoder", "test_vitt"], "no encoder 'test_vitt' in timm; similar names.*test_vit"),
         ({}, ["--encoder", "test_resnet"], "puts 0 tokens in front"),
         ({}, ["--task", "multi"], "moein has one task"),
         ({}, ["--pad-value", "1", "2"], "one number or three"),

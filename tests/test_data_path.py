@@ -172,7 +172,7 @@ def test_a_damaged_jpeg_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read image .*a\.jpg: .*truncated.*; replace"):
         sample_of(path)
     path.write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"a\.jpg: it is no image, or one of a kind that"):
+    with pytest.raises(UserError, match=r"a\.jpg: it is not an image, or its format is unknown"):
         sample_of(path)
 
 

@@ -165,7 +165,7 @@ def test_coco_errors_of_single_images(coco_root):
 
 
 def test_coco_unknown_choices(coco_root):
-    with pytest.raises(UserError, match="unknown class 'dgo' .* near it: dog"):
+    with pytest.raises(UserError, match="unknown class 'dgo' .* similar: dog"):
         CocoDetection(coco_root, classes=["dgo"])
     with pytest.raises(UserError, match="no COCO folder given"):
         CocoDetection(None)
@@ -244,7 +244,7 @@ def test_voc_classes_of_ones_own(tmp_path):
     assert train.categories.names == {1: "ant", 2: "zebra"}
     chosen = VocDetection(tmp_path, classes=["zebra"])
     assert chosen.categories.names == {1: "zebra"} and chosen[0].labels.tolist() == [1]
-    with pytest.raises(UserError, match="unknown class 'zebr' .* near it: zebra"):
+    with pytest.raises(UserError, match="unknown class 'zebr' .* similar: zebra"):
         VocDetection(tmp_path, classes=["zebr"])
 
 
@@ -297,7 +297,7 @@ def test_voc_errors_are_one_line(tmp_path, break_it, sets, message):
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ("<annotation>", "no VOC annotation"),
+        ("<annotation>", "not a valid VOC annotation"),
         ("<annotation><object><name>dog</name></object></annotation>", "'dog' has no xmin"),
         (f"<annotation>{voc_object('', (1, 1, 2, 2))}</annotation>", "has no name"),
         (f"<annotation>{voc_object('dog', ('x', 1, 2, 2))}</annotation>", "xmin of .* a number"),

@@ -232,11 +232,11 @@ def test_archives_without_a_checksum_must_be_whole(coco, server):
     coco.sums.write_text("")
     assert coco("--only=annotations").returncode == 0
     server.files["/zips/val2017.zip"] = b"<html>log in</html>"
-    assert_one_error(coco("--only=val"), "val2017.zip is not a whole archive", ".zip.bad")
+    assert_one_error(coco("--only=val"), "val2017.zip is not a complete archive", ".zip.bad")
     broken = bytearray(zip_of(train2017__1="picture " * 99))
     broken[60] ^= 255
     server.files["/zips/train2017.zip"] = bytes(broken)
-    assert_one_error(coco("--only=train"), "train2017.zip is not a whole archive")
+    assert_one_error(coco("--only=train"), "train2017.zip is not a complete archive")
 
 
 def test_errors_are_one_line(voc, server, tmp_path):

@@ -66,4 +66,4 @@ def test_names_that_are_no_utf8_are_named(tmp_path):
     (tmp_path / os.fsdecode(b"\xe9.jpg")).touch()
     names = FileNames(list_files(tmp_path))
     assert names.resolve([os.fsdecode(b"\xe9.jpg")]) != [None]
-    assert "are no UTF-8" in names.hint("é.jpg")
+    assert "are not UTF-8" in names.hint("é.jpg")

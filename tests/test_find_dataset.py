@@ -97,7 +97,7 @@ def test_one_picture_cannot_be_split(demo_set, tmp_path):
     write(tmp_path / "a.json", content)
     dataset = find_dataset(tmp_path)
     with pytest.raises(
-        UserError, match=rf"a\.json has copies of one picture alone.*{picture.name}"
+        UserError, match=rf"a\.json has only copies of one picture, .*{picture.name}"
     ):
         CocoDetection(dataset, "train")
     assert len(CocoDetection(dataset, "all")) == 1

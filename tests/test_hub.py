@@ -255,7 +255,7 @@ def test_a_dry_run_asks_nobody_and_overwrites_nothing(hub, tmp_path, capsys):
 
 def test_what_cannot_be_pushed_is_one_line(hub, tiny_weights, tmp_path, monkeypatch):
     push, weights = PUSH["main"], str(tiny_weights)
-    assert "no owner/name" in refusal(push, [weights, "name"])
+    assert "not a valid owner/name" in refusal(push, [weights, "name"])
     (tmp_path / "m.json").write_text('{"AP": "good"}')
     assert "no metrics" in refusal(push, [weights, "o/n", "--metrics", str(tmp_path / "m.json")])
     monkeypatch.setenv("HF_TOKEN", "wrong")

@@ -239,8 +239,8 @@ def test_a_folder_gives_one_picture_each_and_reports_the_unreadable(
         (["--image", "none.jpg"], "none.jpg"),
         (["--image", "text.jpg", "--weights", "TINY"], "text.jpg"),
         (["--image", "ok.png", "--weights", "none.safetensors"], "no weight file at none"),
-        (["--image", "ok.png", "--weights", "text.jpg"], "is no safetensors file"),
-        (["--image", "ok.png", "--device", "cuda:77"], "is not here"),
+        (["--image", "ok.png", "--weights", "text.jpg"], "is not a safetensors file"),
+        (["--image", "ok.png", "--device", "cuda:77"], "does not exist"),
         (["--image", "ok.png", "--set", "colour=1"], "no setting 'colour'"),
         (["--image", "ok.png", "--config", "none.json"], "with --config"),
         (["--image", "ok.png", "--set", "demo_weights=none"], "no weights at"),
@@ -297,7 +297,7 @@ def test_classes_are_matched_by_name(demo_set):
     assert shared.names == coco.categories.names
     for label, name in shared.names.items():
         assert voc.categories.names[shared.source_ids[label]] == name
-    with pytest.raises(UserError, match="none is shared"):
+    with pytest.raises(UserError, match="none in common"):
         shared_categories(Categories.from_names(["dragon"]), voc.categories)
 
 

@@ -82,7 +82,9 @@ def test_a_setting_of_the_model_that_differs_is_named(name, tiny_weights):
     if name in RATES:
         check_record(record, model)  # belongs to the training
         return
-    with pytest.raises(ValueError, match=f"a run keeps its model, and {NAMES.get(name, name)} is"):
+    with pytest.raises(
+        ValueError, match=f"the model of a run cannot change: {NAMES.get(name, name)} is"
+    ):
         check_record(record, model)
 
 
@@ -104,7 +106,7 @@ def test_other_classes_are_refused_in_one_line(classes, tiny_weights):
     }  # fmt: skip
     check_record(record_of(model), model)
     with pytest.raises(
-        ValueError, match="keeps its classes, and it knows .* the data has"
+        ValueError, match="classes of a run cannot change: it knows .* the data has"
     ) as error:
         check_record(record_of(model, categories=classes), model)
     assert "\n" not in str(error.value)

@@ -209,7 +209,7 @@ def test_the_weights_know_the_categories_of_all_tasks():
     ("other", "message"),
     [
         (source({1: "dog"}), "detection and keypoint disagree: category 1 'person'"),
-        (source({1: "person"}, {1: 4000}), "disagree: category 1 'person' of the one is 4000"),
+        (source({1: "person"}, {1: 4000}), "disagree: category 1 'person' in the first is 4000"),
         (source({7: "person"}), "two categories 'person'"),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_stream_gets_what_is_written_and_stays_what_it_is(tmp_path):
         try:
             write_json_atomic(path, [1], indent=None)
             assert os.read(reader, 99) == b"[1]\n"
-            with pytest.raises(UserError, match="it is no file"), atomic_path(path):
+            with pytest.raises(UserError, match="it is not a regular file"), atomic_path(path):
                 pass
         finally:
             os.close(reader)
@@ -160,7 +160,7 @@ def test_json_replaces_no_file_of_another_kind(tmp_path, content):
     path = tmp_path / "a"
     args = argparse.Namespace(json=str(path), out_dir=None)
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is there and holds no results; name another file"):
+    with pytest.raises(UserError, match="exists and is not a results file; name another file"):
         check_places(args)
     assert path.read_bytes() == content
     for earlier in ([], [{"image": "a.jpg"}]):

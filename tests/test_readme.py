@@ -1,5 +1,7 @@
 """Every command of README.md, of two pages and of `make demo` runs, on tiny sets and models.
 
+Those of the other pages run in tests/test_page_commands.py.
+
 Commands run as they stand, in a folder that holds the files they name, with the settings below in
 place of those of config.py. What is replaced in a command is listed in `REPLACED`; nothing is left
 out.
@@ -28,7 +30,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 REPLACED = {  # in README commands; each is needed
     "runs/detection/2026-01-31_12-00-00/best.safetensors": "detection.safetensors",
     "--split 2007:test": "--split 2012:val",  # the drawn set calls itself VOC2012
-    "encoder=resnet50 img_size=640": "encoder=test_resnet img_size=64",
+    "img_size=640": "img_size=64",
     "batch_size=16": "batch_size=4",  # of 14 pictures
 }
 MAKE = {"--out data/demo": "--out data/demo --train 3 --val 2 --size 96 128"}  # not 2200
@@ -66,7 +68,7 @@ def place(tmp_path, monkeypatch, demo_set, multi_weights, tiny_weights, caption_
     (work / "data" / "VOC").symlink_to(demo_set)
     for name in ("images/demo.jpg", "photo.jpg", "street.jpg", "photos/a.jpg", "photos/b.jpg"):
         shutil.copy(pictures[0], work / name)
-    for name in ("W", "weights/demo", "weights/multi_vit_b_640"):
+    for name in ("W", "weights/demo", "weights/coco_vit_b_640"):
         (work / f"{name}.safetensors").symlink_to(multi_weights)
     (work / "detection.safetensors").symlink_to(tiny_weights)
     roots = [f"coco_root={demo_set}", f"voc_root={demo_set}", f"runs_dir={work / 'runs'}"]
@@ -209,7 +211,8 @@ def test_commands_of_the_documents_are_understood(page):
     kinds = settings_types(PRESETS["default"])
     text = page.read_text().replace("\\\n", " ")
     folders = "train|infer|dataset|download|benchmarks|docs"
-    found = re.findall(rf"python ((?:{folders})/\S+\.py)([^\n`|]*)", text)
+    program = r"(?:python|torchrun(?: -\S+(?: [^-\s]\S*)?)*) *"
+    found = re.findall(rf"{program} ((?:{folders})/\S+\.py)([^\n`|]*)", text)
     for script, rest in found:
         text = (ROOT / script).read_text()
         name = script.removesuffix(".py").replace("/", ".")

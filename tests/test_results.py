@@ -298,7 +298,7 @@ def test_exports_of_a_script(tmp_path):
             check_places(command_line(again))
     check_places(command_line(words[0]))
     (tmp_path / "mine.csv").write_text("name,price\n")
-    with pytest.raises(UserError, match="mine.csv is there and holds no results"):
+    with pytest.raises(UserError, match="mine.csv exists and is not a results file"):
         check_places(command_line(f"--csv={tmp_path}/mine.csv"))
 
 

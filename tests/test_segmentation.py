@@ -515,7 +515,7 @@ def test_labels_are_names_ids_or_left_to_the_weights(weights, both_weights, pict
     assert predictor.segment(picture, box, None, FAST).names == [next(iter(names.values()))]
     classified = Predictor(both_weights).segment(picture, box * 3, None, FAST)
     assert len(classified) == 3 and set(classified.names) <= set(names.values())
-    with pytest.raises(UserError, match="unknown class 'persn' .* near it: person"):
+    with pytest.raises(UserError, match="unknown class 'persn' .* similar: person"):
         predictor.segment(picture, box, "persn", FAST)
     with pytest.raises(UserError, match="no class id 899"):
         predictor.segment(picture, box, [899], FAST)
@@ -612,7 +612,7 @@ def test_boxes_of_a_file_are_checked(demo_set, tmp_path):
         read_boxes(tmp_path / "none.json", ids, source.categories)
     row = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
     path.write_text(json.dumps([row]))
-    with pytest.raises(UserError, match="other images than the data, id 7"):
+    with pytest.raises(UserError, match="images that the data lacks, such as id 7"):
         read_boxes(path, ids, source.categories)
     rows = [row | {"image_id": ids[0]}, row | {"image_id": ids[0], "bbox": [1, 2, 0, 4]},
             row | {"image_id": ids[0], "category_id": 98765}]  # fmt: skip
@@ -716,7 +716,7 @@ def test_labels_and_boxes_must_go_together(weights, picture, tmp_path, capsys):
         infer(capsys, *argv, "--label", "person")
     with pytest.raises(UserError, match="2 for 3"):
         infer(capsys, *argv, *["--box", "1,1,9,9"] * 3, *["--label", "person"] * 2)
-    with pytest.raises(UserError, match="--box is about one image"):
+    with pytest.raises(UserError, match="--box needs exactly one image"):
         infer(capsys, "--image", picture.parent, "--weights", weights, "--box", "1,1,9,9")
 
 

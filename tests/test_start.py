@@ -173,7 +173,7 @@ def test_the_report_names_what_did_not_fit():
 
 
 def test_another_model_is_refused_in_one_line():
-    with pytest.raises(UserError, match="init_weights is another model: only") as error:
+    with pytest.raises(UserError, match="init_weights is a different model: only") as error:
         start_from(make("dim=64"), make())
     assert "\n" not in str(error.value)
 

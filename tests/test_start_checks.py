@@ -87,7 +87,7 @@ def test_weights_that_were_cut_off_are_no_reason_to_convert_them(tmp_path):
     whole, path = DEMO.read_bytes(), tmp_path / "cut.safetensors"
     for size in (len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match="is not whole .*; fetch or copy it anew"):
+        with pytest.raises(UserError, match="is incomplete .*; download or copy it again"):
             load_model(path)
 
 
@@ -204,7 +204,7 @@ def test_no_result_is_lost_and_no_input_overwritten(tmp_path, monkeypatch, tiny_
         ("maxvit_tiny_rw_224", 100, {}, "another size or encoder"),
         ("levit_128", 100, {}, "another size or encoder"),
         ("resnet18.no_such_tag", 64, {}, "no_such_tag"),
-        ("resnet81", 64, {}, "near it: resnet18"),
+        ("resnet81", 64, {}, "similar names: resnet18"),
     ],
 )
 def test_an_encoder_that_does_not_fit_is_one_line(encoder, size, options, message):

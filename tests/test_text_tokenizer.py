@@ -148,7 +148,7 @@ def test_a_weight_file_gives_the_pieces_it_was_trained_with(
     for path in (tiny_weights, multi_weights.parent / "settings.safetensors"):
         if path != tiny_weights:
             path.write_bytes(b"none")
-        with pytest.raises(UserError, match="is no weight file that knows captions; make a"):
+        with pytest.raises(UserError, match="is not a weight file with captions; make a"):
             TextTokenizer.load(path)
 
 

@@ -179,7 +179,7 @@ def test_starting_from_weights_of_the_same_model(demo_set, tmp_path, tiny_weight
         ("lr_schedule=step", "lr_schedule must be"),
         ("amp=fp8", "amp must be one of"),
         ("device=tpu7", "device must be"),
-        ("device=cuda:99", "is not here"),
+        ("device=cuda:99", "does not exist"),
         ("pixel_transform=none.json", "no pixel_transform file"),
         ("init_weights=none.safetensors", "no weight file at none.safetensors"),
         ("lr=1e6 max_nonfinite=1", "the detection loss is nan"),
@@ -194,7 +194,7 @@ def test_what_cannot_work_is_one_line(demo_set, tmp_path, override, message):
 
 
 def test_other_weights_to_start_from_are_refused(demo_set, tmp_path, tiny_weights):
-    with pytest.raises(UserError, match="is another model: only .* weights fit"):
+    with pytest.raises(UserError, match="is a different model: only .* fit"):
         train(
             snapshot(CFG, settings(demo_set, tmp_path, f"init_weights={tiny_weights}", "dim=64")),
             ["detection"],
@@ -269,7 +269,7 @@ def test_what_decays_is_a_setting():
         ("layer_decay=0", "layer_decay must be"),
         ("encoder_lr_factor=0", "encoder_lr_factor must be"),
         ("fsdp=true amp=fp16", "fsdp=true goes with amp=bf16 or amp=off"),
-        ("fsdp=true ema_decay=0.9", "fsdp=true goes without ema_decay"),
+        ("fsdp=true ema_decay=0.9", "fsdp=true does not work with ema_decay"),
         ("freeze_batch_norm=true", "freeze_batch_norm=true keeps the statistics of a trained"),
         ("init_weights=none.safetensors", "no weight file at none.safetensors"),
         ("pixel_transform=none.json", "no pixel_transform file"),

@@ -157,7 +157,7 @@ def test_a_failure_leaves_no_half_a_video(tmp_path):
     [
         (None, "no video at"),
         (b"", "is empty"),
-        (b"no video" * 99, "no video that OpenCV can read"),
+        (b"no video" * 99, "not a video that OpenCV can read"),
     ],
 )
 def test_what_is_no_video_is_one_line(tmp_path, content, message):
@@ -230,7 +230,7 @@ def test_a_camera_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     assert open_clip(arguments(7, tmp_path)) is None  # a file of that name comes first
     both = arguments(7, tmp_path)
     both.image = ["a.mp4", "b.jpg"]
-    assert "goes alone" in refusal(open_clip, both)
+    assert "give a video or camera alone" in refusal(open_clip, both)
 
 
 # ---- addresses -----------------------------------------------------------------------------------

@@ -62,16 +62,18 @@ def test_document_types_are_refused_in_every_encoding(root, encoding, bad):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ("é".encode("gbk"), "no text in UTF-8"),
+        ("é".encode("gbk"), "not valid UTF-8"),
         (b'<?xml version="1.0" encoding="klingon"?><annotation/>', "no encoding 'klingon'"),
         (b'<?xml version="1.0" encoding="hex"?><annotation/>', "no encoding 'hex'"),
-        (b"\xff\xfe\x00", "no text in UTF-16-LE"),
+        (b"\xff\xfe\x00", "not valid UTF-16-LE"),
         (b"", "it is empty"),
     ],
 )
 def test_what_is_no_text_or_no_xml_is_refused_in_a_line(root, content, reason):
     write_xml(root, content)
-    with pytest.raises(UserError, match=f"a.xml is no VOC annotation .*{reason}") as caught:
+    with pytest.raises(
+        UserError, match=f"a.xml is not a valid VOC annotation .*{reason}"
+    ) as caught:
         VocDetection(root)
     assert "\n" not in str(caught.value)
 
@@ -91,7 +93,9 @@ STRANGE = {
 @pytest.mark.parametrize("kind", STRANGE)
 def test_boxes_that_stand_elsewhere_are_not_overlooked(root, kind):
     write_xml(root, STRANGE[kind])
-    with pytest.raises(UserError, match="a.xml is no VOC annotation .*(its root|it has boxes in)"):
+    with pytest.raises(
+        UserError, match="a.xml is not a valid VOC annotation .*(its root|it has boxes in)"
+    ):
         VocDetection(root)
     rest = VocDetection(root, skip_bad=True)
     assert rest.image_ids == ["b"] and rest.annotation_errors.counts == {"xml": 1}
@@ -199,5 +203,5 @@ def test_a_missing_image_is_shown_as_the_list_has_it(root):
 
 
 def test_folders_are_listed_without_the_devkit(root):
-    with pytest.raises(UserError, match=r"there is 2012; choose .*voc_sets.*--split\)$"):
+    with pytest.raises(UserError, match=r"there is 2012; choose .*voc_sets.*--split$"):
         VocDetection(root, "2007:train")

@@ -57,6 +57,6 @@ def build_saved_tokenizer(
     except MISFITS as error:
         raise UserError(
             f"the metadata of {source} describes no {task}: {one_line(error)}; convert or train "
-            "it anew"
+            "the weights again"
         ) from error
     return tokenizer

@@ -121,7 +121,7 @@ class TextTokenizer:
             return cls.from_json(tasks["captioning"]["text"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(
-                f"{path} is no weight file that knows captions; make a caption vocabulary with "
+                f"{path} is not a weight file with captions; make a caption vocabulary with "
                 "dataset/build_captioning_vocab.py"
             ) from error
 

@@ -217,7 +217,7 @@ def join_categories(sources: dict) -> Categories:
             if known != row:
                 raise UserError(
                     f"the annotation files of {first} and {task} disagree: category {known[1]} "
-                    f"{known[0]!r} of the one is {row[1]} {row[0]!r} of the other"
+                    f"{known[0]!r} in the first is {row[1]} {row[0]!r} in the second"
                 )
 
     # No name may belong to two classes.
@@ -317,7 +317,7 @@ def count_run_steps(cfg, task_streams: dict[str, TaskStream], sources: dict) -> 
     wanted = cfg.warmup_steps or warmup
     warmup = min(wanted, total // 2)  # officially never shortened
     if warmup < wanted:
-        log(f"the warm-up takes {warmup} steps, half of the run, instead of {wanted}")
+        log(f"the warm-up is shortened from {wanted} to {warmup} steps, half of the run")
     return Steps(epoch, total, warmup)
 
 

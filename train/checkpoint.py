@@ -126,18 +126,20 @@ def check_record(record: str | None, model: Pix2Seq) -> None:
         return
     values = json.loads(record)
     if changes := different_settings(ModelConfig.from_json(values["config"]), model.config):
-        raise ValueError(f"a run keeps its model, and {', '.join(changes)}")
+        raise ValueError(f"the model of a run cannot change: {', '.join(changes)}")
     meta, own = values["meta"], json.loads(json.dumps(model.meta))
     classes = [_class_names(each["categories"]) for each in (meta, own)]
     if classes[0] != classes[1]:
         theirs, ours = (_few(rows, other) for rows, other in (classes, classes[::-1]))
         raise ValueError(
-            f"a run keeps its classes, and it knows {theirs}, the data has {ours} (a new run maps "
-            "classes by name)"
+            f"the classes of a run cannot change: it knows {theirs}, the data has {ours} (a new "
+            "run matches classes by name)"
         )
     bins = [each["vocabulary"]["num_bins"] for each in (meta, own)]
     if bins[0] != bins[1]:
-        raise ValueError(f"a run keeps its tokens, and num_bins is {bins[0]} there, {bins[1]} here")
+        raise ValueError(
+            f"the tokens of a run cannot change: num_bins is {bins[0]} there, {bins[1]} here"
+        )
     for task, name, words in (
         ("keypoint", "names", "keypoints"),
         ("captioning", "text", "caption_vocab"),
@@ -145,7 +147,7 @@ def check_record(record: str | None, model: Pix2Seq) -> None:
         theirs, ours = (each["tasks"].get(task, {}).get(name) for each in (meta, own))
         if theirs != ours:
             shown_parts = f": {', '.join(theirs)}; {', '.join(ours)}" if name == "names" else ""
-            raise ValueError(f"its {words} are others than those here{shown_parts}")
+            raise ValueError(f"its {words} differ from those here{shown_parts}")
 
 
 def _class_names(categories: list[dict]) -> dict[int, str]:

@@ -40,7 +40,7 @@ def parallelise(model: Pix2Seq, world: World, *, fsdp: bool = False) -> nn.Modul
         if model.device.type == "cuda":
             model.encoder = convert_sync_batchnorm(model.encoder)
         else:
-            log("batch norm goes by the images of each process: SyncBatchNorm needs CUDA")
+            log("batch norm uses the images of each process alone: SyncBatchNorm needs CUDA")
     if fsdp:
         mesh = init_device_mesh(model.device.type, (world.size,))
         for block in getattr(model.encoder, "blocks", ()):

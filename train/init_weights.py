@@ -267,9 +267,9 @@ def start_from(model: Pix2Seq, source: Pix2Seq) -> StartReport:
     if share < ENOUGH:
         changes = different_settings(source.config, model.config)
         raise UserError(
-            f"init_weights is another model: only {share:.0%} of this one's weights fit "
-            f"({', '.join(changes)}); leave these settings out of --set and --config, and they are "
-            "those of the file"
+            f"init_weights is a different model: only {share:.0%} of the weights of this model fit "
+            f"({', '.join(changes)}); leave these settings out of --set and --config: then the "
+            "values of the file are used"
         )
     return report
 
@@ -280,8 +280,12 @@ def _check_function(model: Pix2Seq, source: Pix2Seq) -> None:
         theirs, ours = getattr(source.config, name), getattr(model.config, name)
         if theirs != ours:
             raise UserError(
-                f"init_weights is another model: its {name} is {theirs}, here it is {ours}"
-                + ("; leave it out" if name == "num_heads" else ": a port's cannot be trained on")
+                f"init_weights is a different model: its {name} is {theirs}, here it is {ours}"
+                + (
+                    "; leave this setting out"
+                    if name == "num_heads"
+                    else "; weights of a port cannot be trained further"
+                )  # fmt: skip
             )
 
 

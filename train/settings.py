@@ -263,7 +263,7 @@ def _check_digest(cfg, name: str, file: Path, digest: str) -> None:
     if wanted not in (None, digest):
         raise UserError(
             f"{name}={path_text(file)} has SHA-256 {digest}, not {name}_sha256="
-            f"{wanted}; fetch the file anew, or leave that setting out"
+            f"{wanted}; download the file again, or leave that setting out"
         )
 
 

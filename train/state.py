@@ -298,7 +298,7 @@ class TrainState:
             ValueError, KeyError: another version, other tasks or another optimiser.
         """
         if values.get("format") != FORMAT:
-            raise ValueError("it was written by another version; start anew from its weight file")
+            raise ValueError("it was written by another version; start again from its weight file")
         if set(values["streams"]) != set(self.streams):
             raise ValueError(
                 f"it trains {'+'.join(values['streams'])}, not {'+'.join(self.streams)}"

@@ -100,8 +100,8 @@ def cached_arrays(
 
 def _unkept(source: Path, folder: Path, error: Exception, made: Mapping) -> Arrays:
     log(
-        f"notice: cannot keep what was read of {source.name} in {folder.parent} ({error}); every "
-        "process reads it anew: free some space, or name another folder with XDG_CACHE_HOME"
+        f"notice: cannot cache the contents of {source.name} in {folder.parent} ({error}); every "
+        "process reads the file again: free some space, or set XDG_CACHE_HOME to another folder"
     )
     return Arrays(made)
 

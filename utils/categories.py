@@ -45,7 +45,7 @@ class Categories:
         rows = sorted(categories, key=lambda row: row["id"])
         ids = [row["id"] for row in rows]
         if len(set(ids)) < len(ids):
-            raise ValueError("an id stands there twice")
+            raise ValueError("an id occurs twice")
         keep = all(row["id"] in KEPT_IDS for row in rows)
         ids = [row["id"] if keep else i for i, row in enumerate(rows, 1)]
         names = {i: row["name"] for i, row in zip(ids, rows, strict=True)}
@@ -258,4 +258,4 @@ def check_class_names(wanted: Sequence[str], known: Iterable[str], where: str) -
     for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:5]
-            raise UserError(f"unknown class {name!r} in {where}; near it: {', '.join(near)}")
+            raise UserError(f"unknown class {name!r} in {where}; similar: {', '.join(near)}")

@@ -88,7 +88,7 @@ def parser(doc: str, *, presets: Mapping[str, type] | None = None) -> argparse.A
 
 
 class ReaderGone(Exception):
-    """Nobody reads the results any more, as in `… | head`."""
+    """Raised when the reader of standard output has closed the pipe, as in `… | head`."""
 
 
 class _Stream:
@@ -142,7 +142,7 @@ class _Results(_Stream):
 
 @contextlib.contextmanager
 def safe_streams() -> Iterator[None]:
-    """In this context `sys.stdout` and `sys.stderr` are such streams."""
+    """Replaces `sys.stdout` and `sys.stderr` by streams that handle failed writes."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Results(sys.stdout), _Stream(sys.stderr)
     try:
@@ -195,7 +195,7 @@ _listeners: list[Callable[[str], None]] = []
 
 @contextlib.contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """In this context `listener` gets all that is said to the person at the terminal."""
+    """Passes every line that is shown on the terminal to `listener`, within this context."""
     _listeners.append(listener)
     try:
         yield
@@ -326,7 +326,7 @@ def _complain_of_name(name: str, kinds: Mapping[str, object]) -> str:
     if name in kinds:
         return ""
     near = ", ".join(difflib.get_close_matches(name.lower(), kinds, n=3))
-    hint = f"near it: {near}" if near else "its names are those of class CFG there"
+    hint = f"similar names: {near}" if near else "class CFG there has all names"
     return f"no setting {shown(name)} in config.py; {hint}"
 
 

@@ -45,7 +45,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"device {name!r} is not here ({torch.cuda.device_count()} CUDA devices); "
+            f"device {name!r} does not exist ({torch.cuda.device_count()} CUDA devices); "
             "use device=auto or device=cpu"
         )
     if device.type == "cuda" and device.index is not None:
@@ -98,7 +98,7 @@ def worker_error(error: BaseException) -> UserError | None:
 
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
-    """Too little memory is one line with remedies."""
+    """Turns an out-of-memory error into a one-line `UserError` with remedies."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -212,7 +212,7 @@ def _lines(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others; alone, every method is a no-op.
+    """The processes of a run, and this one's rank; with one process, every method is a no-op.
 
     All processes have to call `gather`, `collect`, `broadcast` and `sum`, in the same order.
     """

@@ -77,13 +77,13 @@ def _open(path: Path, *, is_torch: bool) -> Mapping:
         return content if isinstance(content, Mapping) else {}
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"encoder_weights={path} needs more than tensors to be opened, or is damaged, and is "
-            "not opened: it might run code; save its state dict alone, best as safetensors"
+            f"encoder_weights={path} contains more than tensors, or is damaged; it was not opened, "
+            "because it might run code; save only its state dict, best as safetensors"
         ) from error
     except Exception as error:  # a damaged file may raise anything
         raise UserError(
-            f"encoder_weights={path} is no whole file of safetensors or torch ({one_line(error)}); "
-            "fetch or copy it anew"
+            f"encoder_weights={path} is not a complete file of safetensors or torch "
+            f"({one_line(error)}); download or copy it again"
         ) from error
 
 
@@ -320,7 +320,7 @@ def read_source(name: str, *, with_weights: bool) -> EncoderSource:
     statistics = values.get("pretrained_cfg", values)  # older files have it all on one level
     arguments = values.get("model_args") or {}
     if not isinstance(statistics, dict) or not isinstance(arguments, dict):
-        raise UserError(f"{file} is no config.json of timm; use another encoder")
+        raise UserError(f"{file} is not a config.json of timm; use another encoder")
 
     # Arguments that change the tensors would have to stand in every weight file.
     changes = {n: v for n, v in arguments.items() if n not in HEAD_ONLY}

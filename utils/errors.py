@@ -29,7 +29,7 @@ def is_import_path(text: str) -> bool:
 
 
 def import_named(setting: str, path: str) -> object:
-    """What "package.module:name" names, None without that name; the current directory counts.
+    """Imports the object "package.module:name"; None if the module does not have that name.
 
     Args:
         setting: where the path stands, for errors.
@@ -39,7 +39,7 @@ def import_named(setting: str, path: str) -> object:
     """
     module_name, _, name = path.partition(":")
     if module_name.partition(".")[0] in sys.stdlib_module_names:  # a weight file may name anything
-        raise UserError(f"{setting} {path!r} is in Python's own library; name code of yours")
+        raise UserError(f"{setting} {path!r} is in the standard library; name a module of your own")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -57,7 +57,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if is_stream(path):
-        raise UserError(f"cannot write {path}: it is no file; choose another place")
+        raise UserError(f"cannot write {path}: it is not a regular file; choose another place")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,17 +158,17 @@ def decode_text(content: bytes, encoding: str = "utf-8") -> str:
         return content[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         place = error.start + len(mark)
-        raise ValueError(f"it is no text in {name}: see byte {place}; save it as UTF-8") from error
+        raise ValueError(f"it is not valid {name} at byte {place}; save it as UTF-8") from error
     except LookupError as error:
         raise ValueError(f"there is no encoding {encoding!r}; save it as UTF-8") from error
 
 
 def foreign(content: bytes) -> str:
-    """What a file is that stands in the place of another, and what to do; empty if it is none."""
+    """Describes a web page, archive or LFS pointer found instead of a file; empty if none."""
     if content.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the file itself; run: git lfs pull"
     if content[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "is a web page; download the file anew"
+        return "is a web page; download the file again"
     if content.startswith((b"PK\x03\x04", b"\x1f\x8b")):
         return "is an archive (zip or gzip); unpack it"
     return ""
@@ -389,11 +389,11 @@ def _check_begin(path: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error})") from error
     if not begin:
-        raise UserError(f"{path} is empty; fetch or write it anew")
+        raise UserError(f"{path} is empty; download or copy it again")
     if begin.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} {foreign(begin)}")
     if begin.lstrip().startswith((b"<!", b"<html", b"<?xml")):
-        raise UserError(f"{path} is a web page, not a weight file; download it anew")
+        raise UserError(f"{path} is a web page, not a weight file; download it again")
     if begin.startswith(PACKED) and b"/data.pkl" not in begin:
         raise UserError(f"{path} is packed (zip, gzip, xz or bzip2); unpack it first")
     if PICKLE.match(begin):

@@ -101,8 +101,8 @@ def _download(name: str, repo: str, file: str, revision: str | None) -> Path:
         raise _refusal(name, one_line(error)) from error
     except GatedRepoError as error:
         raise UserError(
-            f"{name} asks for a consent; give it on the page of {repo}, and set HF_TOKEN or run: "
-            "hf auth login"
+            f"{name} needs your consent to its conditions; give it on the page of {repo}, then set "
+            "HF_TOKEN or run: hf auth login"
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(

@@ -148,7 +148,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         if problem := "is empty; replace or remove it" if not content else foreign(content):
             raise UserError(f"cannot read image {path}: it {problem}") from error
-        reason = "it is no image, or one of a kind that Pillow does not know"
+        reason = "it is not an image, or its format is unknown to Pillow"
         raise UserError(f"cannot read image {path}: {reason}; replace or remove it") from error
     except Exception as error:  # Pillow's decoders raise far more than OSError on damaged files
         raise UserError(
@@ -420,7 +420,7 @@ class FileNames:
                 alike = normal_form(near[0]) == normal_form(name)
                 return f"there is {ascii(near[0]) if alike else shown(near[0])} {difference}"
         odd = next((file for file in self.names if not is_unicode(file)), None)
-        return "" if odd is None else f"names such as {shown(odd)} are no UTF-8, rename them"
+        return "" if odd is None else f"names such as {shown(odd)} are not UTF-8, rename them"
 
     def _files_of_form(self, form: Callable[[str], str]) -> dict[str, list[str]]:
         if form not in self._by_form:

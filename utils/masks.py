@@ -149,7 +149,7 @@ def _read_counts(text: bytes) -> list[int]:
     for character in text:
         bits = character - 48
         if not 0 <= bits < 64 or shift > 30:
-            raise ValueError(f"run lengths are no text of COCO's: {shown(text)}")
+            raise ValueError(f"run lengths are not valid COCO text: {shown(text)}")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

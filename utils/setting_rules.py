@@ -332,7 +332,7 @@ TRAINING_PAIRS = (
     Pair(
         ("fsdp", "ema_decay", "freeze_encoder_steps"),
         lambda fsdp, ema, freeze: not fsdp or not (ema or freeze),
-        "fsdp=true goes without ema_decay and freeze_encoder_steps",
+        "fsdp=true does not work with ema_decay or freeze_encoder_steps",
     ),
     Pair(
         ("freeze_batch_norm", "pretrained", "init_weights", "encoder_weights"),

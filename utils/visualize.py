@@ -331,8 +331,8 @@ def _find_font(letters: frozenset[str]) -> Path:
 @cache
 def _say_once() -> None:
     log(
-        "notice: no font of this system has all letters of the names or captions, pictures show "
-        "boxes in their place; install one that has them, such as Noto Sans CJK"
+        "notice: no font of this system has all letters of the names or captions; pictures show "
+        "empty squares instead; install a font that has them, such as Noto Sans CJK"
     )
 
 

@@ -102,7 +102,9 @@ def make_card(weights: Path, args: argparse.Namespace, metrics: dict[str, dict[s
         if "/" not in args.repo:
             raise ValueError("it has no owner")
     except (HFValidationError, ValueError) as error:
-        raise UserError(f"{args.repo!r} is no owner/name of the hub: {one_line(error)}") from error
+        raise UserError(
+            f"{args.repo!r} is not a valid owner/name of the hub: {one_line(error)}"
+        ) from error
     config, meta = read_header(weights)
     record = read_meta(meta, config, str(weights))
     pipeline = next(name for task, name in PIPELINES.items() if task in record.tasks)

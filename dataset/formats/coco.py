@@ -68,7 +68,7 @@ def make_part(
     for path in jsons.values():
         if names_of(path) is None:
             raise UserError(
-                f"{path} is no COCO file: it has no lists of images with file_name and of "
+                f"{path} is not a valid COCO file: it has no lists of images with file_name and of "
                 "annotations; name another file"
             )
     if image_folder is None:
@@ -177,8 +177,8 @@ def find_images(path: Path, part: str, root: Path) -> Path:
     if not any(counts):
         tried = ", ".join(str(place) for place in places[:4])
         raise UserError(
-            f"{path}: no picture such as {some[0]!r} lies in {tried} or the like; say where they "
-            "are with --set train_json=FILE train_images=FOLDER"
+            f"{path}: no picture such as {some[0]!r} was found in {tried} or similar folders; name "
+            "the folder with --set train_json=FILE train_images=FOLDER"
         )
     return places[counts.index(max(counts))]
 

@@ -91,7 +91,9 @@ def _read(file: Path, images: Path, subsets: set[str], errors: AnnotationErrors)
     try:
         root = parse_xml(file.read_bytes())
     except (ElementTree.ParseError, ValueError, OSError) as error:
-        raise UserError(f"cannot read {file} as XML ({one_line(error)}); export it anew") from error
+        raise UserError(
+            f"cannot read {file} as XML ({one_line(error)}); export it again"
+        ) from error
     nodes = root.findall("image")
     labels = _read_labels(root, nodes)
     pictures = set(list_pictures(images))

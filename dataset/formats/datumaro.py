@@ -71,10 +71,10 @@ class _Label:
 
 def _read(file: Path, images: Path, errors: AnnotationErrors) -> dict:
     """The COCO document of a file."""
-    content = read_json(file, "export it anew")
+    content = read_json(file, "export it again")
     items = content.get("items") if isinstance(content, dict) else None
     if not isinstance(items, list):
-        raise UserError(f"{file} has no list of items; export it anew")
+        raise UserError(f"{file} has no list of items; export it again")
     try:
         names, labels = _read_labels(content, items)
     except (AttributeError, TypeError, KeyError, ValueError) as error:

@@ -232,7 +232,7 @@ def _mask(text: object, corner: np.ndarray, size: tuple[int, int]) -> dict:
                 raise ValueError(f"it is {image.height}x{image.width}, larger than the picture")
             mask = np.array(image.convert("L")) > 0
     except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"mask is no PNG ({one_line(error)})") from error
+        raise ValueError(f"mask is not a valid PNG ({one_line(error)})") from error
     x, y = (round(float(value)) for value in corner)
     if min(x, y) < 0 or x + mask.shape[1] > size[1] or y + mask.shape[0] > size[0]:
         raise ValueError(f"the mask at {x}, {y} leaves the picture")

@@ -26,12 +26,12 @@ def find_parts(folder: Path) -> list[Part]:
     jsons += sorted(folder.glob("*/_annotations.createml.json"))
     for path in jsons:
         if name := _name_of_json(path):
-            raise UserError(f"{path} is {name}, which is not read; {INSTEAD}")
+            raise UserError(f"{path} is {name}, which is not supported; {INSTEAD}")
     for path in files:
         if any(word in path.name.lower() for word in RECORDS):
-            raise UserError(f"{path} is a TFRecord, which is not read; {INSTEAD}")
+            raise UserError(f"{path} is a TFRecord, which is not supported; {INSTEAD}")
         if path.name in TABLES:
-            raise UserError(f"{path} is a table (CSV), which is not read; {INSTEAD}")
+            raise UserError(f"{path} is a table (CSV), which is not supported; {INSTEAD}")
     return []
 
 

@@ -182,7 +182,7 @@ def calibration_section(found: Findings) -> Section:
     if found.one_score or not len(scores) or scores.min() < 0 or scores.max() > 1:
         reason = "All results have the same score" if found.one_score else "There are no results"
         if len(scores) and not found.one_score:
-            reason = "Scores are no probabilities"
+            reason = "Scores are not probabilities"
         return Section("Calibration of scores", [f"{reason}: there is nothing to calibrate."])
     right = (counted["object"] > 0).to_numpy()
     table = calibration_table(scores, right)

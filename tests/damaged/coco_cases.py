@@ -159,7 +159,7 @@ COCO = [
         "category id twice",
         lambda p: p.change("instances", lambda c: c["categories"].append(c["categories"][0])),
         DETECTION,
-        "an id stands there twice",
+        "an id occurs twice",
     ),
     Case(
         "instances JSON",
@@ -361,7 +361,7 @@ COCO = [
         "run lengths that made pycocotools write past its memory",
         _row("instances", segmentation={"size": [40, 60], "counts": "\u007fZ\u0002o~~~"}),
         SEGMENTATION,
-        "no text of COCO's",
+        "not valid COCO text",
     ),
     Case(
         "instances JSON",

@@ -12,7 +12,7 @@ VOC = [
         "cut off",
         cut("VOCdevkit/VOC2012/Annotations/1.xml", 0.5),
         readers.voc,
-        "1.xml is no VOC annotation",
+        "1.xml is not a valid VOC annotation",
     ),
     Case(
         "VOC XML",
@@ -40,7 +40,7 @@ VOC = [
         "unknown encoding",
         lambda p: p.write_xml(head='<?xml version="1.0" encoding="x-1"?>'),
         readers.voc,
-        "1.xml is no VOC annotation",
+        "1.xml is not a valid VOC annotation",
     ),
     Case(
         "VOC XML",
@@ -100,6 +100,12 @@ VOC = [
         readers.voc,
         "'../../secret' of split 'train' is missing",
     ),
-    Case("VOC split list", "is no text", file(SET, b"\xff\xfe\x00"), readers.voc, "is no text"),
+    Case(
+        "VOC split list",
+        "is no text",
+        file(SET, b"\xff\xfe\x00"),
+        readers.voc,
+        "is not valid UTF-16-LE",
+    ),
     Case("VOC split list", "empty", file(SET, ""), readers.voc, "is empty"),
 ]

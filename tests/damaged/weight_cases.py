@@ -79,7 +79,7 @@ WEIGHTS = [
         "cut off",
         _weights_then(cut("w.safetensors", 0.5)),
         readers.weights,
-        "is not whole",
+        "is incomplete",
     ),
     Case(
         "weight file",
@@ -107,7 +107,7 @@ WEIGHTS = [
         "config is no JSON",
         lambda p: p.write_weights(texts={"config": "{"}),
         readers.weights,
-        "'config' .* is no JSON",
+        "'config' .* is not valid JSON",
     ),
     Case(
         "weight file",
@@ -166,7 +166,7 @@ WEIGHTS = [
         "images of 900,000 x 900,000: positions that no tensor shows",
         _large_images,
         readers.weights,
-        "asks for [0-9]+ GiB of positions",
+        "asks for [0-9]+ GiB of position embeddings",
     ),
     Case(
         "weight file",

@@ -150,7 +150,7 @@ def check_voc(outcome: Outcome) -> None:
 
 def check_official(outcome: Outcome) -> None:
     """A whole weight file with as many values as the published one, and its checksum."""
-    path = outcome.check_file("weights/multi_vit_b_640.safetensors")
+    path = outcome.check_file("weights/coco_vit_b_640.safetensors")
     with safe_open(path, "numpy") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     assert sum(map(math.prod, shapes)) == OFFICIAL_VALUES
@@ -216,7 +216,7 @@ def check_evaluation(outcome: Outcome) -> None:
 
 
 PROMISES = {  # beginning of a command -> what is expected; the first that fits
-    "make demo": Promise(600, check_demo),  # the page says 6 to 10 minutes, installation included
+    "make demo": Promise(600, check_demo),  # the page says 5 minutes, and 4 for the installation
     "make test": Promise(180, check_test),
     ".venv/bin/pip install": Promise(60, check_install),
     "python infer/infer_": Promise(60, check_inference),
