@@ -16,6 +16,16 @@ from utils.files import check_place, find_weight_file, is_hub_name, is_stream
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp")
 
+DETECTION = "infer_single_image_object_detection.py has it"
+MULTI_TASK = "infer_single_image_multi_task.py has it"
+SEGMENTATION = "infer_single_image_segmentation.py has it"
+ELSEWHERE = {  # options that some scripts lack -> what to say there
+    **dict.fromkeys(("--max-objects", "--stride", "--max-frames"), DETECTION),
+    **dict.fromkeys(("--num-captions", "--num-samples", "--timing"), MULTI_TASK),
+    **dict.fromkeys(("--box", "--label", "--xyxy"), SEGMENTATION),
+}
+NO_PICTURES = f"this script prints text and draws nothing; {DETECTION}"
+
 # ---- options ---------------------------------------------------------------------------------
 
 
@@ -26,6 +36,8 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         pictures: the script draws scored objects; otherwise it prints text alone.
     """
     args = parser(doc)
+    scored = ("--out-dir", "--score-threshold", "--classes", "--crops", "--yolo")
+    args.elsewhere = ELSEWHERE | dict.fromkeys(() if pictures else scored, NO_PICTURES)
     args.add_argument(
         "--image",
         required=True,
