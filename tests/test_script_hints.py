@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from config import CFG
 from infer import (
     infer_single_image_caption,
     infer_single_image_keypoint,
@@ -13,14 +14,17 @@ from infer import (
     infer_single_image_object_detection,
     infer_single_image_segmentation,
     infer_single_image_voc,
+    script,
 )
 from infer.image_files import Output, find_images
 from infer.script import VIDEOS, infer_parser
+from utils.cli import snapshot
 from utils.errors import UserError
+from utils.images import load_image
 
 SCRIPTS = {
-    f"{script.__name__.rpartition('.')[2]}.py": script
-    for script in (
+    f"{module.__name__.rpartition('.')[2]}.py": module
+    for module in (
         infer_single_image_caption,
         infer_single_image_keypoint,
         infer_single_image_multi_task,
@@ -31,24 +35,24 @@ SCRIPTS = {
 }
 
 
-def options_of(script, capsys) -> set[str]:
+def options_of(module, capsys) -> set[str]:
     with pytest.raises(SystemExit):
-        script.main(["--help"])
+        module.main(["--help"])
     return set(re.findall(r"--[a-z-]+", capsys.readouterr().out.partition("options:")[2]))
 
 
-def complaint(script, *arguments: str) -> str:
+def complaint(module, *arguments: str) -> str:
     with pytest.raises(UserError) as error:
-        script.main(list(arguments))
+        module.main(list(arguments))
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_an_option_of_another_script_names_a_script_that_has_it(capsys):
-    options = {name: options_of(script, capsys) for name, script in SCRIPTS.items()}
-    for script, own in zip(SCRIPTS.values(), options.values(), strict=True):
+    options = {name: options_of(module, capsys) for name, module in SCRIPTS.items()}
+    for module, own in zip(SCRIPTS.values(), options.values(), strict=True):
         for option in set().union(*options.values()) - own:
-            line = complaint(script, "--image", "a.jpg", option, "x")
+            line = complaint(module, "--image", "a.jpg", option, "x")
             (named,) = re.findall(r"; (\w+\.py) has it$", line)
             assert option in options[named] and "--set" not in line
     line = complaint(infer_single_image_caption, "--image", "a.jpg", "--output-dir", "x")
@@ -60,8 +64,8 @@ def test_a_video_is_sent_to_the_scripts_that_read_it(tmp_path, monkeypatch, suff
     monkeypatch.chdir(tmp_path)
     Path(f"there{suffix}").touch()
     for name in (f"there{suffix}", f"gone{suffix}", "0"):
-        for script in ("caption", "keypoint", "segmentation"):
-            line = complaint(SCRIPTS[f"infer_single_image_{script}.py"], "--image", name)
+        for task in ("caption", "keypoint", "segmentation"):
+            line = complaint(SCRIPTS[f"infer_single_image_{task}.py"], "--image", name)
             named = re.findall(r"\w+\.py", line.partition("videos: use ")[2])
             assert len(named) == 2 and all(hasattr(SCRIPTS[n], "open_clip") for n in named)
 
@@ -103,10 +107,23 @@ def test_a_picture_in_the_current_folder_is_said_to_be_there(
     (path,) = find_images(["a.png"])
     args = infer_parser("").parse_args(["--image", "a.png", *options])
     with Output(args, [path], object()) as output:
-        from utils.images import load_image
-
         image = load_image(path)
         output.add(path, image, "text", {}, {"drawn": image})
     (line,) = capsys.readouterr().err.splitlines()
     place = "drew drawn.png in the current folder" if not options else "drew out/drawn.png"
     assert line == place and (tmp_path / line.split()[1]).is_file()
+
+
+def test_default_weights_that_are_official_ones_are_to_be_downloaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "predictor_of", lambda file, *_: file)
+    cfg = snapshot(CFG, [f"demo_weights={tmp_path}"])
+    args = infer_parser("").parse_args(["--image", "a.jpg"])
+    for name, remedy in (
+        ("coco_vit_b_640", f"download_official_weights.sh coco_vit_b_640 {tmp_path}/no\n"),
+        (
+            "mine",
+            "using the demo weights (they know drawn scenes only); name others with --weights\n",
+        ),
+    ):
+        file = script.load_predictor(args, cfg, tmp_path / "no" / f"{name}.safetensors")
+        assert file == tmp_path and capsys.readouterr().err.endswith(remedy)

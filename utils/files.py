@@ -373,7 +373,7 @@ def find_weight_file(path: str | Path, remedy: str = NAME_ANOTHER) -> Path:
             torch or TensorFlow, a Git LFS pointer, a web page.
     """
     file = path = Path(path).expanduser()
-    remedy = _download(path) or remedy
+    remedy = explain_download(path) or remedy
     if is_hub_name(path):
         file = import_module("utils.hub").fetch(path).path
     elif path.is_dir():
@@ -383,13 +383,13 @@ def find_weight_file(path: str | Path, remedy: str = NAME_ANOTHER) -> Path:
             hint = f"did you mean {found[0].parent}?" if found else remedy
             raise UserError(f"no {' or '.join(IN_RUN)} in the folder {path}; {hint}")
     if not file.is_file():
-        near = None if _download(path) else nearest_path(file)
+        near = None if explain_download(path) else nearest_path(file)
         raise UserError(f"no weight file at {path}; {f'did you mean {near}?' if near else remedy}")
     _check_begin(file)
     return file
 
 
-def _download(path: Path) -> str:
+def explain_download(path: Path) -> str:
     """How to get official weights that are not at `path`; empty if it is no name of theirs."""
     name, folder = path.name.removesuffix(".safetensors"), path.parent.resolve()
     if OFFICIAL.fullmatch(name) is None:
