@@ -1,6 +1,7 @@
 """Check a dataset before training on it: errors, label statistics, annotated samples.
 
 python dataset/check_dataset.py /my/folder
+python dataset/check_dataset.py /my/folder --preset finetune --set init_weights=FILE
 python dataset/check_dataset.py --set train_json=a.json val_json=b.json
 python dataset/check_dataset.py --dataset coco --set coco_root=/data/coco
 python dataset/check_dataset.py --dataset coco --task keypoint --split val --decode
@@ -12,6 +13,10 @@ count and a few examples, in three groups:
   - training leaves it out
   - training accepts it
 
+The last lines are advice on the settings of the training. Give --preset and --set as you give them
+to the training: with init_weights the image size is that of the file, and the preset finetune picks
+other settings from your data.
+
 For each annotation file two pictures are written into --out-dir: label statistics, and annotated
 samples. Look at them. Only the headers of the images are read; --decode reads all pixels, which
 also finds truncated files. Exit status: 0 = training can start, 1 = training stops at errors,
@@ -19,7 +24,8 @@ also finds truncated files. Exit status: 0 = training can start, 1 = training st
 """
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
@@ -28,6 +34,11 @@ from config import PRESETS
 from tokenizer.vocabulary import TASKS
 from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
+from utils.files import find_weight_file
+from utils.setting_rules import PAIRS, TRAINING_PAIRS
+
+# The preset finetune needs weights here as in a training: they decide what it picks.
+FINETUNING = (*PAIRS, *(pair for pair in TRAINING_PAIRS if "finetune" in pair.names))
 
 
 def parse(argv=None):
@@ -80,9 +91,43 @@ def kinds_to_check(kind_of: Mapping[str, str], known: Collection[str]) -> list[s
     return kinds
 
 
+def read_settings(args) -> tuple[object, Callable]:
+    """The settings, and what loads them once more with those of a weight file.
+
+    Raises:
+        UserError: they are wrong, or the weights to start from are not there.
+    """
+    load = partial(load_settings, args, PRESETS["default"], presets=PRESETS, pairs=FINETUNING)
+    cfg = load()
+    if cfg.init_weights is not None:
+        find_weight_file(cfg.init_weights, "name another with --set init_weights=FILE")
+    return cfg, load
+
+
+def check_training(cfg, load, tasks: list[str], parts: dict[str, tuple], args):
+    """What training would say to the data, with the settings that it would have.
+
+    Args:
+        load: called as load(inherited=settings of the weight file) -> settings.
+        parts: see `open_sources`.
+    """
+    from dataset.annotation_errors import AnnotationErrors
+    from dataset.check.use import check_use, open_sources
+
+    dataset = args.dataset or cfg.dataset
+    errors = AnnotationErrors(dataset, report=True)
+    sources = open_sources(cfg, tasks, parts, dataset=dataset, errors=errors)
+    learned = {task: found["train"] for task, found in sources.items() if "train" in found}
+    if cfg.init_weights is not None and learned:
+        from train.init_weights import start_settings
+
+        cfg = start_settings(load, list(learned), lambda _, task: learned[task])
+    return check_use(cfg, sources, errors, decode=args.decode)
+
+
 def main(argv=None) -> None:
     args = parse(argv)
-    cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
+    cfg, load = read_settings(args)
     dataset = args.dataset or cfg.dataset
     tasks = list(TASKS) if args.task == "all" else pick_names("--task", args.task, TASKS)
     out_dir = args.out_dir or Path("dataset_check") / dataset
@@ -91,7 +136,6 @@ def main(argv=None) -> None:
     from dataset.annotation_errors import OUTLINE_KINDS
     from dataset.check.annotations import CHECKS, check_coco_files, check_parts, check_voc_sets
     from dataset.check.report import check_images, save_figures
-    from dataset.check.use import check_use
     from dataset.find_dataset import data_of
     from dataset.tasks import find_task, tasks_of_data
 
@@ -133,7 +177,7 @@ def main(argv=None) -> None:
         print(images.text(), end="\n\n")
         num_errors += sum(checked.num_errors for checked in (*group, images))
     tasks = [task for task in tasks if dataset in find_task(task).sources]
-    use = check_use(cfg, tasks, parts, dataset=dataset, decode=args.decode)
+    use = check_training(cfg, load, tasks, parts, args)
     print(use.text(), end="\n\n")
     num_errors += use.num_errors
     print(f"{num_errors} errors" if num_errors else "nothing that training would refuse")

@@ -24,6 +24,7 @@ from utils.files import read_json, shown
 from utils.images import FileNames, list_files
 from utils.masks import MIN_POINTS, check_length, check_rle
 
+ANOTHER_LAYOUT = "a dataset in another layout is named with --set data=FOLDER"
 COMPLETE = "complete the download or use --set coco_root=FOLDER"  # if pictures are missing
 FLAT = 1e-3  # pixels: points that are no farther from a line enclose nothing
 
@@ -54,19 +55,19 @@ def coco_paths(
     if not root.is_dir():
         raise UserError(
             f"COCO folder {root} does not exist; get it with download/download_coco.sh "
-            "or use --set coco_root=FOLDER"
+            f"or use --set coco_root=FOLDER; {ANOTHER_LAYOUT}"
         )
     name = folder_name(split)
     annotations, images = annotation_path(root, split, kind), root / name
     if not annotations.is_file():
         raise UserError(
             f"annotation file {annotations} does not exist; --set coco_root=FOLDER must name the "
-            f"folder that holds annotations/{kind}_{name}.json"
+            f"folder that holds annotations/{kind}_{name}.json; {ANOTHER_LAYOUT}"
         )
     if not images.is_dir():
         raise UserError(
             f"image folder {images} does not exist; --set coco_root=FOLDER must name the folder "
-            f"that holds {name}/"
+            f"that holds {name}/; {ANOTHER_LAYOUT}"
         )
     return annotations, images
 

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -280,14 +281,33 @@ def _check_parts(path: Path, title: str, parts: Sequence[Part | CocoPart]) -> No
 
 def _ambiguous(path: Path, folder: Path, matches: dict[str, list[Part | CocoPart]]) -> str:
     """Which formats a folder may be, and what to name instead."""
-    choices = []
+    choices, root = [], Path(os.path.abspath(folder))
     for title, parts in matches.items():
-        source = parts[0].source if parts[0].source != folder else parts[0].files[0]
+        source = Path(os.path.abspath(parts[0].source))
+        if source == root:
+            source = Path(os.path.abspath(parts[0].files[0]))
         place = source if source.is_dir() else source.parent
-        while place.parent not in (folder, place) and place != folder:
+        while place.parent not in (root, place) and place != root:
             place = place.parent
-        choices.append(f"{title} (--set data={source if place == folder else place})")
+        choice = source if place == root else place
+        if choice.is_relative_to(root):  # as the person wrote it
+            choice = folder / choice.relative_to(root)
+        others = " and ".join(other for other in matches if other != title)
+        remedy = (
+            f"--set data={choice}"
+            if _is(choice, title)
+            else f"move the files of {others} elsewhere"
+        )
+        choices.append(f"{title} ({remedy})")
     return f"data: {path} may be {' or '.join(choices)}; choose one of these"
+
+
+def _is(path: Path, title: str) -> bool:
+    """Whether a path alone is a dataset of this format."""
+    try:
+        return find_dataset(path).title == title
+    except UserError:
+        return False
 
 
 def _nothing(path: Path) -> str:

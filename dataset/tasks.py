@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.advice import caption_budget, object_budget, outline_budget
+from dataset.advice import caption_budget, object_budget, outline_budget, small_objects
 from dataset.coco_captioning import CocoCaptions
 from dataset.coco_detection import CocoDetection
 from dataset.coco_format import Parts
@@ -74,7 +74,8 @@ def _caption_sequences(
 
 
 def _advise_detection(cfg, source) -> list[str]:
-    return object_budget(source, cfg.max_objects, "max_objects")
+    lines = object_budget(source, cfg.max_objects, "max_objects")
+    return lines + small_objects(source, cfg.img_size)
 
 
 def _advise_segmentation(cfg, source) -> list[str]:

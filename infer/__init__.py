@@ -4,6 +4,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import utils  # noqa: F401, looks for missing packages before they are imported
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dataset", "models", "tokenizer", "utils")  # names that a program may have, too
 

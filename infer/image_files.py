@@ -15,28 +15,58 @@ from pathlib import Path
 
 import numpy as np
 
+from infer.script import VIDEOS, is_camera
 from utils.cli import log
 from utils.errors import UserError
 from utils.files import write_json_atomic
-from utils.images import list_images, load_image
+from utils.images import SUFFIXES, list_files, list_images, load_image
 
 URL = re.compile(r"https?://", re.IGNORECASE)
 ADDRESSES: dict[Path, str] = {}  # file of a picture that was fetched -> where it is from
+NO_PICTURES = (".txt", ".json", ".csv", ".xml", ".yaml", ".yml", ".md", ".ini", ".db")
+VIDEO_SCRIPTS = (
+    "videos: use infer_single_image_object_detection.py or infer_single_image_multi_task.py"
+)
 PICTURES_AHEAD = 16  # that wait to be written
 
 
 def find_images(patterns: Sequence[str], recursive: bool = False) -> list[Path]:
     """The images that `--image` names, each once.
 
+    Files of a folder that are left out because of their suffix are counted in a notice.
+
     Raises:
-        UserError: one of the patterns names none.
+        UserError: one of the patterns names none, or a video or a camera.
     """
+    for one in patterns:
+        if one.lower().endswith(VIDEOS) or is_camera(one):
+            raise UserError(f"--image {one} is no picture; {VIDEO_SCRIPTS}")
+        if not URL.match(one) and os.path.isdir(os.path.expanduser(one)):
+            _report_skipped(Path(one).expanduser(), recursive)
     paths = [
         path
         for one in patterns
         for path in (_fetched(one) if URL.match(one) else list_images(one, recursive=recursive))
     ]
     return list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
+
+
+def _report_skipped(folder: Path, recursive: bool) -> None:
+    """Says how many files of a folder are passed over, such as raw pictures of a camera."""
+    names = list_files(folder) if recursive else os.listdir(folder)
+    visible = [Path(name) for name in names if "/." not in f"/{name}"]
+    suffixes = (path.suffix.lower() for path in visible if (folder / path).is_file())
+    counts = Counter(s for s in suffixes if s and s not in (*SUFFIXES, *NO_PICTURES))
+    if not counts:
+        return
+    number = counts.total()
+    kinds = ", ".join(f"{suffix} {count}" for suffix, count in counts.most_common())
+    what = "1 file that is no image" if number == 1 else f"{number} files that are no images"
+    remedy = f"convert {'it' if number == 1 else 'them'} to JPEG"
+    log(
+        f"notice: skipped {what} this program reads: {kinds}; "
+        + (VIDEO_SCRIPTS if set(counts) <= set(VIDEOS) else remedy)
+    )
 
 
 def _fetched(url: str) -> list[Path]:
@@ -191,7 +221,7 @@ def _write_picture(target: Path, picture: np.ndarray) -> None:
     from utils.visualize import save_image
 
     save_image(target, picture)
-    _note(f"drew {target}")
+    _note(f"drew {target}" + " in the current folder" * (target.parent == Path()))
 
 
 def name_pictures(paths: Sequence[Path]) -> dict[Path, str]:

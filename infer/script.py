@@ -12,9 +12,22 @@ import numpy as np
 from utils.categories import check_class_names
 from utils.cli import log, parser
 from utils.errors import UserError
-from utils.files import check_place, find_weight_file, is_hub_name, is_stream
+from utils.files import check_place, explain_download, find_weight_file, is_hub_name, is_stream
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp")
+
+DETECTION = "infer_single_image_object_detection.py has it"
+MULTI_TASK = "infer_single_image_multi_task.py has it"
+SEGMENTATION = "infer_single_image_segmentation.py has it"
+ELSEWHERE = {  # options that some scripts lack -> what to say there
+    **dict.fromkeys(("--max-objects", "--stride", "--max-frames"), DETECTION),
+    **dict.fromkeys(("--num-captions", "--num-samples", "--timing"), MULTI_TASK),
+    **dict.fromkeys(("--box", "--label", "--xyxy"), SEGMENTATION),
+}
+OF_PICTURES = dict.fromkeys(
+    ("--out-dir", "--score-threshold", "--classes", "--crops", "--yolo"),
+    f"this script prints text and draws nothing; {DETECTION}",
+)
 
 # ---- options ---------------------------------------------------------------------------------
 
@@ -26,6 +39,7 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         pictures: the script draws scored objects; otherwise it prints text alone.
     """
     args = parser(doc)
+    args.elsewhere = ELSEWHERE if pictures else ELSEWHERE | OF_PICTURES
     args.add_argument(
         "--image",
         required=True,
@@ -262,9 +276,10 @@ def load_predictor(args: argparse.Namespace, cfg, weights: Path):
         raise UserError(
             f"no weights at {weights}; train some, or name a weight file with --weights"
         )
+    remedy = explain_download(weights) or "name others with --weights"
     log(
         f"notice: no weights at {weights}, using the demo weights (they know drawn scenes only); "
-        "name others with --weights"
+        f"{remedy}"
     )
     return predictor_of(cfg.demo_weights, cfg, args.device)
 

@@ -38,7 +38,9 @@ def rewrite(root, split, change, kind="instances") -> None:
 
 
 def look(root, *settings, task="detection", **options) -> None:
-    cfg = snapshot(CFG, [*TINY, f"coco_root={root}", f"voc_root={root}", *settings])
+    """Of images in which the drawn objects are large enough."""
+    paths = [f"coco_root={root}", f"voc_root={root}"]
+    cfg = snapshot(CFG, [*TINY, "img_size=128", *paths, *settings])
     sources = [{task: build_source_of(cfg, task, train=train)} for train in (True, False)]
     look_at_data(cfg, *sources)
 

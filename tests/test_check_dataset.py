@@ -7,11 +7,20 @@ import pytest
 
 from dataset import check_dataset
 from dataset.annotation_errors import KINDS, OUTLINE_KINDS
+from dataset.check import use
 from dataset.check.report import columns
 from dataset.coco_detection import CocoDetection
 from dataset.demo.write import CATEGORY_IDS as DEMO
+from dataset.find_dataset import data_of
+from dataset.tasks import build_source, find_task
 from dataset.voc_detection import VOC_CLASSES
+from models import ModelConfig, build_model, save_model
 from tests.test_formats import flat, roboflow
+from tokenizer.detection import DetectionTokenizer
+from tokenizer.vocabulary import Vocabulary
+from train import engine, train_coco_object_detection
+from utils.categories import Categories
+from utils.cli import settings_dict
 from utils.errors import UserError
 from utils.images import load_image
 
@@ -266,3 +275,65 @@ def test_what_is_wrong_in_a_folder_is_an_error(demo_set, tmp_path, capsys):
         check_dataset.main([str(folder), "--out-dir", str(tmp_path / "out")])
     assert leaving.value.code == 1
     assert "unknown category 777" in capsys.readouterr().out
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """A weight file of a detection model with images of 64 x 64."""
+    vocab = Vocabulary.for_classes(9, num_bins=100)
+    shape = {"dim": 32, "num_heads": 4, "num_layers": 1, "mlp_dim": 32, "max_len": 40}
+    model = build_model(
+        ModelConfig(encoder="test_vit", image_size=(64, 64), vocab_size=vocab.size, **shape)
+    )
+    meta = {
+        "vocabulary": vocab.to_json(),
+        "categories": Categories.from_names(list("abcdefghi")).to_json(),
+        "resize_mode": "letterbox",
+        "tasks": {"detection": DetectionTokenizer(vocab, 8).settings()},
+    }
+    save_model(model, tmp_path / "untrained.safetensors", meta=meta)
+    return tmp_path / "untrained.safetensors"
+
+
+@pytest.mark.parametrize("preset", [[], ["--preset", "finetune"]], ids=len)
+def test_advice_is_about_the_settings_that_training_would_have(
+    demo_set, tmp_path, monkeypatch, capsys, untrained, preset
+):
+    """Of the weights, and of the fine-tuning; both say the same about the objects."""
+    folder = roboflow(demo_set, tmp_path / "set")
+    path = folder / "train" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        row["bbox"] = [1, 2, 5, 5]
+    path.unlink()
+    path.write_text(json.dumps(content))
+    options = [*preset, "--set", f"data={folder}", f"init_weights={untrained}", "batch_size=4"]
+    seen = []
+    monkeypatch.setattr(engine, "_run", lambda cfg, *_: seen.append(cfg))
+    train_coco_object_detection.main(options)
+    monkeypatch.setattr(
+        use,
+        "check_use",
+        lambda cfg, *args, call=use.check_use, **more: seen.append(cfg) or call(cfg, *args, **more),
+    )
+    check_dataset.main([*options, "--task", "detection", "--out-dir", str(tmp_path / "out")])
+    assert settings_dict(seen[0]) == settings_dict(seen[1])
+    assert seen[1].img_size == 64 and (seen[1].max_objects != 100) == bool(preset)
+    printed = capsys.readouterr().out
+    source = build_source("detection", "coco", data_of(seen[0]), "train")
+    lines = find_task("detection").advise(seen[0], source)
+    assert any("pixels at img_size=64" in line for line in lines)
+    assert all(f"detection: {line}" in printed for line in lines)
+
+
+def test_weights_to_start_from_are_looked_for_first(root):
+    for settings, message in (
+        (
+            ["init_weights=none/x.safetensors"],
+            "no weight file at .*; name another .*init_weights=F",
+        ),
+        (["init_weights=none/coco_vit_b_640.safetensors"], "download_official_weights.sh coco_v"),
+        (["finetune=true"], "^preset finetune needs --set init_weights=FILE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_dataset.main([str(root), "--set", *settings])

@@ -17,7 +17,7 @@ from utils.cli import (
     settings_types,
     snapshot,
 )
-from utils.errors import UserError
+from utils.errors import ALIASES, UserError, near_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +48,9 @@ def test_overrides_do_not_leak_and_snapshots_are_read_only():
         ("epoch=3", "no setting 'epoch' in config.py; similar names: epochs"),
         ("EPOCHS=3", "no setting 'EPOCHS' in config.py; similar names: epochs"),
         ("xyz=3", "no setting 'xyz' in config.py; class CFG there has all names"),
+        ("learning_rate=3", "similar names: lr$"),
+        ("SOLVER.IMS_PER_BATCH=3", "similar names: batch_size$"),
+        ("imgsz=3", "similar names: img_size$"),
         ("epochs", "--set wants name=value, got 'epochs'"),
         ("epochs=three", "epochs must be of type int, got 'three'"),
         ("augment=maybe", "augment must be true or false"),
@@ -115,8 +118,25 @@ def test_names_with_commas_come_in_the_known_order_and_typos_are_guessed():
 
 
 def test_an_unknown_preset_names_the_known():
-    with pytest.raises(UserError, match="no preset 'demos'.*demo"):
+    with pytest.raises(UserError, match="no preset 'demos'.*did you mean demo"):
         find_preset(PRESETS, "demos")
+    with pytest.raises(UserError, match=r"'fine_tune' in config.py; did you mean finetune\?$"):
+        find_preset(PRESETS, "fine_tune")
+    with pytest.raises(UserError, match="there is: default, .*finetune"):
+        find_preset(PRESETS, "xyz")
+
+
+def test_a_name_of_another_library_hints_at_one_setting_of_ours():
+    ours = settings_types(CFG)
+    names = [name for others in ALIASES.values() for name in others]
+    assert (
+        len(names) == len(set(names)) and not set(names) & set(ours) and set(ALIASES) <= set(ours)
+    )
+    for setting, others in ALIASES.items():
+        for name in others:
+            assert (
+                near_settings(name, ours) == near_settings(f"A.{name.upper()}", ours) == [setting]
+            )
 
 
 SCRIPTS = [
@@ -166,3 +186,25 @@ def test_an_empty_word_is_a_variable_that_is_not_set(option, tmp_path, monkeypat
             train_multi_task.main(words)
     assert not list(tmp_path.iterdir())
     assert parser("").parse_args(["--set", "classes="]).set == ["classes="]
+
+
+def bare(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs a Python that has its own library alone."""
+    command = [sys.executable, "-S", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "dataset/check_dataset.py", "infer/app.py"])
+def test_without_the_packages_every_script_says_which_python_has_them(script, tmp_path):
+    done = bare(ROOT / script, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {Path(script).name}: this needs the packages of req")
+    assert "run it with .venv/bin/python" in done.stderr
+
+
+def test_a_program_of_somebody_else_gets_the_import_error(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        f"import sys\nsys.path.append({str(ROOT)!r})\nimport infer.boxes"
+    )
+    done = bare("mine.py", cwd=tmp_path)
+    assert done.returncode == 1 and "ModuleNotFoundError: No module named 'numpy'" in done.stderr

@@ -17,6 +17,7 @@ import pytest
 
 from config import CFG, DemoCFG
 from tests.conftest import ROOT, TINY
+from tests.test_formats import flat
 from tests.training import metrics, resume
 from train import console
 from train.engine import train
@@ -58,6 +59,19 @@ def test_the_start_is_about_ten_lines_that_say_what_will_happen(settings, capsys
     schedule = "2 epochs of 3 steps, 5 steps; batch 4; lr 0.001, linear, warm-up 2 steps"
     assert said(start, "schedule") == schedule
     assert said(start, "device") == "cpu, float32"
+
+
+def test_the_folder_of_ones_own_data_is_named_with_its_format(demo_set, tmp_path, monkeypatch):
+    folder = flat(demo_set, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    for place in (folder, Path("mine")):
+        run = SimpleNamespace(
+            cfg=snapshot(CFG, [f"data={place}"]),
+            sources={"detection": range(3)},
+            eval_sources={"detection": range(2)},
+        )
+        text = console._data(run, "detection")
+        assert text.startswith("detection on mine (Pascal VOC): 3 samples to train on, 2 samples")
 
 
 def test_only_settings_that_differ_are_listed(settings, capsys):

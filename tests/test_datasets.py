@@ -100,14 +100,17 @@ def test_stored_or_upright_is_decided_by_the_stated_size(coco_root):
 @pytest.mark.parametrize(
     "break_it, message",
     [
-        (lambda root: None, "COCO folder .*nowhere does not exist.*--set coco_root=FOLDER"),
+        (
+            lambda root: None,
+            "COCO folder .*nowhere does not exist.*coco_root=FOLDER.*--set data=FOLDER",
+        ),
         (
             lambda root: (root / "annotations" / "instances_train2017.json").unlink(),
-            "annotation file .*instances_train2017.json does not exist.*coco_root",
+            "annotation file .*instances_train2017.json does not exist.*coco_root.*data=FOLDER",
         ),
         (
             lambda root: (root / "train2017").rename(root / "pictures"),
-            "image folder .*train2017 does not exist.*coco_root",
+            "image folder .*train2017 does not exist.*coco_root.*--set data=FOLDER",
         ),
         (
             lambda root: (root / "annotations" / "instances_train2017.json").write_text("<html>"),

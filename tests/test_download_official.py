@@ -16,6 +16,8 @@ from models import build_model
 from tests.test_convert_official import TINY
 from tests.test_download import PYTHON, ROOT, TOOLS, bin_of, server, tree  # noqa: F401
 from tests.tf_writer import official_variables, write_checkpoint
+from utils import files
+from utils.errors import UserError
 
 PACKAGES = os.path.dirname(os.path.dirname(np.__file__))  # PYTHON itself does not know of them
 SCRIPT = ROOT / "download" / "download_official_weights.sh"
@@ -165,6 +167,26 @@ def test_wrong_names_are_one_line(official, server, tmp_path):  # noqa: F811
     done = official("coco_resnet_1024", PATH=path)
     assert done.returncode == 2 and "curl or wget is needed" in done.stderr
     assert server.log == []
+
+
+def test_official_weights_that_are_not_there_are_to_be_downloaded(tmp_path, monkeypatch):
+    """By their names alone, and into the folder that was named; near files do not matter."""
+    monkeypatch.setattr(files, "WEIGHTS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "multi_vit_b_64.safetensors").touch()
+    command = "download it: download/download_official_weights.sh "
+    for name in NAMES:
+        for path, target in ((name, ""), (f"{name}.safetensors", ""), (f"a b/{name}", " 'a b'")):
+            with pytest.raises(UserError) as error:
+                files.find_weight_file(path, "train one")
+            assert str(error.value) == f"no weight file at {path}; {command}{name}{target}"
+    for name in ("coco_vit_b_641", "multi_resnet_640", "obj365_vit_b_1024", "my_coco_vit_b_640"):
+        with pytest.raises(UserError, match="; train one$"):
+            files.find_weight_file(f"none/{name}.safetensors", "train one")
+    (tmp_path / f"{NAMES[0]}.safetensors").touch()
+    for path in (f"elsewhere/{NAMES[0]}.safetensors", NAMES[0]):
+        with pytest.raises(UserError, match=f"did you mean {tmp_path}/{NAMES[0]}.safetensors"):
+            files.find_weight_file(path)
 
 
 def test_help_names_what_there_is_and_so_does_the_table():

@@ -1,6 +1,7 @@
 """What a folder is: refused where it may be several things, split where it has no parts."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from dataset.coco_detection import CocoDetection
 from dataset.find_dataset import find_dataset, pick_validation
 from tests.test_formats import content_of, copy, flat, official, pictures, roboflow, write
+from tests.test_label_files import no_yaml, yolo  # noqa: F401, a fixture
 from utils.errors import UserError
 
 NAMES = [f"folder/{number:04d}.jpg" for number in range(2000)]
@@ -114,6 +116,35 @@ def test_two_formats_are_refused_and_each_choice_works(demo_set):
     for choice, title in choices.items():
         assert f"{title} (--set data={choice})" in line
         assert find_dataset(choice).title == title
+
+
+@pytest.mark.parametrize("place", [".", "both", "../x/both"])
+@pytest.mark.parametrize("other", ["data.yaml", "classes.txt"])
+def test_what_is_advised_about_two_formats_works_from_every_folder(
+    yolo,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    place,
+    other,
+):
+    root = tmp_path / "x" / "both"
+    shutil.copytree(yolo, root)
+    if other == "classes.txt":
+        no_yaml(root)
+    images = [{"id": 1, "file_name": "a.png", "height": 40, "width": 80}]
+    rows = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 0}]
+    content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "cat"}]}
+    write(root / "annotations" / "instances_train.json", content)
+    monkeypatch.chdir(root if place == "." else root.parent)
+    line = refusal(place)
+    choices = dict(re.findall(r"(COCO|YOLO) \(--set data=([^)]*)\)", line))
+    assert all(find_dataset(path).title == title for title, path in choices.items())
+    if other == "data.yaml":
+        assert set(choices) == {"COCO", "YOLO"}
+    else:
+        assert set(choices) == {"COCO"} and "YOLO (move the files of COCO elsewhere)" in line
+        shutil.rmtree(root / "annotations")
+        assert find_dataset(place).title == "YOLO"
 
 
 def test_two_files_of_one_part_are_refused(demo_set, tmp_path):

@@ -193,6 +193,18 @@ def test_a_picture_without_a_label_file_has_no_objects(yolo):
     assert len(CocoDetection(find_dataset(yolo), "train")) == 2
 
 
+def test_a_validation_part_that_is_nowhere_can_be_left_to_a_share_of_the_training(yolo):
+    for gone in ("images/nowhere", "empty"):
+        (yolo / "empty").mkdir(exist_ok=True)
+        save(yolo / "data.yaml", YAML.replace("images/val", gone))
+        line = refusal(yolo)
+        assert gone in line and "or delete the line 'val:': then val_share (a fifth)" in line
+    save(yolo / "data.yaml", YAML.replace("val: images/val\n", ""))
+    assert sorted(rows(yolo, "train") + rows(yolo, "val")) == TRUTH[:4]
+    save(yolo / "data.yaml", YAML.replace("images/train", "images/nowhere"))
+    assert "delete the line" not in refusal(yolo)
+
+
 def test_a_part_without_any_label_file_is_refused(yolo):
     for label in (yolo / "labels/train").iterdir():
         label.unlink()

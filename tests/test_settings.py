@@ -290,6 +290,9 @@ def test_words_with_a_number_are_those_that_the_library_parses(name, parse, text
         (["--batch-size", "3"], "--set batch_size=3"),
         (["--epochs", "--debug"], "--set epochs=VALUE"),
         (["epochs=3"], "--set epochs=3"),
+        (["--learning-rate", "3"], "--set lr=3"),
+        (["--weights", "a"], "--set init_weights=a"),
+        (["--out-dirs", "a"], "see --help"),  # runs_dir is not near enough
         (["--prest", "demo"], "did you mean --preset?"),
         (["--resum", "auto", "x"], "see --help"),
         (["x"], "unknown argument 'x'"),

@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+import utils  # noqa: F401, looks for missing packages before they are imported
+
 _HOMES = {
     "CaptionTokenizer": "captioning",
     "DetectionTokenizer": "detection",

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from dataset.find_dataset import data_of
 from infer.results import Report
 from train.build import Run
 from train.loss import amp_dtype
@@ -82,7 +83,9 @@ def _model(run: Run) -> str:
 def _data(run: Run, task: str) -> str:
     parts = {"to train on": run.sources[task], "to validate on": run.eval_sources[task]}
     sizes = ", ".join(f"{len(source)} samples {use}" for use, source in parts.items())
-    return f"{task} on {run.cfg.dataset}: {sizes}"
+    data = data_of(run.cfg) if run.cfg.dataset == "coco" else None
+    place = run.cfg.dataset if data is None else f"{_short(data.path)} ({data.title})"
+    return f"{task} on {place}: {sizes}"
 
 
 def _classes(run: Run) -> str:

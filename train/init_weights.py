@@ -48,11 +48,13 @@ LEARNING_RATES = (4e-4, 3e-5)  # of a small model, and of others (the official f
 PATIENCE = 5  # evaluations without a better one
 
 
-def start_settings(load: Callable, tasks: Sequence[str]):
+def start_settings(load: Callable, tasks: Sequence[str], open_task: Callable | None = None):
     """The settings of a new run; values of `init_weights` and fine-tuning are overridden by others.
 
     Args:
         load: called as load(inherited=such settings, or None) -> settings.
+        open_task: called as open_task(settings, task) -> the images to train on; None = those that
+            the settings name.
     """
     cfg = load(inherited=None)
     if cfg.init_weights is None:
@@ -60,23 +62,24 @@ def start_settings(load: Callable, tasks: Sequence[str]):
     inherited = settings_of_weights(cfg.init_weights)
     cfg = load(inherited=inherited)
     if cfg.finetune:
-        cfg = load(inherited=inherited | pick_settings(cfg, tasks))
+        cfg = load(inherited=inherited | pick_settings(cfg, tasks, open_task or _open))
     return cfg
 
 
-def pick_settings(cfg, tasks: Sequence[str]) -> dict[str, object]:
+def pick_settings(cfg, tasks: Sequence[str], open_task: Callable) -> dict[str, object]:
     """Chooses settings for these data and weights, and prints them in one line.
 
     Args:
         cfg: settings with `init_weights`; of what is given there only the data and the largest
             batch count.
+        open_task: see `start_settings`.
     """
     file = find_init_weights(cfg.init_weights)
     config, meta = read_header(file)
     picked = _settings_of_tasks(read_meta(meta, config, str(file)).tasks, tasks)
     num_images = 0
     for task in tasks:
-        source = _open(cfg, task)
+        source = open_task(cfg, task)
         num_images = max(num_images, len(source.image_ids))
         if task == "detection":
             picked["max_objects"] = pick_budget(source.objects_per_image())
@@ -101,7 +104,7 @@ def pick_schedule(num_images: int, batch_size: int) -> dict[str, object]:
     """
     batch_size = max(min(batch_size, num_images // STEPS), 1)
     low, high = EPOCHS
-    epochs = min(max(round(IMAGES_SHOWN / num_images), low), high)
+    epochs = min(max(round(IMAGES_SHOWN / max(num_images, 1)), low), high)  # 0: refused later
     return {
         "batch_size": batch_size,
         "epochs": epochs,

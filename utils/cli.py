@@ -14,13 +14,15 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, near_settings
 from utils.files import fits, path_text, read_json, shown
 from utils.setting_rules import PAIRS, RULES, Pair, complain, complain_of_options, complain_of_pairs
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, with what was probably meant."""
+
+    elsewhere: Mapping[str, str] = {}  # option that this script lacks -> what to say about it
 
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; see --help")
@@ -49,13 +51,18 @@ class Parser(argparse.ArgumentParser):
         if not eq and len(unknown) > 1 and not unknown[1].startswith("--"):
             value = unknown[1]
 
-        # A setting of this name, else an option or a setting of a similar one.
+        # An option of another script, a setting of this name, an option or a setting near it.
         name = word.lstrip("-").replace("-", "_")
         options = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(f"--{name.replace('_', '-')}", options, n=1)
+        option = f"--{name.replace('_', '-')}"
+        if option in self.elsewhere:
+            return self.elsewhere[option]
+        near = difflib.get_close_matches(option, options, n=1)
         if near and name not in RULES:
             return f"did you mean {near[0]}?"
-        for setting in difflib.get_close_matches(name, RULES, n=1):
+        for other in difflib.get_close_matches(option, self.elsewhere, n=1, cutoff=0.8):
+            return self.elsewhere[other]
+        for setting in near_settings(name, RULES, cutoff=0.8)[:1]:
             return f"settings come after --set: --set {setting}={value or 'VALUE'}"
         return "see --help"
 
@@ -325,7 +332,7 @@ def snapshot(
 def _complain_of_name(name: str, kinds: Mapping[str, object]) -> str:
     if name in kinds:
         return ""
-    near = ", ".join(difflib.get_close_matches(name.lower(), kinds, n=3))
+    near = ", ".join(near_settings(name, kinds))
     hint = f"similar names: {near}" if near else "class CFG there has all names"
     return f"no setting {shown(name)} in config.py; {hint}"
 
@@ -437,6 +444,7 @@ def find_preset(presets: dict[str, type], name: str) -> type:
         UserError: there is none of that name.
     """
     if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=1) or sorted(presets)
-        raise UserError(f"no preset {name!r} in config.py; there is: {', '.join(near)}")
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is: {', '.join(presets)}"
+        raise UserError(f"no preset {name!r} in config.py; {hint}")
     return presets[name]

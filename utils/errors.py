@@ -1,12 +1,35 @@
-"""Errors that the person at the keyboard can fix, and code of theirs that a setting names."""
+"""Errors that the person at the keyboard can fix, what they meant, and code that they name."""
 
+import difflib
 import importlib
 import inspect
 import os
 import re
 import sys
+from collections.abc import Collection
 
 IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:name
+ALIASES = {  # setting -> its names in Ultralytics, detectron2 and Hugging Face
+    "lr": ("learning_rate", "lr0", "base_lr"),
+    "epochs": ("epoch", "num_epochs", "num_train_epochs"),
+    "max_steps": ("max_iter", "max_train_steps"),
+    "batch_size": ("batch", "ims_per_batch", "per_device_train_batch_size"),
+    "accumulate_steps": ("gradient_accumulation_steps",),
+    "num_workers": ("workers", "dataloader_num_workers"),
+    "img_size": ("imgsz", "img", "image_size", "min_size_train"),
+    "encoder": ("backbone",),
+    "init_weights": ("weights", "pretrained_weights", "checkpoint"),
+    "data": ("data_dir", "dataset_dir", "dataset_name"),
+    "runs_dir": ("output_dir", "project", "save_dir"),
+    "early_stop_patience": ("patience", "early_stopping_patience"),
+    "score_threshold": ("conf", "conf_threshold"),
+    "warmup_steps": ("warmup_iters",),
+    "lr_schedule": ("lr_scheduler_type", "lr_scheduler_name"),
+    "clip_grad": ("max_grad_norm", "clip_gradients"),
+    "amp": ("mixed_precision", "fp16", "bf16"),
+    "flip_prob": ("fliplr", "random_flip"),
+    "logger": ("report_to",),
+}
 
 
 class UserError(Exception):
@@ -79,3 +102,16 @@ def import_function(setting: str, path: str, arguments: str):
     except ValueError:  # of code without a signature: its first call shows it
         pass
     return found
+
+
+def near_settings(name: str, known: Collection[str], *, cutoff: float = 0.6) -> list[str]:
+    """Settings that an unknown name may mean: that of this meaning, else those spelt like it.
+
+    Args:
+        known: the names of the settings.
+        cutoff: how much the spelling must be alike, 0 to 1.
+    """
+    name = name.lower().rpartition(".")[2]  # SOLVER.BASE_LR of detectron2
+    if ours := [setting for setting in known if name in ALIASES.get(setting, ())]:
+        return ours
+    return difflib.get_close_matches(name, known, n=3, cutoff=cutoff)

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import stat
 import tempfile
 import types
@@ -30,6 +31,12 @@ PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")  # how files of torch.save b
 PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"\xfd7zXZ", b"BZh")  # a file of torch is a zip file, too
 TENSORFLOW = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5}|h5)$")
 HUB_NAME = re.compile(r"hf:/+")  # how names of the hub begin; a `Path` has one slash less
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+OFFICIAL = re.compile(  # names that download/download_official_weights.sh knows
+    r"(obj365_M_640|coco_M_(640|1024|1333)|multi_vit_b_(640|1024))".replace(
+        "M", "(resnet|resnetc|vit_b|vit_l)"
+    )
+)
 NAME_ANOTHER = "train one, or name another with --weights"
 TEMPORARY = re.compile(r"\.[\w-]+\.\d+(-[0-9a-f]{8})?\.\w+")  # names that `atomic_path` yields
 BYTE_ORDER_MARKS = {  # that of UTF-32 first: that of UTF-16 begins as it does
@@ -366,6 +373,7 @@ def find_weight_file(path: str | Path, remedy: str = NAME_ANOTHER) -> Path:
             torch or TensorFlow, a Git LFS pointer, a web page.
     """
     file = path = Path(path).expanduser()
+    remedy = explain_download(path) or remedy
     if is_hub_name(path):
         file = import_module("utils.hub").fetch(path).path
     elif path.is_dir():
@@ -375,10 +383,21 @@ def find_weight_file(path: str | Path, remedy: str = NAME_ANOTHER) -> Path:
             hint = f"did you mean {found[0].parent}?" if found else remedy
             raise UserError(f"no {' or '.join(IN_RUN)} in the folder {path}; {hint}")
     if not file.is_file():
-        near = nearest_path(file)
+        near = None if explain_download(path) else nearest_path(file)
         raise UserError(f"no weight file at {path}; {f'did you mean {near}?' if near else remedy}")
     _check_begin(file)
     return file
+
+
+def explain_download(path: Path) -> str:
+    """How to get official weights that are not at `path`; empty if it is no name of theirs."""
+    name, folder = path.name.removesuffix(".safetensors"), path.parent.resolve()
+    if OFFICIAL.fullmatch(name) is None:
+        return ""
+    if (file := WEIGHTS / f"{name}.safetensors").is_file():
+        return f"did you mean {file}?"
+    target = "" if folder in (WEIGHTS, Path.cwd()) else f" {shlex.quote(str(path.parent))}"
+    return f"download it: download/download_official_weights.sh {name}{target}"
 
 
 def _check_begin(path: Path) -> None:

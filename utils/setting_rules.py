@@ -348,8 +348,7 @@ TRAINING_PAIRS = (
     Pair(
         ("finetune", "init_weights"),
         lambda finetune, weights: not finetune or weights is not None,
-        "finetune=true starts from trained weights; name them with --set init_weights=FILE, such "
-        "as weights/demo.safetensors",
+        "preset finetune needs --set init_weights=FILE, such as weights/demo.safetensors",
     ),
     Pair(
         ("dim", "num_heads"),
@@ -423,7 +422,8 @@ def complain_of_pairs(cfg, pairs: Sequence[Pair]) -> list[str]:
         got = {name: getattr(cfg, name) for name in pair.names}
         if not (pair.of_shape and cfg.init_weights is not None) and not pair.holds(*got.values()):
             each = [f"{n}={_text(v)}" for n, v in got.items() if v is not None]
-            lines.append(f"{pair.advice}; got {', '.join(each)}")
+            # one value alone is what the advice names already
+            lines.append(pair.advice + f"; got {', '.join(each)}" * (len(each) > 1))
     return lines
 
 

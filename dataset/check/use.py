@@ -11,7 +11,6 @@ from dataset.advice import (
     overlap_text,
     rare_classes,
     same_pictures,
-    small_objects,
 )
 from dataset.annotation_errors import AnnotationErrors
 from dataset.check.report import Checked
@@ -21,31 +20,46 @@ from utils.categories import check_sigmas
 from utils.errors import UserError
 
 
-def check_use(
-    cfg, tasks: Sequence[str], sources: dict[str, dict], *, dataset: str, decode: bool
-) -> Checked:
-    """Opens the sources of every task as a training would.
+def open_sources(
+    cfg, tasks: Sequence[str], parts: dict[str, tuple], *, dataset: str, errors: AnnotationErrors
+) -> dict[str, dict]:
+    """The samples of every task and part, as a training opens them: task -> part -> source.
 
     Args:
-        sources: "train" and "val" -> the root and the split of each part that is there.
-        decode: look for the same pictures in both parts by their pixels too.
+        parts: "train" and "val" -> the root and the split of each part that is there.
+        errors: get what cannot be opened.
     """
-    errors = AnnotationErrors(dataset, report=True)
-    lines: list[str] = []
-    pictures: list = []
+    sources: dict[str, dict] = {task: {} for task in tasks}
     for task in tasks:
-        parts = {}
-        for part, (root, split) in sources.items():
-            source = find_task(task).sources[dataset]
+        kind = find_task(task).sources[dataset]
+        for part, (root, split) in parts.items():
             of_folder = dataset == "coco" and isinstance(root, Path)
-            if of_folder and not annotation_path(root, split, source.kind).is_file():
+            if of_folder and not annotation_path(root, split, kind.kind).is_file():
                 continue
             try:
-                parts[part] = source(root, split, classes=cfg.classes or None, skip_bad=True)
-                lines += [f"{task}: {line}" for line in _look(cfg, task, part, parts[part])]
+                sources[task][part] = kind(root, split, classes=cfg.classes or None, skip_bad=True)
             except UserError as error:
                 errors.add("unusable", f"{task}, {part}", str(error))
-        if len(parts) < 2:
+    return sources
+
+
+def check_use(cfg, sources: dict[str, dict], errors: AnnotationErrors, *, decode: bool) -> Checked:
+    """Looks at the sources of every task as a training does before its first step.
+
+    Args:
+        cfg: the settings of the training.
+        sources, errors: of `open_sources`.
+        decode: look for the same pictures in both parts by their pixels too.
+    """
+    lines: list[str] = []
+    pictures: list = []
+    for task, parts in sources.items():
+        for part, source in parts.items():
+            try:
+                lines += [f"{task}: {line}" for line in _look(cfg, task, part, source)]
+            except UserError as error:
+                errors.add("unusable", f"{task}, {part}", str(error))
+        if not {"train", "val"} <= parts.keys():
             continue
         train, val = parts["train"], parts["val"]
         try:
@@ -69,7 +83,7 @@ def _look(cfg, task: str, part: str, source) -> list[str]:
         check_learnable(source)
         lines = find_task(task).advise(cfg, source)
         if task == "detection":
-            lines += small_objects(source, cfg.img_size) + rare_classes(source)
+            lines += rare_classes(source)
         if len(source) < cfg.batch_size:
             size = f"batch_size={cfg.batch_size} is more than the {len(source)} training images"
             lines.append(f"{size}, which training refuses; use {len(source)} or less")

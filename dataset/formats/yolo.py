@@ -125,9 +125,12 @@ def _yaml_parts(file: Path, settings: dict) -> list[Part]:
         try:
             places = [_locate(entry, bases, f"{file}: {key}") for entry in entries]
             pictures = _collect(places, bases[0], file)
-        except UserError:
+        except UserError as error:
             if name == "test":  # Roboflow names it where there is none
                 continue
+            if name == "val" and settings.get("train"):
+                share = "val_share (a fifth) of the training pictures is used to validate"
+                raise UserError(f"{error}, or delete the line '{key}:': then {share}") from error
             raise
         lists[name] = pictures, [file, *(place for place in places if place.is_file())]
     return _parts(lists, classes, file)
