@@ -47,12 +47,12 @@ def parse(argv=None) -> argparse.Namespace:
 
 def greedy(exported: run_onnx.Model, encoded: dict, num_tokens: int) -> np.ndarray:
     """(B, num_tokens) greedy tokens after the prompt."""
-    decoding, found = run_onnx.Decoding(exported, encoded), []
-    token = np.full(len(encoded["memory"]), PROMPT)
+    decoding, found = run_onnx.Decoding(exported, encoded, num_tokens), []
+    tokens = np.full((len(encoded["memory"]), 1), PROMPT)  # (B, 1)
     for _ in range(num_tokens):
-        token = decoding.read(token[:, None, None]).argmax(1)
-        found.append(token)
-    return np.stack(found, 1)
+        tokens = decoding.read(tokens)[:, -1:].argmax(2)
+        found.append(tokens)
+    return np.concatenate(found, 1)
 
 
 def measure(
@@ -103,7 +103,7 @@ def main(argv=None):
     out = {"machine": machine(model.device), "torch": torch.__version__, "batches": []}
     print(
         f"{args.model}, {args.tokens} tokens, {model.decode_mode}, {torch.get_num_threads()} "
-        f"threads, {out['machine']}, torch {out['torch']}, onnxruntime {exported.ort.__version__}"
+        f"threads, {out['machine']}, torch {out['torch']}, onnxruntime {run_onnx.ort.__version__}"
     )
     for batch in args.batch:
         out["batches"].append(measure(args, model, exported, batch, hf))

@@ -64,7 +64,8 @@ def main(argv=None):
         if saved:
             log(f"settings of {weights.parent}: {' '.join(data_settings(cfg, dataset))}")
         device = local_device(pick_device(args.device or cfg.device), world)
-        predictor = predictor_of(weights, cfg, str(device))
+        predictor = predictor_of(args.weights, cfg, str(device))
+        record = predictor.weights_record  # now: a training may replace the file
         tasks = tasks or _tasks_of(cfg, predictor, dataset)
         request = Request(args.boxes, args.max_objects, 0 if args.likelihood else None)
         check_request(cfg, predictor, tasks, request)
@@ -79,7 +80,7 @@ def main(argv=None):
             with memory_errors(device):
                 reports[task] = evaluate_task(task, cfg, predictor, source, request, world=world)
             if world.is_main:
-                reports[task].save(folders[task])
+                reports[task].save(folders[task], record)
     if not world.is_main:
         return
     _print(reports, sources, args.likelihood)

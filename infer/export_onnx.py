@@ -29,15 +29,20 @@ def parse(argv=None) -> argparse.Namespace:
     args = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    args.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weight file or run folder")
+    args.add_argument(
+        "weights",
+        type=Path,
+        metavar="WEIGHTS",
+        help="a weight file, a run folder or hf://owner/name/FILE",
+    )
     args.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
     args.add_argument("--image", type=Path, default=PICTURE, help="a picture to check with")
     args.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return args.parse_args(argv)
 
 
-def check_arguments(args: argparse.Namespace) -> Path:
-    """Checks the arguments before anything long starts; returns the weight file.
+def check_arguments(args: argparse.Namespace) -> None:
+    """Checks the arguments before anything long starts.
 
     Raises:
         UserError: a package or file is missing, or OUT holds something.
@@ -54,22 +59,22 @@ def check_arguments(args: argparse.Namespace) -> Path:
     check_place(args.out)
     if not args.image.is_file():
         raise UserError(f"no picture at --image {args.image}; name another")
-    return find_weight_file(args.weights)
+    find_weight_file(args.weights)
 
 
 def main(argv=None):
     # The command line
     args = parse(argv)
-    weights = check_arguments(args)
+    check_arguments(args)
 
     # What takes long to import comes after the command line is understood.
     from infer.onnx_export import check_folder, export_folder, new_folder
     from infer.predictor import Predictor
 
-    trained = Predictor(weights, mode="plain")
+    trained = Predictor(args.weights, mode="plain")
     with new_folder(args.out) as folder:
         start = time.perf_counter()
-        log(f"exporting {weights} (a minute or two)")
+        log(f"exporting {trained.name} (a minute or two)")
         export_folder(trained, folder)
         log(f"exported in {time.perf_counter() - start:.0f} s; comparing with the weights")
         found = check_folder(trained, folder, args.image)

@@ -147,7 +147,8 @@ class Output:
     results are printed, also if an error ended it.
 
     Args:
-        predictor: whose classes they are; only what is given as `found` needs it.
+        predictor: whose results they are; JSON names its weights, and what is given as `found`
+            has its classes.
     """
 
     def __init__(self, args: argparse.Namespace, paths: Sequence[Path], predictor=None):
@@ -156,6 +157,8 @@ class Output:
             raise UserError("this script writes no --csv; --json FILE writes its results")
         self.begins = name_pictures(paths)
         self.inputs = {path.absolute() for path in paths}
+        # The checksum is taken now: a training may replace the file.
+        self.weights = predictor.weights_record if predictor and args.json else None
         self.rows: list[dict] = []
         self.texts: list[str] = []
         self.writer = ThreadPoolExecutor(1)  # compressing a picture takes as long as detecting
@@ -213,7 +216,10 @@ class Output:
                 self.exports = formats.Exports(*places, self.predictor.categories)
             self.exports.add(path, self.begins[path][:-1] or path.stem, image, found)
         name = ADDRESSES.get(path, str(path))
-        self.rows.append({"image": name, "size": [image.shape[1], image.shape[0]], **row})
+        head = {"image": name, "size": [image.shape[1], image.shape[0]]}
+        if self.weights is not None:
+            head["weights"] = self.weights
+        self.rows.append(head | row)
         self.texts.append(text.replace(str(path), name))
 
 

@@ -76,7 +76,10 @@ def main(argv=None):
     classes = pick_classes(args, predictor)
 
     if clip:
-        clip.annotate(lambda frames: answer_frames(predictor, frames, options, classes))
+        clip.annotate(
+            lambda frames: answer_frames(predictor, frames, options, classes),
+            predictor.weights_record,
+        )
         return
 
     # Ask everything, print and draw

@@ -52,7 +52,10 @@ def main(argv=None):
     classes = pick_classes(args, predictor)
 
     if clip:
-        clip.annotate(lambda frames: answer_frames(predictor, frames, options, threshold, classes))
+        clip.annotate(
+            lambda frames: answer_frames(predictor, frames, options, threshold, classes),
+            predictor.weights_record,
+        )
         return
 
     # Detect, print and draw

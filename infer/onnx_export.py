@@ -7,6 +7,7 @@ run.py; the check here runs that very file.
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ FORMAT = "pix2seq-onnx/1"
 MOST_DIFFERENCE = 1e-4  # of a logit
 MOST_PIXELS = 1e-2  # of a box side
 READ_AT_ONCE = 4  # tokens of the random sequence, to read several and then one
+OPERATOR = re.compile(  # as torch names it in its errors
+    r"No ONNX function found for <OpOverload\(op='([^']+)'|translating node .*torch\.ops\.([\w.]+)"
+)
 OPTIONS = {
     "detection": DetectionOptions(),
     "segmentation": SegmentationOptions(),
@@ -54,15 +58,55 @@ def describe(trained: Predictor) -> dict:
             "decoding": asdict(OPTIONS[task]),
         }
     ranges = {"class_range": vocab.class_range, "coord_range": vocab.coord_range}
-    resizing = {"size": config.image_size, "resize_mode": trained.resize_mode}
+    resizing = asdict(trained.resizing)
+    if np.ndim(resizing["pad_value"]) == 0:
+        resizing["pad_value"] = [resizing["pad_value"]] * 3
+    rules = {"detection": describe_detection(trained)} if "detection" in tasks else {}
     return {
         "format": FORMAT,
-        "weights": Path(trained.name).name,
+        "weights": trained.weights_record,
         "config": config.to_json(),
-        "image": resizing | asdict(trained.resizing),
+        "image": {"size": config.image_size, "resize_mode": trained.resize_mode, **resizing},
         "vocabulary": vocab.to_json() | ranges,
         "categories": trained.categories.to_json(),
         "tasks": tasks,
+        **rules,
+    }
+
+
+def describe_detection(trained: Predictor) -> dict:
+    """What run.py needs for detection: numbers and tables instead of rules in code.
+
+    Returns:
+        prompt, max_objects
+        allowed: for each of the five tokens of an object, the range [first, end) to choose from
+        eos: the token that may come instead of an object; None = an answer has no end
+        class_range: [first, end) of the tokens whose probability is the score
+        names: class token (as text) -> name, without class 0 and classes that have no name
+        coord0, num_bins, bin_shift: a coordinate is (token - coord0 + bin_shift) / (num_bins - 1)
+        xyxy_order: where xmin, ymin, xmax, ymax are among the four coordinates
+    """
+    tokenizer, vocab = trained.tokenizer("detection"), trained.vocab
+    first, _ = vocab.class_range
+    # Without an end token nothing is ruled out, as in `infer.detection.detect`.
+    allowed = [vocab.coord_range] * 4 + [vocab.class_range]
+    if tokenizer.eos_id is None:
+        allowed = [(0, vocab.size)] * 5
+    return {
+        "prompt": tokenizer.prompt.tolist(),
+        "max_objects": tokenizer.max_objects,
+        "allowed": allowed,
+        "eos": tokenizer.eos_id,
+        "class_range": vocab.class_range,
+        "names": {
+            str(first + label - vocab.first_label): name
+            for label, name in trained.categories.names.items()
+            if label in vocab.labels
+        },
+        "coord0": vocab.coord0,
+        "num_bins": vocab.num_bins,
+        "bin_shift": 0.5 if vocab.floors else 0.0,
+        "xyxy_order": [0, 1, 2, 3] if vocab.x_first else [1, 0, 3, 2],
     }
 
 
@@ -94,13 +138,29 @@ def export_folder(trained: Predictor, folder: Path) -> None:
     except OSError:
         raise
     except Exception as error:  # torch has many
-        cause = error.__cause__ or error
-        raise UserError(
-            f"{trained.name} cannot be exported ({one_line(cause)}); the traceback (--debug) names "
-            "the operation of the encoder that ONNX lacks"
-        ) from error
+        raise UserError(f"{trained.name} cannot be exported: {explain(error)}") from error
     write_json_atomic(folder / "model.json", describe(trained))
     shutil.copyfile(run_onnx.__file__, folder / "run.py")
+
+
+def explain(error: BaseException) -> str:
+    """Why torch could not write the encoder as ONNX, and what to do, in one line."""
+    # torch wraps errors three times; the innermost one says most.
+    causes = [error]
+    while (cause := causes[0].__cause__ or causes[0].__context__) is not None:
+        causes.insert(0, cause)
+    for cause in causes:
+        if isinstance(cause, UserError):  # of our own functions, such as attention
+            return str(cause)
+        if found := OPERATOR.search(str(cause)):
+            return (
+                f"its encoder uses the operator {found[1] or found[2]}, which torch cannot write "
+                f"as ONNX ({one_line(causes[0])}); compute the same with other operators"
+            )
+    return (
+        f"torch.export cannot follow its encoder ({one_line(causes[0])}); the traceback (--debug) "
+        "says where"
+    )
 
 
 # ---- the check -------------------------------------------------------------------------------
@@ -115,74 +175,87 @@ def check_folder(trained: Predictor, folder: Path, picture: Path) -> dict[str, f
     Raises:
         UserError: they differ.
     """
-    exported, real = run_onnx.Model(folder), load_image(picture)
-    # Both pictures in one batch, then one alone: the number of images is free.
+    exported, real = run_onnx.Model(folder, torch.get_num_threads()), load_image(picture)
     generator = np.random.default_rng(0)
-    size = trained.model.config.image_size
-    random = generator.random((3, *size), np.float32)
+    random = generator.random((3, *trained.model.config.image_size), np.float32)
     pixels = np.stack([random, run_onnx.letterbox(real, exported.about["image"])[0]])
+    # Encoders take most of the time: all comparisons of tokens share one pass of each.
+    with torch.no_grad():
+        memory = trained.model.encode(torch.from_numpy(pixels))  # (2, S, D)
+    encoded = exported.encode(pixels)
+    alone = exported.encode(pixels[:1])  # the number of images is free
     largest = max(
-        compare_logits(trained, exported, part, generator) for part in (pixels, pixels[:1])
+        compare_logits(trained, exported, memory, encoded, generator),
+        compare_logits(trained, exported, memory[:1], alone, generator),
     )
     if not largest <= MOST_DIFFERENCE:
         raise UserError(
             f"the exported logits differ by {largest:.2g} from those of {trained.name}, more than "
             f"{MOST_DIFFERENCE:g}; nothing was written. Please report it"
         )
-    tokens = sum(compare_tokens(trained, exported, pixels, task) for task in trained.tasks)
+    tokens = sum(compare_tokens(trained, exported, memory, encoded, t) for t in trained.tasks)
     boxes = compare_boxes(trained, exported, real) if "detection" in trained.tasks else 0
     return {"largest_difference": largest, "tokens": tokens, "boxes": boxes}
 
 
 @torch.no_grad()
 def compare_logits(
-    trained: Predictor, exported: run_onnx.Model, pixels: np.ndarray, generator
+    trained: Predictor,
+    exported: run_onnx.Model,
+    memory: torch.Tensor,
+    encoded: dict[str, np.ndarray],
+    generator: np.random.Generator,
 ) -> float:
     """The largest difference of the logits on random tokens, several of them in one step.
 
     Args:
-        pixels: (B, 3, H, W) float32 in [0, 1].
+        memory, encoded: B images, encoded by the model and by the exported encoder.
     """
-    config = trained.model.config
+    config, decoder = trained.model.config, trained.model.decoder
     length = min(3 * READ_AT_ONCE, config.max_len)
-    tokens = generator.integers(0, config.vocab_size, (len(pixels), length))
-    wanted = trained.model(torch.from_numpy(pixels), torch.from_numpy(tokens)).numpy()  # (B, T, V)
-    decoding, largest, start = run_onnx.Decoding(exported, exported.encode(pixels)), 0.0, 0
+    tokens = generator.integers(0, config.vocab_size, (len(memory), length))
+    wanted = decoder.logits(decoder(torch.from_numpy(tokens), memory)).numpy()  # (B, T, V)
+    # More places than tokens: those that are not read yet must not count.
+    decoding, largest, start = run_onnx.Decoding(exported, encoded, length + READ_AT_ONCE), 0.0, 0
     for count in [min(READ_AT_ONCE, length)] + [1] * (length - READ_AT_ONCE):
         end = start + count
-        decoding.read(tokens[:, None, start:end])
-        difference = np.abs(decoding.logits[:, 0] - wanted[:, start:end]).max()
+        difference = np.abs(decoding.read(tokens[:, start:end]) - wanted[:, start:end]).max()
         largest, start = max(largest, float(difference)), end
     return largest
 
 
+@torch.no_grad()
 def compare_tokens(
-    trained: Predictor, exported: run_onnx.Model, pixels: np.ndarray, task: str
+    trained: Predictor,
+    exported: run_onnx.Model,
+    memory: torch.Tensor,
+    encoded: dict[str, np.ndarray],
+    task: str,
 ) -> int:
     """Compares greedy tokens over a whole answer; returns their number.
+
+    Args:
+        memory, encoded: as for `compare_logits`.
 
     Raises:
         UserError: they differ.
     """
-    model, tokenizer = trained.model, trained.tokenizer(task)
-    prompt = np.tile(tokenizer.prompt, (len(pixels), 1))  # (B, 1)
+    tokenizer = trained.tokenizer(task)
+    tokens = np.tile(tokenizer.prompt, (len(memory), 1))  # (B, 1), the prompt of the task
     count = tokenizer.max_len
-    with torch.no_grad():
-        memory = model.encode(torch.from_numpy(pixels))
-    wanted, *_ = model.generate(memory, torch.from_numpy(prompt), max_new_tokens=count)
-    decoding, found = run_onnx.Decoding(exported, exported.encode(pixels)), []
-    logits = decoding.read(prompt[:, None])
-    for _ in range(count - 1):
-        found.append(logits.argmax(1))
-        logits = decoding.read(found[-1][:, None, None])
-    tokens = np.stack([*found, logits.argmax(1)], 1)
-    if (tokens != wanted.numpy()).any():
-        first = np.argwhere(tokens != wanted.numpy())[:, 1].min()
+    wanted, *_ = trained.model.generate(memory, torch.from_numpy(tokens), max_new_tokens=count)
+    decoding, found = run_onnx.Decoding(exported, encoded, count), []
+    for _ in range(count):
+        tokens = decoding.read(tokens)[:, -1:].argmax(2)  # (B, 1)
+        found.append(tokens)
+    found = np.concatenate(found, 1)  # (B, T)
+    if (found != wanted.numpy()).any():
+        first = np.argwhere(found != wanted.numpy())[:, 1].min()
         raise UserError(
             f"the exported model decodes other tokens for {task} from token {first} on; nothing "
             "was written. Please report it"
         )
-    return tokens.size
+    return found.size
 
 
 def compare_boxes(trained: Predictor, exported: run_onnx.Model, picture: np.ndarray) -> int:
@@ -194,12 +267,13 @@ def compare_boxes(trained: Predictor, exported: run_onnx.Model, picture: np.ndar
     options = replace(DetectionOptions(), top_k=1, stop_objects=0)
     image = torch.from_numpy(picture).permute(2, 0, 1)
     (wanted,) = detection.detect(trained, [image], options)
-    (found,) = exported.detect([picture])
-    if found["names"] != wanted.names or (
-        np.abs(found["boxes"] - wanted.boxes).max(initial=0) > MOST_PIXELS
+    found = exported.detect(picture)
+    boxes = np.float32([one["box"] for one in found]).reshape(-1, 4)
+    if [one["label"] for one in found] != wanted.names or (
+        np.abs(boxes - wanted.boxes).max(initial=0) > MOST_PIXELS
     ):
         raise UserError(
             "the exported model finds other boxes in the picture of the check; nothing was "
             "written. Please report it"
         )
-    return len(wanted.names)
+    return len(found)

@@ -114,8 +114,8 @@ class Answers:
         ]
         if len(set(names)) < len(weights):
             names = list(map(path_text, weights))
-        self.files = {n: find_weight_file(p) for n, p in zip(names, weights, strict=True)}
-        self.metas = {name: read_header(file)[1] for name, file in self.files.items()}
+        self.files = dict(zip(names, weights, strict=True))
+        self.metas = {n: read_header(find_weight_file(p))[1] for n, p in self.files.items()}
         self.loaded: dict[str, Predictor] = {}
         self.lock = threading.Lock()
 
@@ -145,7 +145,9 @@ class Answers:
             began = time.perf_counter()
             session.found = _ask(predictor, session, task, None if label == ANY_CLASS else label)
             seconds = time.perf_counter() - began
-        session.record = {"weights": name, "task": task, "seconds": round(seconds, 3)}
+        session.record = {
+            "weights": predictor.weights_record, "task": task, "seconds": round(seconds, 3),
+        }  # fmt: skip
 
     def _load(self, name: str) -> Predictor:
         if name not in self.loaded:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from infer.segmentation import SegmentationOptions
 from infer.trained_model import TrainedModel
 from models.pix2seq import Pix2Seq
 from models.weights import load_model
+from utils.files import describe_weights, find_weight_file, is_hub_name, path_text
 
 
 class Predictor(TrainedModel):
@@ -58,12 +60,25 @@ class Predictor(TrainedModel):
         dtype: torch.dtype = torch.float32,
         mode: str = "auto",
     ):
+        self._weight_file: Path | None = None  # None: a model is given
         if isinstance(weights, Pix2Seq):
             super().__init__(weights)
         else:
+            file = find_weight_file(weights)
             model = load_model(weights, device)
             model.prepare(dtype=dtype, mode=mode, fold=True)
-            super().__init__(model, str(weights))
+            super().__init__(model, path_text(weights) if is_hub_name(weights) else str(file))
+            self._weight_file = file.absolute()
+
+    @cached_property
+    def weights_record(self) -> dict[str, str | None]:
+        """Which weights these are, for JSON: `name`, `revision` (a commit of the hub), `sha256`.
+
+        The checksum is computed at the first use. What is not known is None.
+        """
+        if self._weight_file is None:
+            return {"name": self.name, "revision": None, "sha256": None}
+        return describe_weights(self.name, self._weight_file)
 
     def detect(
         self,

@@ -399,11 +399,11 @@ class Report:
     image_ids: Sequence[int | str] = ()  # the images that count
     own: tuple[str, ...] = ()  # names of the metrics that functions of the user's give
 
-    def save(self, folder: str | Path) -> None:
-        """Writes results.json, metrics.json and per_class.csv."""
-        folder = Path(folder)
+    def save(self, folder: str | Path, weights: dict | None = None) -> None:
+        """Writes results.json, metrics.json (with `weights` at its end) and per_class.csv."""
+        folder, more = Path(folder), {} if weights is None else {"weights": weights}
         write_json_atomic(folder / "results.json", self.results, indent=None)
-        write_json_atomic(folder / "metrics.json", self.metrics)
+        write_json_atomic(folder / "metrics.json", self.metrics | more)
         with atomic_path(folder / "per_class.csv") as path:
             self.per_class.to_csv(path, index=False, errors="backslashreplace")
 

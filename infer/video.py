@@ -91,10 +91,13 @@ class Clip:
             size = size or images[0].shape[:2]
             yield list(numbers), [_resized(image, size) for image in images]
 
-    def annotate(self, answer: Answer) -> None:
+    def annotate(self, answer: Answer, weights: dict | None = None) -> None:
         """Predicts all frames; writes the annotated video and the JSON lines.
 
         Both files are complete or not there. Ctrl-C ends a camera: what it gave is kept.
+
+        Args:
+            weights: `Predictor.weights_record`, for the JSON lines.
         """
         from tqdm import tqdm
 
@@ -113,7 +116,10 @@ class Clip:
             with tqdm(total=total, unit="frame", desc=self.name, file=sys.stderr) as progress:
                 try:
                     for numbers, images in self.batches():
-                        self._write(numbers, answer(images), images, writer, stream)
+                        found = answer(images)
+                        if weights is not None:
+                            found = [({"weights": weights} | row, shown) for row, shown in found]
+                        self._write(numbers, found, images, writer, stream)
                         progress.update(len(numbers))
                 except KeyboardInterrupt:
                     if not self.is_camera or not progress.n:

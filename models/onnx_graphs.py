@@ -11,7 +11,11 @@ Needs the optional packages onnx and onnxscript; `export_graphs` is the only ent
 from __future__ import annotations
 
 import importlib
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from torch.export import Dim
 
 from models.decoder import Decoder, LayerCache
 from models.pix2seq import Pix2Seq
+from utils.errors import UserError
 
 OPSET = 18  # of ONNX 1.13: onnxruntime 1.14 and later
 KINDS = ("k", "v", "memory_k", "memory_v")  # tensors of a layer: names are f"{kind}_{layer}"
@@ -146,14 +151,27 @@ def _write(
     module: nn.Module, inputs: tuple, path: Path, names: tuple[list[str], list[str]], shapes: dict
 ) -> None:
     table = {torch.ops.aten.scaled_dot_product_attention.default: _attention()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names of dimensions, and of torch's own future
+    with _quiet():
         program = torch.onnx.export(
             module.eval(), inputs, input_names=names[0], output_names=names[1],
             dynamic_shapes=shapes, opset_version=OPSET, custom_translation_table=table,
             dynamo=True, verbose=False,
         )  # fmt: skip
     program.save(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what torch prints: hints for its developers, and pages of graphs before an error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of names of dimensions, and of torch's own future
+            with redirect_stderr(io.StringIO()):
+                yield
+    finally:
+        logging.disable(disabled)
 
 
 def _attention():
@@ -166,8 +184,16 @@ def _attention():
         enable_gqa=False,
     ):  # fmt: skip
         width = query.shape[-1]
-        if is_causal or enable_gqa:
-            raise NotImplementedError("attention with is_causal or enable_gqa")
+        if is_causal:
+            raise UserError(
+                "its encoder calls scaled_dot_product_attention with is_causal=True, which the "
+                "export does not know; give the mask as attn_mask instead"
+            )
+        if enable_gqa:
+            raise UserError(
+                "its encoder calls scaled_dot_product_attention with enable_gqa=True, which the "
+                "export does not know; repeat keys and values with repeat_interleave instead"
+            )
         scaled = op.Mul(query, op.Constant(value_float=float(scale or width**-0.5)))
         scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
         if attn_mask is not None and attn_mask.dtype == op_types.BOOL:

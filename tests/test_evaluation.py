@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from tests.test_loader import Pictures
 from train.engine import train
 from utils.cli import snapshot
 from utils.errors import UserError
+from utils.files import file_sha256
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,8 @@ def test_weights_are_evaluated_as_their_run_did(run_dir, tmp_path, capsys, name)
     (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("settings of"))
     assert str(run_dir) in line and "dataset=voc" in line and "voc_eval_sets=2012:val" in line
     figures = [json.loads((d / "metrics.json").read_text()) for d in (out, run_dir / "best")]
+    record = figures[0].pop("weights")
+    assert record == {"name": weights, "revision": None, "sha256": file_sha256(Path(weights))}
     assert figures[0] == figures[1]
 
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from config import CFG
+from infer import evaluate, infer_single_image_object_detection
 from infer.predictor import Predictor
 from models.weights import read_header
 from tests.conftest import TINY
@@ -30,6 +31,7 @@ from utils.hub import fetch, split_name
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "weights" / "demo.safetensors"
+PUSH = runpy.run_path(str(ROOT / "weights" / "push.py"), run_name="push")
 constants = huggingface_hub.constants
 
 
@@ -154,6 +156,60 @@ def test_a_predictor_by_name_is_that_of_the_file(hub, tiny_weights):
     assert ours.name == "hf://owner/name/w.safetensors"
 
 
+# ---- what results say about their weights --------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["regular", "lfs"])
+def test_results_name_their_weights(hub, tiny_weights, tmp_path, monkeypatch, capsys, mode):
+    """The same file by name, by path and as a model: only what is known is recorded."""
+    hub.mode = mode
+    content = tiny_weights.read_bytes()
+    commit = hub.commit("owner/name", {"w.safetensors": content})
+    name, digest = "hf://owner/name/w.safetensors", hashlib.sha256(content).hexdigest()
+    monkeypatch.chdir(tmp_path)
+    wanted = {
+        name: {"name": name, "revision": commit, "sha256": digest},
+        str(tiny_weights): {"name": str(tiny_weights), "revision": None, "sha256": digest},
+    }
+    for weights, record in wanted.items():
+        assert Predictor(weights).weights_record == record
+        arguments = ["--image", str(ROOT / "images" / "demo.jpg"), "--weights", weights, "--json"]
+        infer_single_image_object_detection.main(arguments)
+        assert [row["weights"] for row in json.loads(capsys.readouterr().out)] == [record]
+    given = Predictor(Predictor(tiny_weights).model).weights_record
+    assert given == {"name": "the given model", "revision": None, "sha256": None}
+
+
+def test_nothing_is_read_for_results_without_json(tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.files.file_sha256", None)
+    picture = str(ROOT / "images" / "demo.jpg")
+    arguments = ["--image", picture, "--weights", str(tiny_weights)]
+    infer_single_image_object_detection.main(arguments)
+
+
+def test_an_evaluation_by_name_is_recorded_and_pushed_with_its_weights_alone(
+    hub, tiny_weights, demo_set, tmp_path
+):
+    content = tiny_weights.read_bytes()
+    commit = hub.commit("owner/name", {"w.safetensors": content})
+    name, out = "hf://owner/name/w.safetensors", tmp_path / "detection_coco_val"
+    evaluate.main(
+        ["--no-report", "--weights", name, "--out-dir", str(out), "--max-objects", "2", "--set",
+         f"coco_root={demo_set}", "eval_limit=1"]
+    )  # fmt: skip
+    metrics = json.loads((out / "metrics.json").read_text())
+    digest = hashlib.sha256(content).hexdigest()
+    assert list(metrics)[-1] == "weights"  # the first one is the one to compare models by
+    assert metrics["weights"] == {"name": name, "revision": commit, "sha256": digest}
+    figures = ["--metrics", str(out / "metrics.json")]
+    push = PUSH["main"]
+    push([str(tiny_weights), "owner/new", *figures])
+    assert "| AP |" in hub.repos["owner/new"][-1][1]["README.md"].decode()
+    text = refusal(push, [str(DEMO), "owner/other", *figures])
+    assert "is about other weights" in text and digest in text
+
+
 def test_a_run_records_commit_and_checksum_and_goes_on_without_the_hub(
     hub, tiny_weights, demo_set, tmp_path, monkeypatch
 ):
@@ -195,12 +251,12 @@ def test_a_script_takes_weights_by_name(hub, tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         outputs.append(json.loads(done.stdout))
+    records = [row.pop("weights") for rows in outputs for row in rows]
     assert outputs[0] == outputs[1] and outputs[0][0]["objects"]
+    assert records[0]["revision"] and records[0]["sha256"] == records[1]["sha256"]
 
 
 # ---- sharing -------------------------------------------------------------------------------------
-
-PUSH = runpy.run_path(str(ROOT / "weights" / "push.py"), run_name="push")
 
 
 def evaluation(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """ONNX export: the graphs compute what the model computes, and run.py finds the same boxes."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,17 @@ from PIL import Image
 
 from dataset.batch import letterbox_batch
 from dataset.geometry import Geometry
-from infer import export_onnx, run_onnx
+from infer import export_onnx
 from infer.predictor import Predictor
 from models import ModelConfig, build_model
 from models.weights import save_model
 from tokenizer.vocabulary import Vocabulary
+from utils.cli import run
 from utils.errors import UserError
+
+for package in export_onnx.NEEDED:
+    pytest.importorskip(package)
+from infer import run_onnx  # noqa: E402, needs them
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -73,8 +79,6 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, weights) -> Path:
-    for name in export_onnx.NEEDED:
-        pytest.importorskip(name)
     out = tmp_path_factory.mktemp("onnx") / "exported"
     export_onnx.main([str(weights), str(out)])
     return out
@@ -85,19 +89,20 @@ def photos() -> list[np.ndarray]:
     return [generator.integers(0, 256, (*s, 3), np.uint8) for s in ((40, 90), (90, 40), (7, 5))]
 
 
-def test_pictures_in_one_batch_have_the_boxes_of_the_predictor(weights, exported):
+def test_the_folder_finds_the_boxes_of_the_predictor(weights, exported):
     from infer.detection import DetectionOptions
 
-    pictures, model = photos(), run_onnx.Model(exported, threads=1)
-    wanted = Predictor(weights).detect(pictures, DetectionOptions(top_k=1, stop_objects=0))
-    found = model.detect(pictures)
-    assert sum(len(one.names) for one in wanted) > 0
-    for one, other, picture in zip(wanted, found, pictures, strict=True):
-        assert other["names"] == one.names
-        np.testing.assert_allclose(other["boxes"], one.boxes, atol=1e-3)
-        np.testing.assert_allclose(other["scores"], one.scores, atol=1e-5)
-        (alone,) = model.detect([picture])
-        np.testing.assert_allclose(alone["boxes"], other["boxes"], atol=1e-3)
+    model, predictor = run_onnx.Model(exported, threads=1), Predictor(weights)
+    num_objects = 0
+    for picture, most in [(photo, most) for photo in photos() for most in (None, 3)]:
+        options = DetectionOptions(top_k=1, stop_objects=0, max_objects=most)
+        wanted, found = predictor.detect(picture, options), model.detect(picture, most)
+        assert [one["label"] for one in found] == wanted.names
+        boxes = np.reshape([one["box"] for one in found], (-1, 4))
+        np.testing.assert_allclose(boxes, wanted.boxes, atol=1e-3)
+        np.testing.assert_allclose([one["score"] for one in found], wanted.scores, atol=1e-5)
+        num_objects += len(found)
+    assert num_objects > 0
 
 
 def test_several_sequences_of_an_image_share_its_keys(weights, exported):
@@ -141,7 +146,7 @@ def test_run_py_needs_neither_torch_nor_this_repository(weights, exported, tmp_p
         "sys.modules.update(dict.fromkeys(('torch', 'cv2', 'timm', 'onnx', 'utils', 'models')))\n"
         "runpy.run_path('moved/run.py', run_name='__main__')\n"
     )
-    arguments = ["photo.png", "--json", "found.json", "--threads", "1"]
+    arguments = ["photo.png", "--json", "found.json"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
     )
@@ -204,32 +209,85 @@ def test_what_cannot_be_exported_is_one_line(case, message, weights, tmp_path, m
     assert sorted(tmp_path.rglob("*")) == before
 
 
+TOY = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+class Toy(nn.Module):
+    num_prefix_tokens = 0
+
+    def __init__(self, image_size, pretrained):
+        super().__init__()
+        self.dim, self.grid = 16, (image_size[0] // 16, image_size[1] // 16)
+        self.conv = nn.Conv2d(3, 16, kernel_size=16, stride=16)
+
+    def forward(self, images):
+        x = self.conv(images).flatten(2).transpose(1, 2)  # (B, S, 16)
+        heads = x.unflatten(2, (4, 4)).transpose(1, 2)
+        return {}
+"""
+ATTENTION = "F.scaled_dot_product_attention(heads, {}).transpose(1, 2).flatten(2)"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("result", "message"),
     [
-        (["none.jpg"], "No such file"),
-        (["photo.png", "--folder", "."], "model.json"),
-        (["photo.png", "--max-objects", "13"], "max_objects must be 1 to 12, got 13"),
-        (["photo.txt"], "cannot identify image file"),
+        (ATTENTION.format("heads, heads, is_causal=True"), "give the mask as attn_mask instead"),
+        (ATTENTION.format("heads[:, :2], heads[:, :2], enable_gqa=True"), "repeat_interleave"),
+        ("torch.special.bessel_j0(x)", "uses the operator prims.bessel_j0, which torch cannot"),
+        ("x + 1 if x.sum() > 0 else x", "torch.export cannot follow its encoder"),
+    ],
+)
+def test_an_encoder_that_onnx_lacks_is_one_line(result, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy_encoder.py").write_text(TOY.replace("{}", result))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "toy_encoder", raising=False)
+    source = write_weights(tmp_path / "w.safetensors", encoder="toy_encoder:Toy")
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", str(source), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as left:
+        run(export_onnx.main)
+    output = capsys.readouterr()
+    progress, error = output.err.splitlines()
+    assert left.value.code == 2 and not output.out and progress.startswith("exporting")
+    assert error.startswith(f"error: {source} cannot be exported: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("picture", "missing", "message"),
+    [
+        ("none.jpg", None, "No such file"),
+        ("photo.txt", None, "cannot identify image file"),
+        ("photo.png", "model.json", "model.json"),
+        ("photo.png", "encoder.onnx", "File doesn't exist"),
+        ("photo.png", "detection", "the model knows detection, not detection"),
     ],
 )
 def test_run_py_says_in_one_line_what_is_wrong(
-    arguments, message, exported, tmp_path, monkeypatch, capsys
+    picture, missing, message, exported, tmp_path, monkeypatch, capsys
 ):
     Image.fromarray(photos()[0]).save(tmp_path / "photo.png")
     (tmp_path / "photo.txt").write_text("no picture")
-    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(exported, tmp_path / "folder")
+    if missing == "detection":
+        about = json.loads((folder / "model.json").read_text())
+        del about["detection"]
+        (folder / "model.json").write_text(json.dumps(about))
+    elif missing:
+        (folder / missing).unlink()
+    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / picture)])
     with pytest.raises(SystemExit) as left:
-        run_onnx.main(["--folder", str(exported), *arguments])
-    said = capsys.readouterr().err
-    assert left.value.code == 2 and message in said and said.count("\n") == 1
+        runpy.run_path(str(folder / "run.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and message in error and error.count("\n") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_encoder_and_decoder_can_be_exported(variant, tmp_path):
     """The export compares logits, tokens and boxes itself."""
-    pytest.importorskip("onnxscript")
     source = write_weights(tmp_path / "w.safetensors", **VARIANTS[variant])
     export_onnx.main([str(source), str(tmp_path / "out")])
     assert (tmp_path / "out" / "model.json").is_file()
@@ -237,7 +295,6 @@ def test_every_encoder_and_decoder_can_be_exported(variant, tmp_path):
 
 @pytest.mark.slow
 def test_a_vocabulary_with_an_end_token_has_its_grammar(tmp_path):
-    pytest.importorskip("onnxscript")
     vocab = Vocabulary.simple(num_bins=50, num_classes=4)
     source = write_weights(tmp_path / "w.safetensors", vocab)
     export_onnx.main([str(source), str(tmp_path / "out")])

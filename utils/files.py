@@ -400,6 +400,19 @@ def explain_download(path: Path) -> str:
     return f"download it: download/download_official_weights.sh {name}{target}"
 
 
+def describe_weights(name: str, file: Path) -> dict[str, str | None]:
+    """Which weights they are, as JSON values: name, revision (a commit of the hub) and sha256.
+
+    Args:
+        name: a path, or "hf://owner/name/FILE@revision".
+        file: what `find_weight_file` found there.
+    """
+    if is_hub_name(name):
+        found = import_module("utils.hub").fetch(name)
+        return {"name": name, "revision": found.commit, "sha256": found.sha256}
+    return {"name": name, "revision": None, "sha256": file_sha256(file)}
+
+
 def _check_begin(path: Path) -> None:
     """Raises a `UserError` for a file that begins as none of safetensors does."""
     try:

@@ -28,6 +28,7 @@ from utils.files import file_sha256, path_text
 
 NAME = re.compile(r"hf:/+([\w.-]+/[\w.-]+)/([^@]*[^@/])(?:@(.+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 PATIENCE = 2.5  # seconds that a server has to answer
 FORM = "hf://owner/name/FILE.safetensors, with @revision if you like"
 
@@ -82,7 +83,9 @@ def _fetch(name: str) -> HubFile:
 def _describe(repo: str, file: str, path: Path) -> HubFile:
     """What lies in the cache; a line says so, once."""
     commit = path.parts[-1 - len(Path(file).parts)]  # …/snapshots/COMMIT/FILE
-    found = HubFile(f"hf://{repo}/{file}@{commit}", path, commit, file_sha256(path))
+    blob = path.resolve().name  # the cache names large files by their SHA-256
+    digest = blob if DIGEST.fullmatch(blob) else file_sha256(path)
+    found = HubFile(f"hf://{repo}/{file}@{commit}", path, commit, digest)
     log(f"weights: {found.name} (SHA-256 {found.sha256})")
     return found
 

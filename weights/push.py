@@ -44,7 +44,7 @@ MEGABYTE = 1e6
 def main(argv=None):
     args = _parser().parse_args(argv)
     weights = find_weight_file(args.weights)
-    metrics = dict(_read_metrics(path) for path in args.metrics)
+    metrics = dict(_read_metrics(path, weights) for path in args.metrics)
     card = make_card(weights, args, metrics)
     if args.dry_run is not None:
         write_locally(args.dry_run, weights, card)
@@ -75,9 +75,19 @@ def _parser() -> argparse.ArgumentParser:
     return args
 
 
-def _read_metrics(path: Path) -> tuple[str, dict[str, float]]:
-    """Name of an evaluation (its folder) and its numbers, without what could not be measured."""
+def _read_metrics(path: Path, weights: Path) -> tuple[str, dict[str, float]]:
+    """Name of an evaluation (its folder) and its numbers, without what could not be measured.
+
+    Raises:
+        UserError: it is no evaluation, or one of other weights.
+    """
     values = read_json(path, "name the metrics.json of an evaluation with --metrics")
+    record = values.pop("weights", None) if isinstance(values, dict) else None
+    if isinstance(record, dict) and record.get("sha256") not in (None, file_sha256(weights)):
+        raise UserError(
+            f"{path} is about other weights ({record.get('name')}, SHA-256 "
+            f"{record['sha256']}); evaluate {weights} and name its metrics.json"
+        )
     if not fits(values, dict[str, float | None]) or not values:
         raise UserError(f"{path} holds no metrics; name the metrics.json of infer/evaluate.py")
     numbers = {name: value for name, value in values.items() if value is not None}
