@@ -41,8 +41,8 @@ class LayerCache:
 
     k: Tensor  # (R, nh, max_len, hd), self-attention, written in place
     v: Tensor  # (R, nh, max_len, hd)
-    memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image
-    memory_v: Tensor  # (B, nh, S, hd)
+    memory_k: Tensor  # (B, nh, S, hd), cross-attention, projected once per image; with
+    memory_v: Tensor  # (B, nh, S, hd)  `Decoder.int8` both are bfloat16
     # over the cached keys; None = attend to all. `StaticStep` alone sets it: it reads all places
     mask: Tensor | None = None
 
@@ -258,7 +258,9 @@ class Decoder(nn.Module):
             memory_k, memory_v = layer.cross_attention.project(memory)
             shape = (num_rows, self.num_heads, max_len, memory_k.shape[3])
             k, v = memory_k.new_empty(shape), memory_k.new_empty(shape)
-            layers.append(LayerCache(k, v, memory_k.contiguous(), memory_v.contiguous()))
+            kept = torch.bfloat16 if self.int8 else memory_k.dtype
+            memory_k, memory_v = (each.contiguous().to(kept) for each in (memory_k, memory_v))
+            layers.append(LayerCache(k, v, memory_k, memory_v))
         return Cache(layers)
 
     def forward(
@@ -287,7 +289,7 @@ class Decoder(nn.Module):
                 x = layer(x, *layer.cross_attention.project(memory), start, None)
         else:
             for layer, c in zip(self.layers, cache.layers, strict=True):
-                x = layer(x, c.memory_k, c.memory_v, start, c)
+                x = layer(x, c.memory_k.to(x.dtype), c.memory_v.to(x.dtype), start, c)
             cache.length = end
         return self.output_ln(x)
 

@@ -163,7 +163,8 @@ class Pix2Seq(nn.Module):
         Args:
             dtype: `torch.bfloat16` halves the bytes of weights and cache that a step reads. Logits
                 are then rounded to bfloat16 before the float32 softmax, except in mode "native".
-                `torch.int8` rounds the matrices that a step reads and leaves all else in float32.
+                `torch.int8` rounds the matrices that a step reads, keeps keys and values of images
+                as bfloat16 and leaves all else in float32.
             mode: one of `models.decode_step.CHOICES`; "compiled" also compiles the encoder.
             fold: in float32, encode with batch norms folded into convolutions, for a model in eval
                 mode whose weights stay. What is saved stays, too.

@@ -215,6 +215,31 @@ def test_int8_is_what_the_step_reads(memory):
         numbers.neg_()
 
 
+@compiler
+@pytest.mark.parametrize("rows", [1, 5, 23])
+@torch.no_grad()
+def test_int8_keeps_keys_and_values_of_the_image_in_half_the_bytes(memory, rows):
+    """They are rounded once: float32 steps on the rounded ones say the same, and others nearly."""
+    model = tiny()
+    model.prepare(dtype=torch.int8, mode="native")
+    whole = copy.copy(model.decoder)  # the same rounded weights, read as float32
+    whole.int8 = {}
+    cache, exact = (d.init_cache(memory, 2 * rows, 9) for d in (model.decoder, whole))
+    upcast = copy.deepcopy(exact)
+    for ours, theirs, same in zip(cache.layers, exact.layers, upcast.layers, strict=True):
+        for name in ("memory_k", "memory_v"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name).bfloat16())
+            setattr(same, name, getattr(ours, name).float())
+        assert ours.k.dtype == ours.v.dtype == theirs.memory_k.dtype == torch.float32
+    fast, alike, near = (
+        NativeStep(decoder, each)(prompts(2 * rows))
+        for decoder, each in ((model.decoder, cache), (whole, upcast), (whole, exact))
+    )
+    torch.testing.assert_close(fast, alike, atol=1e-4, rtol=1e-5)
+    assert not torch.equal(alike, near)
+    torch.testing.assert_close(alike, near, atol=0.3, rtol=0.05)
+
+
 def test_int8_without_the_native_step_is_one_line(monkeypatch, tmp_path, memory):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for mode in ("static", "compiled"):

@@ -7,12 +7,13 @@
 // R rows (row r belongs to image r / (R / B)), D width, M hidden units of the MLP, nh heads of
 // size hd, T places in the cache, S image tokens; D, M and hd are multiples of 16. Weights and
 // cache are of type Number: float32, or bfloat16, which is half to read; all else is float32.
-// With INT8 the matrices are of type Weight, int8 with a float32 scale per output, a quarter to read.
+// With INT8 the matrices are of type Weight, int8 with a float32 scale per output, a quarter to read,
+// and the keys and values of images, of type Memory, are bfloat16.
 // Tokens lie in G groups of W rows, the rows of a group side by side: (G, features, W).
 // One row alone is W = 1: the lanes of the processor go along the features. Otherwise they go
 // along the rows, the last group is filled up, and a number of a matrix meets W rows at once.
 
-#if defined(INT8) && defined(__AVX2__)
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 #include <omp.h>
@@ -60,37 +61,28 @@ void store(float* p, const Vec<W>& values) {
   *reinterpret_cast<typename Vectors<W>::anywhere*>(p) = values;
 }
 
-#ifdef BFLOAT16  // the upper half of a float
-using Number = uint16_t;
+using Bfloat16 = uint16_t;  // the upper half of a float
 
-float value(Number number) {
+float value(float number) { return number; }
+float value(Bfloat16 number) {
   const uint32_t bits = static_cast<uint32_t>(number) << 16;
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-Number nearest(float x) {  // of two as near the even one
+void round_to(float* number, float x) { *number = x; }
+void round_to(Bfloat16* number, float x) {  // the nearest; of two as near the even one
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  return x != x ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  *number = x != x ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 
 template <int W>
-Vec<W> load(const Number* p) {
+Vec<W> load(const Bfloat16* p) {
   const auto halves = *reinterpret_cast<const typename Vectors<W>::halves_anywhere*>(p);
   return (Vec<W>)(__builtin_convertvector(halves, typename Vectors<W>::words) << 16);
 }
-
-#else
-using Number = float;
-
-float value(Number number) { return number; }
-Number nearest(float x) { return x; }
-#endif
-
-#ifdef INT8
-using Weight = int8_t;
 
 // Compilers widen bytes in more instructions: a token took twice as long.
 template <int W>
@@ -106,8 +98,19 @@ Vec<W> load(const int8_t* p) {
   const auto bytes = *reinterpret_cast<const typename Vectors<W>::bytes_anywhere*>(p);
   return __builtin_convertvector(__builtin_convertvector(bytes, Ints<W>), Vec<W>);
 }
+
+#if defined(BFLOAT16)
+using Number = Bfloat16;
+using Weight = Bfloat16;
+using Memory = Bfloat16;
+#elif defined(INT8)
+using Number = float;
+using Weight = int8_t;
+using Memory = Bfloat16;
 #else
-using Weight = Number;
+using Number = float;
+using Weight = float;
+using Memory = float;
 #endif
 
 // n numbers, a multiple of 16, as floats, in `room` if they are not.
@@ -130,7 +133,6 @@ struct Matrix {
   int64_t out, in;
 };
 using Linear = Matrix<Weight>;
-using Keys = Matrix<Number>;  // of attention, to be multiplied with queries
 
 struct Norm {
   const Number *weight, *bias;  // (D,); null: no norm
@@ -141,7 +143,7 @@ struct Layer {
   Norm self_ln, cross_ln, mlp_ln;
   Linear qkv, self_out, q, cross_out, dense1, dense2;
   Number *k, *v;                      // (R, nh, T, hd)
-  const Number *memory_k, *memory_v;  // (B, nh, S, hd)
+  const Memory *memory_k, *memory_v;  // (B, nh, S, hd)
 };
 
 struct Decoder {
@@ -223,28 +225,6 @@ Line dot(const T* a, const float* b, int64_t n) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-#ifdef INT8
-constexpr int TOGETHER = 4;   // rows of int8 that share what is loaded of `b`
-constexpr int AHEAD = 8192;   // bytes
-
-// `dot` of some rows; what comes AHEAD bytes later is fetched meanwhile.
-void dots(const int8_t* const* rows, const float* b, int64_t n, Line* result) {
-  Line sums[TOGETHER][2] = {};
-  int64_t i = 0;
-  for (; i + 2 * LANES <= n; i += 2 * LANES) {
-    const Line first = load<LANES>(b + i), second = load<LANES>(b + i + LANES);
-    for (int j = 0; j < TOGETHER; j++) {
-      __builtin_prefetch(rows[j] + AHEAD + i, 0, 3);
-      sums[j][0] += load<LANES>(rows[j] + i) * first;
-      sums[j][1] += load<LANES>(rows[j] + i + LANES) * second;
-    }
-  }
-  for (; i < n; i += LANES)
-    for (int j = 0; j < TOGETHER; j++) sums[j][0] += load<LANES>(rows[j] + i) * load<LANES>(b + i);
-  for (int j = 0; j < TOGETHER; j++) result[j] = sums[j][0] + sums[j][1];
-}
-#endif
-
 // Sums over i < n of matrix[o][i] * x[g][i], a number times the W rows of a group, for N
 // outputs o (`outputs[o]` is where they begin, `step` apart) and GROUPS groups (x: (GROUPS, n, W)).
 template <int W, int GROUPS, int N>
@@ -269,16 +249,8 @@ void product(const Matrix<T>& l, const float* x, int64_t groups, int64_t first, 
   if constexpr (W == 1) {
     for (int64_t o = first; o < last; o += LANES) {
       Line sums[LANES], bias = {}, scale = Line{} + 1.0f;
-      const auto row = [&](int j) { return l.weight + std::min(o + j, last - 1) * l.in; };
-#ifdef INT8
-      if constexpr (std::is_same_v<T, int8_t>)
-        for (int j = 0; j < LANES; j += TOGETHER) {
-          const int8_t* rows[TOGETHER] = {row(j), row(j + 1), row(j + 2), row(j + 3)};
-          dots(rows, x, l.in, sums + j);
-        }
-      else
-#endif
-        for (int j = 0; j < LANES; j++) sums[j] = dot(row(j), x, l.in);
+      for (int j = 0; j < LANES; j++)
+        sums[j] = dot(l.weight + std::min(o + j, last - 1) * l.in, x, l.in);
       for (int j = 0; l.scale && j < LANES && o + j < last; j++) scale[j] = l.scale[o + j];
       for (int j = 0; l.bias && j < LANES && o + j < last; j++) bias[j] = value(l.bias[o + j]);
       put(0, o, totals(sums) * scale + bias);
@@ -347,17 +319,19 @@ void normalize(const Norm& norm, const float* x, float* y, int64_t groups, int64
   }
 }
 
-void prefetch(const Number* p, int64_t n) {
-  constexpr int64_t LINE = 64 / sizeof(Number);  // of the processor's cache
+template <typename T>
+void prefetch(const T* p, int64_t n) {
+  constexpr int64_t LINE = 64 / sizeof(T);  // of the processor's cache
   for (int64_t i = 0; i < n; i += LINE) __builtin_prefetch(p + i, 0, 2);
 }
 
 // out (hd,): the values v (n, hd) weighted by the softmax of the query q (hd,) on the keys k
 // (n, hd). `scores` has room for n and LANES more; `next` are keys that may be asked next.
-void attend(const float* q, const Number* k, const Number* v, int64_t n, int64_t hd, float* scores,
-            float* out, const Number* next) {
+template <typename T>
+void attend(const float* q, const T* k, const T* v, int64_t n, int64_t hd, float* scores,
+            float* out, const T* next) {
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
-  const Keys keys{k, nullptr, nullptr, n, hd};
+  const Matrix<T> keys{k, nullptr, nullptr, n, hd};
   product<1>(keys, q, 1, 0, n, [&](int64_t, int64_t s, const Line& sums) {
     prefetch(v + s * hd, LANES * hd);
     store<LANES>(scores + s, sums * scale);
@@ -392,13 +366,13 @@ void attend(const float* q, const Number* k, const Number* v, int64_t n, int64_t
 // The same for GROUPS groups of W queries on the same keys: q (GROUPS, hd, W), scores
 // (GROUPS, n, W), out (GROUPS, hd, W).
 template <int W, int GROUPS>
-void attend_together(const float* q, const Number* k, const Number* v, int64_t n, int64_t hd,
+void attend_together(const float* q, const Memory* k, const Memory* v, int64_t n, int64_t hd,
                      float* scores, float* out) {
   constexpr int N = GROUPS == 1 ? OUTS : OUTS_OF_TWO_GROUPS;
   const float scale = 1 / std::sqrt(static_cast<float>(hd));
   Vec<W> most[GROUPS], sum[GROUPS] = {};
   std::fill_n(most, GROUPS, Vec<W>{} - INFINITY);
-  const Keys keys{k, nullptr, nullptr, n, hd};
+  const Matrix<Memory> keys{k, nullptr, nullptr, n, hd};
   product<W>(keys, q, GROUPS, 0, n, [&](int64_t g, int64_t s, const Vec<W>& score) {
     const Vec<W> scaled = score * scale;
     store<W>(scores + (g * n + s) * W, scaled);
@@ -486,11 +460,11 @@ struct Worker {
         const float* from = wide + index_of(r, head * hd, 3 * d.dim);
         for (int64_t i = 0; i < hd; i++) {
           q[i] = from[i * W];
-          k[position * hd + i] = nearest(from[(i + d.dim) * W]);
-          v[position * hd + i] = nearest(from[(i + 2 * d.dim) * W]);
+          round_to(k + position * hd + i, from[(i + d.dim) * W]);
+          round_to(v + position * hd + i, from[(i + 2 * d.dim) * W]);
         }
         const Number* next = k + d.max_len * hd;
-        attend(q.data(), k, v, position + 1, hd, scores.data(), out.data(), next);
+        attend<Number>(q.data(), k, v, position + 1, hd, scores.data(), out.data(), next);
         float* to = context + index_of(r, head * hd, d.dim);
         for (int64_t i = 0; i < hd; i++) to[i * W] = out[i];
       }
@@ -505,7 +479,7 @@ struct Worker {
     for (int64_t head = first; head < last; head++)
       for (int64_t image = 0; image < d.num_images; image++) {
         const int64_t memory = (image * d.num_heads + head) * d.memory_len * hd;
-        const Number *k = layer.memory_k + memory, *v = layer.memory_v + memory;
+        const Memory *k = layer.memory_k + memory, *v = layer.memory_v + memory;
         int64_t row = image * rows_per_image, end = row + rows_per_image;
         while (row < end) row += attend_some(k, v, head, row, end - row);
       }
@@ -514,7 +488,7 @@ struct Worker {
   }
 
   // Of the next `left` rows of an image as many as pay together; returns how many these were.
-  int64_t attend_some(const Number* k, const Number* v, int64_t head, int64_t row, int64_t left) {
+  int64_t attend_some(const Memory* k, const Memory* v, int64_t head, int64_t row, int64_t left) {
     constexpr int HALF = std::min(8, LANES);
     if (left <= 4) return attend_rows<1, 1>(k, v, head, row, 1);
     if (left <= HALF) return attend_rows<HALF, 1>(k, v, head, row, left);
@@ -523,13 +497,13 @@ struct Worker {
   }
 
   template <int N, int GROUPS>
-  int64_t attend_rows(const Number* k, const Number* v, int64_t head, int64_t row, int64_t count) {
+  int64_t attend_rows(const Memory* k, const Memory* v, int64_t head, int64_t row, int64_t count) {
     for (int64_t r = 0; r < count; r++) {
       const float* from = wide + index_of(row + r, head * hd, d.dim);
       float* to = q.data() + r / N * hd * N + r % N;
       for (int64_t i = 0; i < hd; i++) to[i * N] = from[i * W];
     }
-    const Number* next = k + d.num_heads * d.memory_len * hd;  // of this head of the next image
+    const Memory* next = k + d.num_heads * d.memory_len * hd;  // of this head of the next image
     if constexpr (N == 1)
       attend(q.data(), k, v, d.memory_len, hd, scores.data(), out.data(), next);
     else

@@ -3,7 +3,7 @@
 native.cpp is compiled at its first use, in a few seconds, by g++ with OpenMP or by the compiler
 that CXX names. The library is kept in the user's cache folder; its name holds digests of what it
 was made from and of its content. There is one library for float32 weights, one for bfloat16 and one
-for matrices in int8 (`quantize`) with all else in float32.
+for int8: matrices in int8 (`quantize`), keys and values of images in bfloat16, all else in float32.
 `NativeStep` passes it the addresses of weights and cache: nothing is copied.
 """
 
@@ -66,7 +66,8 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     """The compiled library for this processor.
 
     Args:
-        dtype: of the weights, one of `NUMBERS`; the cache is of the same type, with int8 float32.
+        dtype: of the weights, one of `NUMBERS`; the cache is of the same type. With int8 it is
+            float32, and bfloat16 where it is about the image.
 
     Raises:
         UserError: there is no C++ compiler, it fails, or the library cannot be stored or loaded.
@@ -218,8 +219,8 @@ def quantize(decoder: Decoder) -> dict[nn.Parameter, tuple[Tensor, Tensor]]:
     """Rounds the matrices that a step reads to int8, symmetric, with a scale per output channel.
 
     The parameters are overwritten by what the rounded numbers mean, so that the modules compute
-    with the same weights as the native step. Keys and values of the image are projected once, and
-    their matrices stay as they are.
+    with the same weights as the native step. Keys and values of the image are projected once, so
+    their matrices stay as they are; `Decoder.init_cache` keeps the results as bfloat16.
 
     Returns:
         parameter (out, in) -> its numbers (out, in) int8 and scales (out,) float32.
@@ -253,8 +254,9 @@ def can_step_now(decoder: Decoder, cache: Cache) -> bool:
 class NativeStep:
     """The decoder for one new token per row, on a CPU.
 
-    It reads weights and cache in place and keeps them alive. They are float32 or bfloat16, or
-    matrices are int8 (`Decoder.int8`) and all else is float32; all computation is in float32.
+    It reads weights and cache in place and keeps them alive. They are float32 or bfloat16; with
+    `Decoder.int8`, matrices are int8, keys and values of the images bfloat16 and all else float32.
+    All computation is in float32.
 
     Raises:
         UserError: see `models.decode_step.native.library`.
@@ -310,10 +312,12 @@ class NativeStep:
     def _layer(self, layer: DecoderLayer, cache: LayerCache) -> _Layer:
         attention, cross, mlp = layer.self_attention, layer.cross_attention, layer.mlp
         linears = (attention.qkv, attention.out, cross.q, cross.out, mlp.dense1, mlp.dense2)
+        memory = torch.bfloat16 if self.decoder.int8 else self.dtype
         return _Layer(
             *map(self._norm, (layer.self_ln, layer.cross_ln, layer.mlp_ln)),
             *map(self._linear, linears),
-            *map(self._held_address, (cache.k, cache.v, cache.memory_k, cache.memory_v)),
+            *map(self._held_address, (cache.k, cache.v)),
+            *(self._held_address(array, memory) for array in (cache.memory_k, cache.memory_v)),
         )
 
     def _linear(self, linear: nn.Linear) -> _Linear:
@@ -333,9 +337,9 @@ class NativeStep:
             return _Norm()
         return _Norm(self._held_address(norm.weight), self._held_address(norm.bias), norm.eps)
 
-    def _held_address(self, array: Tensor | None) -> int | None:
+    def _held_address(self, array: Tensor | None, dtype: torch.dtype | None = None) -> int | None:
         self.held.append(array)
-        return address(array, self.dtype)
+        return address(array, dtype or self.dtype)
 
 
 def address(array: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
