@@ -7,8 +7,8 @@ python benchmarks/decode.py --model vit_b_640 --tokens 500 --slow-tokens 0 --bat
     --mode static --dtype bfloat16 --device cuda
 python benchmarks/decode.py --model vit_b_640 --stopping 7
 
-Ways, measured alternately within one run, medians, on the same random weights and the same memory (on
-one thread of a CPU the time that the process had of it, which other programs change less):
+Ways, measured alternately within one run, medians, on the same random weights and the same memory
+(with one thread of a CPU, its processor time, which other programs change less):
   ours    the cached loop as the scripts run it (native on a CPU, see models/decode_step/),
           or as --mode says; with --also in others as well
   ports   image and whole sequence through the model again for every token, as the simple PyTorch
