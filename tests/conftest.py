@@ -45,10 +45,10 @@ def reference() -> Path:
 
 
 LONGEST = (  # files of tests, by their time
-    *("test_distributed", "test_native_step", "test_training_options", "test_train"),
-    *("test_checkpoint", "test_loggers", "test_readme", "test_multi_task", "test_segmentation"),
-    *("test_extending", "test_optimizers", "test_imports", "test_settings", "test_stopping"),
-    *("test_keypoints", "test_report", "test_recipe", "test_console", "test_inheritance"),
+    *("test_distributed", "test_readme", "test_train", "test_native_step", "test_console"),
+    *("test_other_packages", "test_checkpoint", "test_multi_task", "test_cli", "test_segmentation"),
+    *("test_imports", "test_stopping", "test_keypoints", "test_output", "test_infer", "test_onnx"),
+    *("test_report", "test_loggers", "test_extending", "test_training_options"),
 )
 
 TINY = [  # settings of a model that trains in seconds

@@ -169,9 +169,8 @@ def test_a_user_error_is_one_line_and_status_2(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     debug = subprocess.run(
-        [*command, f"coco_root={tmp_path / 'none'}", "--debug"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+        [*command, "no_such_setting=1", "--debug"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert debug.returncode == 2 and "Traceback" in debug.stderr
 
 

@@ -18,10 +18,16 @@ from train.state import TaskStream
 from utils.cli import snapshot
 
 TASKS = ["detection", "segmentation"]
-
-
 MORE = ("eval_limit=2", "ema_decay=0.9")
 FIVE_STEPS = ("drop_units=0.1", "max_steps=5")
+
+
+@pytest.fixture(autouse=True)
+def hang_up():
+    """Also where the tests were started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
