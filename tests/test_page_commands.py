@@ -9,6 +9,7 @@ import re
 import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -164,8 +165,10 @@ def cases() -> list:
 
 
 @pytest.fixture
-def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab):  # noqa: F811
+def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab, monkeypatch):  # noqa: F811
     """The folder of `place` with what these pages name besides."""
+    monkeypatch.syspath_prepend(place)
+    known = set(sys.modules)
     for name in ("weights/multi_vit_b_640", "weights/obj365_vit_b_640", "demo_stage1"):
         (place / f"{name}.safetensors").symlink_to(multi_weights)
     for name in ("DETECTION", "STAGE1"):
@@ -193,6 +196,9 @@ def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab):  # noqa
     yield place
     torch.set_num_threads(threads[0])
     cv2.setNumThreads(threads[1])
+    for name in set(sys.modules) - known:
+        if name.startswith("my_"):  # another folder has others
+            del sys.modules[name]
 
 
 def write_encoder(folder: Path) -> None:
