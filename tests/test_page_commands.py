@@ -76,6 +76,8 @@ OPTIONS = {  # beginning of a command -> options that make it small; the last on
 REPLACED = {  # text of a page -> what stands there instead
     "runs/detection/2026-01-31_12-00-00/best.safetensors": "W.safetensors",
     "runs/…/last.safetensors": "W.safetensors",
+    "init_weights=STAGE1": "init_weights=W.safetensors",
+    "init_weights=DETECTION": "init_weights=detection.safetensors",
     "--weights runs/…/best.safetensors": "--weights RUN",
     "--resume runs/…": "--resume MULTI",
     "--dtype bfloat16": "--dtype float32",
@@ -171,8 +173,6 @@ def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab, monkeypa
     known = set(sys.modules)
     for name in ("weights/multi_vit_b_640", "weights/obj365_vit_b_640", "demo_stage1"):
         (place / f"{name}.safetensors").symlink_to(multi_weights)
-    for name in ("DETECTION", "STAGE1"):
-        (place / name).symlink_to(multi_weights)
     for name, weights in {"RUN": tiny_weights, "W": tiny_weights, "MULTI": multi_weights}.items():
         shutil.copytree(weights.parent, place / name)
     (place / "SAMPLE").symlink_to(demo_set)
