@@ -51,6 +51,7 @@ def official(server, tmp_path):  # noqa: F811
     )
     for folder in (
         "coco_det_finetune/resnet_1024x1024",
+        "coco_det_finetune/vit_b_640x640",
         "obj365_pretrain/vit_l_640x640_b256_s400k",
         "multi_task/ckpt/vit_b_640x640",
     ):

@@ -9,6 +9,7 @@ import re
 import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -75,6 +76,8 @@ OPTIONS = {  # beginning of a command -> options that make it small; the last on
 REPLACED = {  # text of a page -> what stands there instead
     "runs/detection/2026-01-31_12-00-00/best.safetensors": "W.safetensors",
     "runs/…/last.safetensors": "W.safetensors",
+    "init_weights=STAGE1": "init_weights=W.safetensors",
+    "init_weights=DETECTION": "init_weights=detection.safetensors",
     "--weights runs/…/best.safetensors": "--weights RUN",
     "--resume runs/…": "--resume MULTI",
     "--dtype bfloat16": "--dtype float32",
@@ -164,12 +167,12 @@ def cases() -> list:
 
 
 @pytest.fixture
-def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab):  # noqa: F811
+def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab, monkeypatch):  # noqa: F811
     """The folder of `place` with what these pages name besides."""
+    monkeypatch.syspath_prepend(place)
+    known = set(sys.modules)
     for name in ("weights/multi_vit_b_640", "weights/obj365_vit_b_640", "demo_stage1"):
         (place / f"{name}.safetensors").symlink_to(multi_weights)
-    for name in ("DETECTION", "STAGE1"):
-        (place / name).symlink_to(multi_weights)
     for name, weights in {"RUN": tiny_weights, "W": tiny_weights, "MULTI": multi_weights}.items():
         shutil.copytree(weights.parent, place / name)
     (place / "SAMPLE").symlink_to(demo_set)
@@ -193,6 +196,9 @@ def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab):  # noqa
     yield place
     torch.set_num_threads(threads[0])
     cv2.setNumThreads(threads[1])
+    for name in set(sys.modules) - known:
+        if name.startswith("my_"):  # another folder has others
+            del sys.modules[name]
 
 
 def write_encoder(folder: Path) -> None:
