@@ -4,6 +4,7 @@ gradio is an optional extra and is imported when the page is made. The page asks
 own: no analytics, no fonts and no scripts of others.
 """
 
+import html
 import os
 import shutil
 from pathlib import Path
@@ -31,6 +32,7 @@ HINT = (
 )
 CSS = """
 .gradio-container {max-width: 1280px !important; margin: 0 auto !important}
+.gradio-container, .gradio-container > main {width: 100%}
 #hint p, #notice p, #result-text p {margin: 0.2em 0}
 #result-text blockquote {font-size: 1.15em; border-left: 3px solid var(--primary-500)}
 #result-text table {width: 100%}
@@ -202,7 +204,7 @@ class _Messages:
 
     def __exit__(self, kind, error, _) -> bool:
         if isinstance(error, UserError):
-            self.gr.Warning(str(error), title="This does not work")
+            self.gr.Warning(html.escape(str(error)))  # a message may be HTML, a file name too
         return isinstance(error, UserError)
 
 
