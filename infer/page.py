@@ -35,7 +35,10 @@ TASKS = {  # what the page calls a task -> the tasks of the weights that it need
     "caption": ("captioning",),
 }
 KINDS = ("captions", "objects", "masks", "keypoints")
-ANY_CLASS = "let the model say"
+BOXED = ("masks", "keypoints")  # tasks that are asked about the boxes that are drawn
+ANY_CLASS = "predicted by the model"
+DEMO_NOTICE = "These weights only know drawn scenes, such as the example picture."
+EMPTY = "The answer appears here. Drop a picture, choose a task and press “Ask the model”."
 MARK = (230, 25, 75)
 
 
@@ -125,6 +128,11 @@ class Answers:
         tasks = [task for task, needed in TASKS.items() if known & set(needed)]
         return tasks if len(known) > 1 else [task for task in tasks if task != "everything"]
 
+    def notice(self, name: str) -> str:
+        """What a person should know about the weights; empty if nothing."""
+        demo = self.cfg.demo_weights.resolve()
+        return DEMO_NOTICE if Path(self.files[name]).resolve() == demo else ""
+
     def classes(self, name: str) -> list[str]:
         return [row["name"] for row in self.metas[name]["categories"]]
 
@@ -202,7 +210,7 @@ class View:
 def view(session: Session, threshold: float) -> View:
     """Draws the results of a session without running the model again."""
     if not session.found:
-        return View(None, "")
+        return View(None, EMPTY)
     shown = {
         kind: one if isinstance(one, Captions) else above(one, threshold)
         for kind, one in session.found.items()
@@ -222,15 +230,27 @@ def _text(session: Session, shown: dict) -> str:
         lines += [f"> {_plain(text)}" for text in shown["captions"].texts]
     objects = next((shown[k] for k in ("objects", "masks", "keypoints") if k in shown), None)
     if objects is not None:
-        count = len(objects)
-        lines += ["", f"**{count} object{'' if count == 1 else 's'}**", ""]
+        count, hidden = len(objects), _count(session.found) - len(objects)
+        below = f", {hidden} more below the threshold" if hidden else ""
+        lines += ["", f"**{count} object{'' if count == 1 else 's'}**{below}", ""]
         if count:
-            lines += ["| class | score | box (x, y, x, y) |", "| --- | ---: | --- |"]
+            lines += [
+                "| class | score | box: xmin, ymin, xmax, ymax (px) |",
+                "| --- | ---: | --- |",
+            ]
         for name, score, box in zip(objects.names, objects.scores, objects.boxes, strict=True):
             corners = ", ".join(f"{value:.0f}" for value in box)
             lines.append(f"| {_plain(name)} | {100 * score:.0f}% | {corners} |")
-    lines += ["", f"{session.record['seconds']:.2f} s for {session.record['task']}"]
+    task = session.record["task"]
+    if session.boxes and task not in BOXED:
+        lines += ["", f"The boxes were not used: {task} is about the whole picture."]
+    lines += ["", f"{session.record['seconds']:.2f} s for {task}"]
     return "\n".join(lines)
+
+
+def _count(found: dict) -> int:
+    """Objects of an answer, of all scores."""
+    return next((len(one) for kind, one in found.items() if kind != "captions"), 0)
 
 
 def _plain(text: str) -> str:

@@ -94,6 +94,10 @@ class Browser:
     def find(self, selector: str):
         return self.driver.find_element("css selector", selector)
 
+    def shows(self, selector: str) -> bool:
+        found = self.driver.find_elements("css selector", selector)
+        return any(each.is_displayed() for each in found)
+
     def upload(self, path: Path) -> None:
         wait_for(lambda: self.find("#picture input[type=file]")).send_keys(str(path))
 
@@ -101,6 +105,10 @@ class Browser:
         self.upload(path)
         wait_for(lambda: self.find("#picture img").size["width"] > 50)
         time.sleep(1)  # until the page has it
+
+    def open_example(self) -> None:
+        self.find("#example").click()
+        wait_for(lambda: self.find("#picture img").size["width"] > 50)
 
     def choose(self, task: str) -> None:
         labels = self.driver.find_elements("css selector", "#task label")

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from config import CFG
-from infer.page import ANY_CLASS, Answers, Session, _plain, view
+from infer.page import ANY_CLASS, EMPTY, Answers, Session, _plain, view
 from infer.predictor import Predictor
-from tests.browser import ROOT, Browser, serve_page, what_is_missing
+from tests.browser import ROOT, Browser, serve_page, wait_for, what_is_missing
 from utils.errors import UserError
 
 DEMO = ROOT / "weights" / "demo.safetensors"
@@ -52,6 +52,9 @@ def test_the_threshold_hides_objects_without_asking_again(answers, name, session
             atol=0.1,
         )
     assert np.array_equal(view(session, 1.01).picture, session.image)  # nothing is drawn
+    hidden = len(expected) - len(expected.above(0.95))
+    assert hidden and f"{hidden} more below the threshold" in view(session, 0.95).text
+    assert "more below" not in view(session, 0).text
     assert not np.array_equal(view(session, 0.5).picture, session.image)
 
 
@@ -65,6 +68,9 @@ def test_a_drawn_box_is_asked_for_in_pixels_of_the_picture(answers, name, sessio
     answers.answer(session, name, "masks", "cat")
     (row,) = written(session, 0)["masks"]
     assert (row["label"], row["box"]) == ("cat", list(CAT))
+    assert "were not used" not in view(session, 0).text
+    answers.answer(session, name, "caption")
+    assert "boxes were not used: caption is about the whole picture" in view(session, 0).text
     session.forget_boxes()
     assert np.array_equal(session.marked(), session.image)
 
@@ -81,6 +87,7 @@ def test_another_picture_forgets_what_was_found(answers, name, session):
     answers_before = session.found
     session.open(None)
     assert (session.corner, session.found, view(session, 0.3).picture) == (None, {}, None)
+    assert view(session, 0.3).text == EMPTY
     assert answers_before == {}
     with pytest.raises(UserError, match="drop one first"):
         answers.answer(session, name, "objects")
@@ -99,6 +106,7 @@ def test_weights_offer_the_tasks_that_they_know(answers, name, tiny_weights, ses
     tiny = Answers([tiny_weights], CFG, "cpu")
     (other,) = tiny.files
     assert tiny.tasks(other) == ["objects"]
+    assert "drawn scenes" in answers.notice(name) and not tiny.notice(other)
     with pytest.raises(UserError, match="does not know masks"):
         tiny.answer(session, other, "masks", ANY_CLASS)
 
@@ -140,6 +148,13 @@ def use_the_page(browser: Browser, folder: Path) -> None:
     assert "maximum" in browser.message()
     browser.close_message()
 
+    # The example, without a picture of one's own.
+    assert browser.text() == EMPTY and not browser.shows("#hint")
+    browser.open_example()
+    browser.choose("caption")
+    assert " s for caption" in browser.ask()
+    browser.clear_picture()
+
     # Objects; the threshold hides the less certain ones.
     browser.open_picture(PICTURE)
     browser.choose("objects")
@@ -153,6 +168,7 @@ def use_the_page(browser: Browser, folder: Path) -> None:
     # A box is drawn with two clicks; its mask is that of the cat.
     browser.set_threshold(0)
     browser.choose("masks")
+    wait_for(lambda: browser.shows("#hint"))
     width, height = Image.open(PICTURE).size
     browser.click_at(CAT[0] / width, CAT[1] / height)
     browser.click_at(CAT[2] / width, CAT[3] / height)

@@ -86,13 +86,15 @@ def refusal(function, *args) -> str:
 )
 def test_every_stride_th_frame_is_answered_once_in_order(tmp_path, stride, most):
     video = write_video(tmp_path / "clip.mp4", 21)
-    open_clip(arguments(video, tmp_path, stride=stride, max_frames=most)).annotate(answer)
+    weights = {"name": "w.safetensors", "revision": None, "sha256": "0" * 64}
+    clip = open_clip(arguments(video, tmp_path, stride=stride, max_frames=most))
+    clip.annotate(answer, weights)
     expected = list(range(0, 21, stride))[:most]
     lines = (tmp_path / "clip_annotated.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["frame"] for row in rows] == [row["seen"] for row in rows] == expected
     assert [row["time"] for row in rows] == [round(n / RATE, 3) for n in expected]
-    assert all(row["size"] == [64, 48] for row in rows)
+    assert all(row["size"] == [64, 48] and row["weights"] == weights for row in rows)
 
     frames, rate = read_video(tmp_path / "clip_annotated.mp4")
     assert [number_of(one) for one in frames] == expected
