@@ -173,9 +173,7 @@ def _parser():
         type=Path,
         help="folder for the results; default: results/<task>_<dataset>_<split>",
     )
-    args.add_argument(
-        "--max-objects", type=int, help="decode at most this many objects; fewer are faster"
-    )
+    args.add_argument("--max-objects", type=int, help="most objects to decode; fewer are faster")
     args.add_argument(
         "--boxes",
         default="gt",

@@ -36,9 +36,7 @@ def main(argv=None):
     args.add_argument(
         "--num-samples", type=int, help="most outlines per object; default: the setting"
     )
-    args.add_argument(
-        "--max-objects", type=int, help="decode at most this many objects; fewer are faster"
-    )
+    args.add_argument("--max-objects", type=int, help="most objects to decode; fewer are faster")
     args.add_argument("--timing", action="store_true", help="print the seconds of each stage")
     add_video_arguments(args)
     args = args.parse_args(argv)

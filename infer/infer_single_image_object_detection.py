@@ -33,9 +33,7 @@ BATCH = 16  # images that are detected together
 def main(argv=None):
     # The command line and the settings
     args = infer_parser(__doc__)
-    args.add_argument(
-        "--max-objects", type=int, help="decode at most this many objects; fewer are faster"
-    )
+    args.add_argument("--max-objects", type=int, help="most objects to decode; fewer are faster")
     add_video_arguments(args)
     args = args.parse_args(argv)
     cfg = load_settings(args, CFG)
