@@ -46,23 +46,15 @@ def main(argv=None):
     paths = [] if clip else find_images(args.image, args.recursive)
 
     # What takes long to import comes after the command line is understood.
+    from infer import multi_task
     from infer.batches import as_tensor
     from infer.captioning import CaptionOptions
     from infer.detection import DetectionOptions
     from infer.keypoint import KeypointOptions
-    from infer.multi_task import (
-        AllTasksOptions,
-        Stopwatch,
-        answer_frames,
-        check_can_start,
-        draw,
-        find_all,
-        table,
-    )
     from infer.segmentation import SegmentationOptions
 
     # The weights, and how each task is decoded
-    options = AllTasksOptions(
+    options = multi_task.AllTasksOptions(
         DetectionOptions.from_settings(cfg, args.max_objects),
         SegmentationOptions.from_settings(cfg, args.num_samples),
         KeypointOptions.from_settings(cfg),
@@ -70,25 +62,27 @@ def main(argv=None):
         threshold,
     )
     predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
-    check_can_start(predictor)
+    multi_task.check_can_start(predictor)
     classes = pick_classes(args, predictor)
 
     if clip:
         clip.annotate(
-            lambda frames: answer_frames(predictor, frames, options, classes),
+            lambda frames: multi_task.answer_frames(predictor, frames, options, classes),
             predictor.weights_record,
         )
         return
 
     # Ask everything, print and draw
-    stopwatch = Stopwatch(predictor.model)
+    stopwatch = multi_task.Stopwatch(predictor.model)
     with Output(args, paths, predictor) as output:  # prints the results when it is left
         for path, image in read_images(paths):
-            (found,) = find_all(predictor, [as_tensor(image)], options, stage=stopwatch.stage)
+            (found,) = multi_task.find_all(
+                predictor, [as_tensor(image)], options, stage=stopwatch.stage
+            )
             found = found.only(classes)
-            text = table(path, image, found, threshold)
+            text = multi_task.table(path, image, found, threshold)
             objects = found.objects if found.masks is None else found.masks
-            pictures = draw(image, found)
+            pictures = multi_task.draw(image, found)
             output.add(path, image, text, found.to_json(), pictures, found=objects)
     if args.timing:
         log(stopwatch.table())

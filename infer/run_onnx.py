@@ -56,18 +56,18 @@ class Model:
         rules = self.about["detection"]
         num_tokens = 5 * min(max_objects or rules["max_objects"], rules["max_objects"])
         decoding = Decoding(self, self.encode(pixels[None]), len(rules["prompt"]) + num_tokens)
-        tokens, said = rules["prompt"], []
+        tokens, answer = rules["prompt"], []
         for step in range(num_tokens):
             logits = decoding.read(np.array([tokens]))[0, -1]  # (V,)
             first, end = rules["allowed"][step % 5]
             tokens = [first + int(logits[first:end].argmax())]
             if step % 5 == 0 and rules["eos"] and logits[rules["eos"]] > logits[tokens[0]]:
                 return  # no more objects
-            said += tokens
+            answer += tokens
             if step % 5 == 4:  # the best class, and its probability among all tokens
                 first, end = rules["class_range"]
                 best = first + int(logits[first:end].argmax())
-                yield said[-5:-1], best, float(1 / np.exp(logits - logits[best]).sum())
+                yield answer[-5:-1], best, float(1 / np.exp(logits - logits[best]).sum())
 
 
 class Decoding:

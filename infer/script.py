@@ -55,31 +55,7 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         "config.py names for the task, else the demo weights (they only know drawn scenes)",
     )
     if pictures:
-        args.add_argument(
-            "--out-dir",
-            type=Path,
-            default=Path(),
-            help="folder for the pictures with results; default: the current folder",
-        )
-        args.add_argument(
-            "--score-threshold",
-            type=float,
-            metavar="0..1",
-            help="leave out objects that score lower; default: score_threshold in config.py (0.3)",
-        )
-        args.add_argument("--classes", metavar="NAMES", help="only these classes, such as cat,dog")
-        args.add_argument(
-            "--crops",
-            type=Path,
-            metavar="DIR",
-            help="write a cut-out of each object, by class; DIR must be new or empty",
-        )
-        args.add_argument(
-            "--yolo",
-            type=Path,
-            metavar="DIR",
-            help="write labels in YOLO format, and data.yaml; DIR must be new or empty",
-        )
+        _add_options_of_pictures(args)
     args.add_argument(
         "--json",
         nargs="?",
@@ -93,6 +69,34 @@ def infer_parser(doc: str, *, pictures: bool = True) -> argparse.ArgumentParser:
         "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1; default: the setting"
     )
     return args
+
+
+def _add_options_of_pictures(args: argparse.ArgumentParser) -> None:
+    args.add_argument(
+        "--out-dir",
+        type=Path,
+        default=Path(),
+        help="folder for the pictures with results; default: the current folder",
+    )
+    args.add_argument(
+        "--score-threshold",
+        type=float,
+        metavar="0..1",
+        help="leave out objects that score lower; default: score_threshold in config.py (0.3)",
+    )
+    args.add_argument("--classes", metavar="NAMES", help="only these classes, such as cat,dog")
+    args.add_argument(
+        "--crops",
+        type=Path,
+        metavar="DIR",
+        help="write a cut-out of each object, by class; DIR must be new or empty",
+    )
+    args.add_argument(
+        "--yolo",
+        type=Path,
+        metavar="DIR",
+        help="write labels in YOLO format, and data.yaml; DIR must be new or empty",
+    )
 
 
 def add_video_arguments(args: argparse.ArgumentParser) -> None:

@@ -14,8 +14,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from models.config import ModelConfig
 from models.pix2seq import Pix2Seq, build_model
@@ -27,8 +25,6 @@ MAX_LAYERS = 512  # of encoder or decoder; building a layer takes time even with
 MAX_SIZE = 1 << 20  # largest value of any other number in a config
 MAX_BUFFERS = 1 << 30  # bytes of tensors that are computed, not stored, such as sin-cos positions
 FORMAT = "pix2seq/1"
-DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.kaiming_normal_}
-DRAWS |= {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
 
 
 def read_metadata(path: object, texts: Mapping[str, str]) -> tuple[ModelConfig, dict]:
@@ -192,17 +188,6 @@ def _opened(path: Path) -> Iterator[safe_open]:
         raise UserError(f"{path} {problem} ({one_line(error)}); {remedy}") from error
 
 
-class NoInitialValues(TorchFunctionMode):
-    """Parameters that are made in this context are allocated but not drawn: a file has them all."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        tensor = args[0] if args else kwargs.get("tensor")  # as torch.nn.init names it
-        if function in DRAWS and isinstance(tensor, nn.Parameter):
-            return tensor
-        return function(*args, **kwargs)
-
-
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
     """Loads a weight file, or the best one of a run folder, in float32 and eval mode.
 
@@ -213,7 +198,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Pix2Seq:
     with _opened(Path(path)) as file:
         config, meta = read_metadata(path, file.metadata())
         check_tensors(path, file, config)
-        with torch.device("cpu"), NoInitialValues():  # a caller's default may be another device
+        with torch.device("cpu"):  # the default of the caller may be another, or meta
             model = build_model(config)
         tensors = {name: file.get_tensor(name) for name in used_tensors(file, model.encoder)}
     check_finite(path, tensors)

@@ -125,7 +125,7 @@ def test_a_run_does_not_go_on_with_other_classes_or_keypoints(multi_settings, de
             if "keypoints" in category:
                 category["keypoints"][0] = "snout"
         file.write_text(json.dumps(values))
-    with pytest.raises(UserError, match="its keypoints are others.*snout.*init_weights=") as error:
+    with pytest.raises(UserError, match="its keypoints differ.*snout.*init_weights=") as error:
         resume(["max_steps=2"], ["keypoint"], run)
     assert "\n" not in str(error.value)
 

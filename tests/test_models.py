@@ -15,7 +15,6 @@ from models import ModelConfig, build_model, load_model, save_model
 from models.encoder import TimmEncoder
 from models.layers import sin_cos_2d
 from models.pix2seq import smooth_coordinates
-from models.weights import NoInitialValues
 from utils.errors import UserError
 
 TINY = ModelConfig(
@@ -213,20 +212,6 @@ def test_a_weight_file_alone_is_enough(model, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(again(images, tokens), model(images, tokens))
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
-
-
-def test_loading_draws_no_initial_values_of_layers():
-    """They cost a second with a ResNet-18. Other random tensors of an encoder are still drawn."""
-    before = torch.get_rng_state()
-    with NoInitialValues():
-        layers = [nn.Linear(3, 2), nn.Conv2d(3, 2, 1), nn.Embedding(3, 2)]
-        timm.layers.trunc_normal_(layers[0].weight, std=0.02)
-        nn.init.xavier_uniform_(layers[0].weight)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert [tuple(layer.weight.shape) for layer in layers] == [(2, 3), (2, 3, 1, 1), (3, 2)]
-    with NoInitialValues():
-        noise = [torch.zeros(9).normal_() for _ in range(2)]
-    assert not torch.equal(*noise)
 
 
 def test_half_precision_halves_the_file_and_loads_as_float32(model, tmp_path):

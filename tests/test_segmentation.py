@@ -691,7 +691,7 @@ def test_script_without_boxes_asks_the_detection_of_the_same_weights(
     assert json.loads(out)[0]["objects"] == []
     argv_of_text = ["--image", picture, "--out-dir", tmp_path, "--score-threshold", 1]
     assert "no object found" in infer(capsys, *argv_of_text, "--weights", both_weights)
-    with pytest.raises(UserError, match="cannot detect, .* add --box x y w h"):
+    with pytest.raises(UserError, match="cannot detect objects, .* add --box x y w h"):
         infer(capsys, *argv, 1, "--weights", weights)
 
 

@@ -330,7 +330,7 @@ def test_a_program_that_computes_is_seen_and_this_process_is_not():
         (["--task", "all", "--boxes", "none.json"], "none.json"),
         (["--task", "all", "--boxes", "detect"], "detect"),
         (["--task", "detection", "--boxes", "detected"], "not of detection"),
-        (["--task", "captioning", "--max-objects", "3"], "not of captioning"),
+        (["--task", "captioning", "--max-objects", "3"], "not for captioning"),
         (["--task", "captioning,detection", "--boxes", "b.json"], "not of detection, captioning"),
         (["--task", "all", "--max-objects", "9999"], "max_objects must be 1 to"),
         (["--task", "all", "--max-objects", "0"], "--max-objects must be at least 1"),

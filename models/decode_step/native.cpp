@@ -63,16 +63,17 @@ void store(float* p, const Vec<W>& values) {
 
 using Bfloat16 = uint16_t;  // the upper half of a float
 
-float value(float number) { return number; }
-float value(Bfloat16 number) {
+// Each of these is used with some types alone.
+[[maybe_unused]] float value(float number) { return number; }
+[[maybe_unused]] float value(Bfloat16 number) {
   const uint32_t bits = static_cast<uint32_t>(number) << 16;
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-void round_to(float* number, float x) { *number = x; }
-void round_to(Bfloat16* number, float x) {  // the nearest; of two as near the even one
+[[maybe_unused]] void round_to(float* number, float x) { *number = x; }
+[[maybe_unused]] void round_to(Bfloat16* number, float x) {  // the nearest; a tie goes to even
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   *number = x != x ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
