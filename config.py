@@ -2,8 +2,9 @@
 
 Precedence, lowest first: CFG, the preset (a subclass below), the settings of the run or weight file
 that is loaded, `--config FILE`, `--set`. Scripts import this file and pass a read-only copy of the
-settings on; no library code imports it. The comment of a setting explains it, and
-docs/write_settings.py makes docs/settings.md of the comments. Ranges: `utils/setting_rules.py`.
+settings on; of library code, only `train/script.py` imports it. The comment of a setting explains
+it, and docs/write_settings.py makes docs/settings.md of the comments. Ranges:
+`utils/setting_rules.py`.
 """
 
 from pathlib import Path
@@ -154,12 +155,12 @@ class CFG:
     max_objects: int = 100  # object budget: most objects per image, 5 tokens each
     # fill the unused part of the object budget with noise objects in training
     noise_objects: bool = True
-    # class tokens that the decoder reads in training: "none" = true class | "rand_cls" = random |
-    # "rand_n_fake_cls" = half random, half fake class | "real_n_fake_cls" = half true, half fake |
-    # "real_n_rand_n_fake_cls" = half true, a quarter random, a quarter fake
+    # class tokens that the decoder reads in training: "none" = true class | "rand_cls" = any class
+    # token | "rand_n_fake_cls" = half random, half fake class | "real_n_fake_cls" = half true, half
+    # fake | "real_n_rand_n_fake_cls" = half true, a quarter random, a quarter fake
     class_corruption: str = "rand_n_fake_cls"
     noise_weight: float = 1.0  # loss weight of the class token of a noise object
-    eos_weight: float = 0.1  # loss weight of padding tokens in detection
+    eos_weight: float = 0.1  # loss weight of padding in detection (noise_objects=false)
     detection_weight: float = 1.0  # loss weight of detection in multi-task training
     detection_batch_size: int = 0  # detection images per multi-task step; 0 = batch_size
     # top-k sampling in detection: number of likeliest tokens to draw from; 1 = greedy, 0 = no limit
@@ -515,7 +516,8 @@ class DetFinetuneCFG(CFG):
 class MultiTaskCFG(DetFinetuneCFG):
     """The authors' training of all four tasks in one model: ViT-B, 640 px.
 
-    [M] and [D] differ only in the values below.
+    [M] and [D] differ in the values below. For captions, [M] also samples (`caption_top_k=0`) and
+    augments differently; see docs/fidelity.md.
     """
 
     lr, warmup_epochs = 1e-4, 10.0  # [M]

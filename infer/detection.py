@@ -25,7 +25,11 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """How tokens are sampled; see `Pix2Seq.generate`. The defaults are those of the papers."""
+    """How tokens are sampled; see `Pix2Seq.generate`.
+
+    The defaults of sampling are those of the papers, which decode the whole budget, as does
+    `stop_objects=0`.
+    """
 
     top_k: int = 0
     top_p: float = 0.4

@@ -41,7 +41,7 @@ WATCH_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class SegmentationOptions:
-    """How outlines are sampled and combined. Defaults: the papers', except for `grammar`."""
+    """How outlines are sampled and combined. Defaults: the papers', except `agree`, `grammar`."""
 
     top_k: int = 0
     top_p: float = 0.8

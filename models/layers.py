@@ -11,7 +11,7 @@ LAYER_NORM_EPS = 1e-6
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: skips a residual branch at random per image in training, as timm does."""
+    """Stochastic depth: skips a residual branch at random per row in training, as timm does."""
 
     def __init__(self, drop_prob: float = 0.0):
         super().__init__()

@@ -216,9 +216,10 @@ class DetectionTokenizer(TaskTokenizer):
         return boxes, np.where(known, labels, 0), scores
 
     def allowed(self, tokens: Tensor) -> Tensor:
-        """The grammar: (B, t) generated so far -> (V,) bool, what may come next.
+        """The grammar: (R, t) generated so far -> (V,) bool, what may come next.
 
-        Classes include the fake one, as in training.
+        Detection applies it to the simple layout only. The official layout is decoded freely:
+        `decode` clips an id of another kind. Classes include the fake one, as in training.
         """
         v, step = self.vocab, tokens.shape[1] % TOKENS_PER_OBJECT
         mask = torch.zeros(v.size, dtype=torch.bool, device=tokens.device)

@@ -77,8 +77,8 @@ def build_step(
 ) -> DecodeStep:
     """The step of a mode, after a prompt that is in the cache already.
 
-    Where the native step cannot run (a model in training mode, mixed precision, odd sizes, layers
-    that it does not know), the plain one takes its place.
+    Where the native step cannot run (a model in training mode, mixed precision, odd sizes, parts
+    of layers that it does not know), the plain one takes its place.
 
     Args:
         id_range: the ids of the vocabulary that get logits.

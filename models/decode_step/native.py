@@ -196,10 +196,10 @@ class _Decoder(ctypes.Structure):
 
 
 def suits_native_step(decoder: Decoder) -> bool:
-    """Whether `NativeStep` computes what this decoder does.
+    """Whether the decoder has the parts, sizes and types that native.cpp knows.
 
-    Its layers must have the parts that native.cpp knows and no others, sizes must be whole vectors,
-    and matrices contiguous.
+    Its layers must have these parts and no others, sizes must be whole vectors, and matrices
+    contiguous. A `forward` that was changed without a new part is not noticed.
     """
     for layer in decoder.layers:
         modules = dict(layer.named_modules())
