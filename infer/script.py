@@ -113,13 +113,18 @@ def open_clip(args: argparse.Namespace):
     """The video (by its suffix) or the camera (a number) that `--image` names; None = pictures.
 
     Raises:
-        UserError: it cannot be opened, or something else is named beside it.
+        UserError: it cannot be opened, something else is named beside it, or an option is given
+            that is for pictures.
     """
     clips = [n for n in args.image if n.lower().endswith(VIDEOS) or is_camera(n)]
     if not clips:
         return None
     if len(args.image) > 1:
         raise UserError(f"--image has {clips[0]} and other inputs; give a video or camera alone")
+    for option in ("csv", "crops", "yolo", "timing"):
+        if getattr(args, option, None):
+            lines = "a video or camera writes JSON lines, see docs/video.md"
+            raise UserError(f"--{option} is for pictures; {lines}")
     return import_module("infer.video").Clip(clips[0], args)
 
 

@@ -171,7 +171,7 @@ def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab, monkeypa
     """The folder of `place` with what these pages name besides."""
     monkeypatch.syspath_prepend(place)
     known = set(sys.modules)
-    for name in ("weights/multi_vit_b_640", "weights/obj365_vit_b_640", "demo_stage1"):
+    for name in ("weights/obj365_vit_b_640", "demo_stage1"):
         (place / f"{name}.safetensors").symlink_to(multi_weights)
     for name, weights in {"RUN": tiny_weights, "W": tiny_weights, "MULTI": multi_weights}.items():
         shutil.copytree(weights.parent, place / name)

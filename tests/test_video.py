@@ -235,6 +235,22 @@ def test_a_camera_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     assert "give a video or camera alone" in refusal(open_clip, both)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("csv", "a.csv"), ("crops", Path("cut")), ("yolo", Path("labels")), ("timing", True)],
+)
+def test_options_for_pictures_are_refused_for_videos_and_cameras(
+    tmp_path, monkeypatch, option, value
+):
+    monkeypatch.chdir(tmp_path)
+    for source in (write_video(tmp_path / "a.mp4", 2), 7):
+        text = refusal(open_clip, arguments(source, tmp_path, **{option: value}))
+        assert f"--{option} is for pictures" in text and "docs/video.md" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    picture = tmp_path / "a.png"
+    assert open_clip(arguments(picture, tmp_path, **{option: value})) is None
+
+
 # ---- addresses -----------------------------------------------------------------------------------
 
 
