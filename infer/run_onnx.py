@@ -23,6 +23,8 @@ class Model:
     def __init__(self, folder: Path, threads: int = 0):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads  # 0 = one per core
+        if not (folder / "model.json").is_file():
+            raise FileNotFoundError("no model.json here; run the run.py of an exported folder")
         self.about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self.encoder, self.decoder = (
             ort.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])

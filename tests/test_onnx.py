@@ -260,7 +260,7 @@ def test_an_encoder_that_onnx_lacks_is_one_line(result, message, tmp_path, monke
     [
         ("none.jpg", None, "No such file"),
         ("photo.txt", None, "cannot identify image file"),
-        ("photo.png", "model.json", "model.json"),
+        ("photo.png", "model.json", "run the run.py of an exported folder"),
         ("photo.png", "encoder.onnx", "File doesn't exist"),
         ("photo.png", "detection", "the model knows detection, not detection"),
     ],

@@ -1,21 +1,14 @@
 """What the inference scripts say about files and options that are not theirs."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from config import CFG
-from infer import (
-    infer_single_image_caption,
-    infer_single_image_keypoint,
-    infer_single_image_multi_task,
-    infer_single_image_object_detection,
-    infer_single_image_segmentation,
-    infer_single_image_voc,
-    script,
-)
+from infer import script
 from infer.image_files import Output, find_images
 from infer.script import VIDEOS, infer_parser
 from utils.cli import snapshot
@@ -23,15 +16,8 @@ from utils.errors import UserError
 from utils.images import load_image
 
 SCRIPTS = {
-    f"{module.__name__.rpartition('.')[2]}.py": module
-    for module in (
-        infer_single_image_caption,
-        infer_single_image_keypoint,
-        infer_single_image_multi_task,
-        infer_single_image_object_detection,
-        infer_single_image_segmentation,
-        infer_single_image_voc,
-    )
+    path.name: import_module(f"infer.{path.stem}")
+    for path in sorted(Path(script.__file__).parent.glob("infer_single_image_*.py"))
 }
 
 
@@ -55,7 +41,9 @@ def test_an_option_of_another_script_names_a_script_that_has_it(capsys):
             line = complaint(module, "--image", "a.jpg", option, "x")
             (named,) = re.findall(r"; (\w+\.py) has it$", line)
             assert option in options[named] and "--set" not in line
-    line = complaint(infer_single_image_caption, "--image", "a.jpg", "--output-dir", "x")
+    line = complaint(
+        SCRIPTS["infer_single_image_caption.py"], "--image", "a.jpg", "--output-dir", "x"
+    )
     assert "this script prints text and draws nothing" in line
 
 
