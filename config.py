@@ -362,6 +362,9 @@ class CFG:
     # number type of the inference scripts: "float32" | "bfloat16" | "int8" = 8-bit weights in the
     # decoder
     infer_dtype: str = "float32"
+    # with infer_dtype=int8: linear layers of the encoder in 8 bits, too (package torchao); for
+    # vision transformers
+    encoder_int8: bool = False
     # decoding engine: "auto" = "native" on a CPU with a C++ compiler, else "plain" | "plain" =
     # PyTorch | "native" = C++, compiled once | "static" = fixed shapes, on a GPU one CUDA graph per
     # token | "compiled" = static with torch.compile, which also compiles the encoder (not for

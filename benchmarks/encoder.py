@@ -107,8 +107,8 @@ def main(argv=None):
             "rows": lambda m=model, x=images: by_rows(m.encoder, x),
             "last": lambda m=model, x=images: m.encoder(x),
         }
-        if model.folded:
-            ways["folded"] = lambda m=model, x=images: m.folded[0](x)
+        if model.fast_encoder:
+            ways["folded"] = lambda m=model, x=images: m.fast_encoder[0](x)
         if not args.no_onnx and (onnx := in_onnx_runtime(model.encoder, images)):
             ways["onnx"] = onnx
         expected, times = model.encoder(images), {way: [] for way in ways}

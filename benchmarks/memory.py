@@ -35,7 +35,7 @@ import models.layers
 from config import PRESETS
 from dataset.batch import Batch
 from models import Pix2Seq, build_model
-from tokenizer.vocabulary import TASKS, Vocabulary
+from tokenizer.vocabulary import TASK_NAMES, Vocabulary
 from train.distributed import recompute_activations
 from train.loss import autocast, batch_loss
 from train.settings import batch_sizes, build_tokenizers, model_config_from_settings
@@ -154,7 +154,7 @@ def largest_batch(cfg, tasks: list[str], vocab: Vocabulary, gigabytes: list[floa
     sizes = 8, 24
     peaks, at_once = [], models.decoder.LOGITS_AT_ONCE
     for size in sizes:
-        own = {f"{task}_batch_size": size for task in TASKS}
+        own = {f"{task}_batch_size": size for task in TASK_NAMES}
         with patch.dict(cfg.__dict__, own | {"batch_size": size}):
             peaks.append(peak(cfg, tasks, vocab, at_once=at_once, measure=False))
     slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
@@ -180,7 +180,7 @@ def main(argv=None):
     args.add_argument("--measure", action="store_true", help="run the step on this machine")
     args = args.parse_args(argv)
     cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
-    tasks = list(TASKS) if args.task == "all" else pick_names("--task", args.task, TASKS)
+    tasks = list(TASK_NAMES) if args.task == "all" else pick_names("--task", args.task, TASK_NAMES)
     if args.fits and args.measure:
         raise UserError("--fits computes and --measure measures; leave one out")
     num_text = 32000 if "captioning" in tasks else 0  # those of the official code

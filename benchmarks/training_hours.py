@@ -32,7 +32,7 @@ from dataset.batch import Batch
 from models import Pix2Seq, build_model
 from tokenizer.detection import TOKENS_PER_OBJECT
 from tokenizer.tasks import TOKENIZERS
-from tokenizer.vocabulary import TASKS, Vocabulary
+from tokenizer.vocabulary import TASK_NAMES, Vocabulary
 from train.distributed import recompute_activations
 from train.loss import batch_loss
 from train.optim import count_steps
@@ -126,7 +126,7 @@ def table(jobs: list[Job], utilisation: float) -> str:
     head += [f"{name}: {gpus} GPU{'s' * (gpus > 1)}" for name in PEAKS for gpus in GPUS]
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for job in jobs:
-        tasks = "all four" if len(job.tasks) == len(TASKS) else ", ".join(job.tasks)
+        tasks = "all four" if len(job.tasks) == len(TASK_NAMES) else ", ".join(job.tasks)
         hours = [job.hours(peak, gpus, utilisation) for peak in PEAKS.values() for gpus in GPUS]
         row = [f"`{job.preset}`", tasks, f"{job.steps:,}", str(job.images)]
         row += [f"{job.flops / 1e12:.1f}", f"{job.steps * job.flops / 1e18:.1f}"]
@@ -148,7 +148,7 @@ def main(argv=None):
     for preset in [args.preset] if args.preset else JOBS:
         cfg = load_settings(args, find_preset(PRESETS, preset))
         wanted = args.task or JOBS.get(preset, "detection")
-        tasks = list(TASKS) if wanted == "all" else pick_names("--task", wanted, TASKS)
+        tasks = list(TASK_NAMES) if wanted == "all" else pick_names("--task", wanted, TASK_NAMES)
         jobs.append(count_job(cfg, preset, tasks, args.num_images))
     print(table(jobs, args.utilisation))
     print(f"\nComputed, not measured; the utilisation of {args.utilisation:g} is an assumption.")

@@ -31,7 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from config import PRESETS
-from tokenizer.vocabulary import TASKS
+from tokenizer.vocabulary import TASK_NAMES
 from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
 from utils.files import find_weight_file
@@ -55,7 +55,7 @@ def parse(argv=None):
     args.add_argument(
         "--task",
         default="all",
-        help=f"one or several, with commas, of {', '.join(TASKS)}; default: all",
+        help=f"one or several, with commas, of {', '.join(TASK_NAMES)}; default: all",
     )
     args.add_argument(
         "--split", help="train, val, test, or VOC sets such as 2007:test; default: all"
@@ -129,7 +129,7 @@ def main(argv=None) -> None:
     args = parse(argv)
     cfg, load = read_settings(args)
     dataset = args.dataset or cfg.dataset
-    tasks = list(TASKS) if args.task == "all" else pick_names("--task", args.task, TASKS)
+    tasks = list(TASK_NAMES) if args.task == "all" else pick_names("--task", args.task, TASK_NAMES)
     out_dir = args.out_dir or Path("dataset_check") / dataset
 
     # these take seconds to import: only now, when arguments and settings are understood

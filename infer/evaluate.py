@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 from config import PRESETS
 from infer.script import predictor_of
-from tokenizer.vocabulary import TASKS
+from tokenizer.vocabulary import TASK_NAMES
 from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
 from utils.files import check_place, find_weight_file, read_json
@@ -41,7 +41,7 @@ def main(argv=None):
     cfg = load_settings(args, PRESETS["default"], presets=PRESETS, inherited=saved)
     dataset, split = args.dataset or cfg.dataset, args.split or cfg.eval_split
     chosen = args.task or ",".join(saved["tasks"] if saved else ["detection"])
-    tasks = None if chosen == "all" else pick_names("--task", chosen, TASKS)
+    tasks = None if chosen == "all" else pick_names("--task", chosen, TASK_NAMES)
     name = f"{chosen}_{name_of_data(cfg, dataset)}_{split}".replace(":", "-").replace(",", "+")
     out_dir = args.out_dir or Path("results") / name
     check_place(out_dir)
@@ -152,8 +152,8 @@ def _parser():
     args = parser(__doc__, presets=PRESETS)
     args.add_argument(
         "--task",
-        help=f"one or several, with commas, of {', '.join(TASKS)}; or all: each task that weights "
-        "and dataset have; default: those of the run that made the weights, else detection",
+        help=f"one or several, with commas, of {', '.join(TASK_NAMES)}; or all: each task that "
+        "weights and dataset have; default: those of the run that made the weights, else detection",
     )
     args.add_argument(
         "--dataset", help="coco (also for --set data=FOLDER) or voc; default: the setting"
@@ -199,7 +199,7 @@ def _tasks_of(cfg, predictor, dataset: str) -> list[str]:
     from dataset.find_dataset import data_of
     from dataset.tasks import find_task, tasks_of_data
 
-    known = [task for task in TASKS if task in predictor.tasks]
+    known = [task for task in TASK_NAMES if task in predictor.tasks]
     tasks = [task for task in known if dataset in find_task(task).sources]
     data = data_of(cfg) if dataset == "coco" else None
     if data is not None:

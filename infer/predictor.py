@@ -46,7 +46,8 @@ class Predictor(TrainedModel):
     Args:
         weights: path of a weight file, or a model that is loaded already.
         device: e.g. "cpu", "cuda", "cuda:1".
-        dtype, mode: how it computes, see `Pix2Seq.prepare`; a model that is given stays as it is.
+        dtype, mode, encoder_int8: how it computes, see `Pix2Seq.prepare`; a model that is given
+            stays as it is.
 
     Raises:
         UserError: no such weight file, or not one of ours.
@@ -59,6 +60,7 @@ class Predictor(TrainedModel):
         *,
         dtype: torch.dtype = torch.float32,
         mode: str = "auto",
+        encoder_int8: bool = False,
     ):
         self._weight_file: Path | None = None  # None: a model is given
         if isinstance(weights, Pix2Seq):
@@ -66,7 +68,7 @@ class Predictor(TrainedModel):
         else:
             file = find_weight_file(weights)
             model = load_model(weights, device)
-            model.prepare(dtype=dtype, mode=mode, fold=True)
+            model.prepare(dtype=dtype, mode=mode, fold=True, encoder_int8=encoder_int8)
             super().__init__(model, path_text(weights) if is_hub_name(weights) else str(file))
             self._weight_file = file.absolute()
 

@@ -317,7 +317,9 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
     if device.type == "cpu" and cfg.infer_dtype == "bfloat16":
         emulate = cfg.emulate_bfloat16
         check_bfloat16("infer_dtype=bfloat16", "infer_dtype=float32", emulate=emulate)
-    predictor = Predictor(weights, device, dtype=dtype, mode=cfg.decode_mode)
+    predictor = Predictor(
+        weights, device, dtype=dtype, mode=cfg.decode_mode, encoder_int8=cfg.encoder_int8
+    )
     could_be_native = cfg.decode_mode == "auto" and device.type == "cpu"
     if could_be_native and (reason := obstacle(dtype)):
         log(f"notice: decoding takes longer than it could: {reason}")

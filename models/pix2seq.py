@@ -46,8 +46,8 @@ class Pix2Seq(nn.Module):
         for name, values in (("mean", config.image_mean), ("std", config.image_std)):
             statistics = torch.tensor(values, dtype=torch.float32)[:, None, None]  # (3, 1, 1)
             self.register_buffer(name, statistics, persistent=False)
-        # the encoder of `prepare(fold=True)`, or nothing; in a tuple it is no submodule: not saved
-        self.folded: tuple[nn.Module, ...] = ()
+        # what `prepare` made of the encoder, or nothing; in a tuple it is no submodule: not saved
+        self.fast_encoder: tuple[nn.Module, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +72,8 @@ class Pix2Seq(nn.Module):
         if images.dtype == torch.uint8:
             images = images.float() / 255
         images = (images - self.mean) / self.std
-        encoder = self.folded[0] if self.folded and not torch.is_grad_enabled() else self.encoder
+        fast = self.fast_encoder and not torch.is_grad_enabled()
+        encoder = self.fast_encoder[0] if fast else self.encoder
         return self.projection(encoder(images.to(self.dtype)))
 
     def forward(
@@ -150,10 +151,15 @@ class Pix2Seq(nn.Module):
         )
         return generate(self.decoder, memory, request).as_tuple()
 
-    # ---- for inference only: number type, decoding mode, folded batch norms ----------------------
+    # ---- for inference only: number type, decoding mode, a faster encoder ------------------------
 
     def prepare(
-        self, *, dtype: torch.dtype = torch.float32, mode: str = "plain", fold: bool = False
+        self,
+        *,
+        dtype: torch.dtype = torch.float32,
+        mode: str = "plain",
+        fold: bool = False,
+        encoder_int8: bool = False,
     ) -> None:
         """Sets the number type of the model and its decoding mode.
 
@@ -168,27 +174,32 @@ class Pix2Seq(nn.Module):
             mode: one of `models.decode_step.CHOICES`; "compiled" also compiles the encoder.
             fold: in float32, encode with batch norms folded into convolutions, for a model in eval
                 mode whose weights stay. What is saved stays, too.
+            encoder_int8: with int8, encode with linear layers in 8 bits, too, weights and
+                activations; it takes the package torchao.
 
         Raises:
             ValueError: there is no such mode.
-            UserError: "native" or int8 without a C++ compiler, or not on a CPU.
+            UserError: "native" or int8 without a C++ compiler, or not on a CPU; `encoder_int8`
+                without int8, linear layers or torchao.
         """
-        import_module("models.prepare").prepare(self, dtype, mode, fold)
+        import_module("models.prepare").prepare(
+            self, dtype, mode, fold=fold, encoder_int8=encoder_int8
+        )
 
-    # The folded encoder is a copy: whatever may change the weights or their type drops it.
+    # The fast encoder is a copy: whatever may change the weights or their type drops it.
 
     def train(self, mode: bool = True) -> "Pix2Seq":
         """Switches training mode; in training, batch norms are unfolded again."""
         if mode:
-            self.folded = ()
+            self.fast_encoder = ()
         return super().train(mode)
 
     def _apply(self, *args, **options) -> "Pix2Seq":  # another device or type
-        self.folded = ()
+        self.fast_encoder = ()
         return super()._apply(*args, **options)
 
     def load_state_dict(self, *args, **options):
-        self.folded = ()
+        self.fast_encoder = ()
         return super().load_state_dict(*args, **options)
 
     # ---- for training only -----------------------------------------------------------------------

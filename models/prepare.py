@@ -1,45 +1,106 @@
-"""Prepares a model for inference: number type, decoding mode, batch norms folded into convolutions.
+"""Prepares a model for inference: number type, decoding mode, a copy of the encoder that is faster.
+
+The copy has batch norms folded into convolutions and, if asked, linear layers in 8 bits.
 
 `Pix2Seq.prepare` loads this file when it is called: encoding and decoding do without it.
 """
 
+import logging
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.decode_step import choose_mode
+from models.decode_step import agrees_with_modules, choose_mode
 from models.decode_step.native import quantize
+from utils.errors import UserError
 
 TRIAL_SIDE = 64  # pixels of the image that shows whether batch norms can be folded
 FOLD_TOLERANCE = 1e-4  # of the largest number, between a model and one with folded batch norms
 
 
-def prepare(model: nn.Module, dtype: torch.dtype, mode: str, fold: bool) -> None:
-    """Sets number type, decoding mode and folded encoder of a `Pix2Seq`, see its `prepare`."""
+def prepare(
+    model: nn.Module, dtype: torch.dtype, mode: str, *, fold: bool, encoder_int8: bool
+) -> None:
+    """Sets number type, decoding mode and fast encoder of a `Pix2Seq`, see its `prepare`."""
     int8 = dtype == torch.int8
+    if encoder_int8:
+        _check_encoder_int8(model, int8)
     for module in (model.encoder, model.projection, model.decoder):
         module.to(torch.float32 if int8 else dtype)
     model.decode_mode = choose_mode(model.decoder, mode, int8=int8)
     model.decoder.int8 = quantize(model.decoder) if int8 else {}
+    _check_native(model, mode)
     folds = fold and model.dtype == torch.float32
-    model.folded = _folded_encoder(model.encoder, model.device) if folds else ()
+    fast = _folded_encoder(model.encoder, model.device) if folds else None
+    if encoder_int8:
+        fast = quantize_encoder(fast or model.encoder)
+    model.fast_encoder = () if fast is None else (fast,)
     if model.decode_mode == "compiled":
-        (model.folded or (model.encoder,))[0].compile()
+        (fast or model.encoder).compile()
 
 
-def _folded_encoder(encoder: nn.Module, device: torch.device) -> tuple[nn.Module, ...]:
-    """The encoder with folded batch norms; nothing if it has none, or may not be folded."""
+def _check_native(model: nn.Module, mode: str) -> None:
+    """Leaves mode "native" to a decoder that computes something else, or refuses it.
+
+    Raises:
+        UserError: it was asked for.
+    """
+    decoder = model.decoder
+    if model.decode_mode != "native" or decoder.training or agrees_with_modules(decoder):
+        return
+    if mode == "native" or decoder.int8:
+        raise UserError(
+            "the native step does not compute what this decoder's forward computes; "
+            "set decode_mode=plain and infer_dtype=float32 or bfloat16"
+        )
+    model.decode_mode = "plain"
+
+
+def _check_encoder_int8(model: nn.Module, int8: bool) -> None:
+    """Raises: `UserError`: this model, or this installation, has no encoder in 8 bits."""
+    problem = ""
+    if not int8 or model.device.type != "cpu":
+        problem = "is for infer_dtype=int8 on a CPU"
+    elif not any(isinstance(module, nn.Linear) for module in model.encoder.modules()):
+        problem = "is for encoders with linear layers, and this one has none"
+    elif find_spec("torchao") is None:
+        problem = "needs the package torchao: pip install torchao"
+    if problem:
+        raise UserError(f"encoder_int8 {problem}; or set encoder_int8=false")
+
+
+def quantize_encoder(encoder: nn.Module) -> nn.Module:
+    """A copy whose linear layers compute in 8 bits; all other parameters are shared.
+
+    Weights get a scale per output channel when the copy is made, activations one per token while it
+    computes. What a linear layer returns is float32 again.
+    """
+    logging.getLogger("torch.utils._pytree").setLevel(
+        logging.ERROR
+    )  # a notice to torchao's authors
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    linears = (m for m in encoder.modules() if isinstance(m, nn.Linear))
+    own = {id(parameter) for linear in linears for parameter in linear.parameters()}
+    tensors = (*encoder.parameters(), *encoder.buffers())
+    copy = deepcopy(encoder, {id(t): t for t in tensors if id(t) not in own})
+    quantize_(copy, Int8DynamicActivationInt8WeightConfig())
+    return copy
+
+
+def _folded_encoder(encoder: nn.Module, device: torch.device) -> nn.Module | None:
+    """The encoder with folded batch norms; None if it has none, or may not be folded."""
     if not hasattr(encoder, "features"):
-        return ()
+        return None
     generator = torch.Generator("cpu").manual_seed(0)
     options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     image = torch.rand(1, 3, TRIAL_SIDE, TRIAL_SIDE, **options).to(device)
-    folded = fold_batch_norms(encoder, lambda one: one.features(image))
-    return () if folded is None else (folded,)
+    return fold_batch_norms(encoder, lambda one: one.features(image))
 
 
 @torch.no_grad()

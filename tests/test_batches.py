@@ -40,7 +40,7 @@ def test_images_come_alone_or_in_lists_with_what_belongs_to_them():
 
 
 def test_every_task_has_an_entry_in_all_registries():
-    assert list(EVALUATIONS) == list(TASKS) == list(TOKENIZERS) == list(vocabulary.TASKS)
+    assert list(EVALUATIONS) == list(TASKS) == list(TOKENIZERS) == list(vocabulary.TASK_NAMES)
 
 
 def test_what_was_found_before_an_unreadable_image_is_kept(tmp_path, capsys):

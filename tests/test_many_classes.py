@@ -21,7 +21,7 @@ from tests.test_infer import oracle_metrics
 from tests.test_start import class_row, coordinates, make, table
 from tokenizer.detection import DetectionTokenizer
 from tokenizer.segmentation import SegmentationTokenizer
-from tokenizer.vocabulary import TASKS, Vocabulary
+from tokenizer.vocabulary import TASK_NAMES, Vocabulary
 from train.engine import train
 from train.init_weights import start_from
 from utils.categories import Categories
@@ -196,7 +196,7 @@ def test_rows_move_by_meaning_between_the_layouts(caption_vocab, to_many):
     few = {1: "thing 1200", 2: "thing 7", 3: "thing 901"}
     options = (f"caption_vocab={caption_vocab}", "max_caption_tokens=12")
     given, model = (
-        make(*options, names=of, tasks=TASKS, seed=seed)
+        make(*options, names=of, tasks=TASK_NAMES, seed=seed)
         for seed, of in enumerate((few, names) if to_many else (names, few))
     )
     old, new = (Vocabulary.from_json(one.meta["vocabulary"]) for one in (given, model))

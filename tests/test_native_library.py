@@ -8,10 +8,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from config import DemoCFG
 from infer.script import predictor_of
 from models.decode_step import native
 from tests.conftest import ROOT
@@ -96,9 +96,8 @@ def test_a_library_of_another_user_is_refused(monkeypatch, tmp_path):
 def test_scripts_say_why_they_decode_slowly(monkeypatch, tmp_path, capsys, mode, lines):
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cfg = SimpleNamespace(
-        infer_dtype="float32", decode_mode=mode, device="cpu", matmul_precision="highest"
-    )
+    cfg = DemoCFG()
+    cfg.decode_mode, cfg.device = mode, "cpu"
     predictor = predictor_of(ROOT / "weights" / "demo.safetensors", cfg)
     assert predictor.model.decode_mode == "plain"
     said = capsys.readouterr().err.splitlines()

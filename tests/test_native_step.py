@@ -10,7 +10,7 @@ import torch
 
 from models.decode_step import PlainStep, build_step, native
 from models.decode_step.native import NativeStep, address
-from models.decoder import Cache, LayerCache
+from models.decoder import Cache, Decoder, LayerCache
 from tests.tiny_models import (
     EVERY_OPTION,
     VARIANTS,
@@ -144,6 +144,7 @@ class Rounded(LayerCache):
 def test_half_precision_decodes_near_to_the_whole(calls, memory):
     whole, half = tiny(), tiny()
     half.prepare(dtype=torch.bfloat16, mode="auto")
+    calls.clear()  # without the step that compares
     tokens, scores = half.generate(memory.bfloat16(), prompts(2, 3, 5), max_new_tokens=9)
     assert calls == [6] * 8 and scores.dtype == torch.float32
     best, exact = whole.generate(memory, prompts(2, 3, 5), max_new_tokens=9)
@@ -163,6 +164,7 @@ def test_int8_says_what_the_modules_say_with_the_rounded_weights(
     on_lanes_of(monkeypatch, name)
     model = tiny(**VARIANTS[variant])
     model.prepare(dtype=torch.int8, mode="native")
+    calls.clear()  # without the step that compares
     for shape in ((2, rows), (2, 1), (1, 1)):
         plain, fast = plain_and_native(model, memory[: shape[0]], prompts(*shape))
         assert_same(fast, plain)
@@ -238,6 +240,31 @@ def test_int8_keeps_keys_and_values_of_the_image_in_half_the_bytes(memory, rows)
     torch.testing.assert_close(fast, alike, atol=1e-4, rtol=1e-5)
     assert not torch.equal(alike, near)
     torch.testing.assert_close(alike, near, atol=0.3, rtol=0.05)
+
+
+CHANGES = {  # what somebody may try in `Decoder`, without a new part
+    "scale": lambda x: 1.1 * x,
+    "nonlinearity": torch.tanh,
+    "order of channels": lambda x: x.flip(-1),
+}
+
+
+@compiler
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_decoder_whose_forward_was_changed_decodes_with_its_modules(monkeypatch, name):
+    forward = Decoder.forward
+    monkeypatch.setattr(Decoder, "forward", lambda *a, **k: CHANGES[name](forward(*a, **k)))
+    model = tiny()
+    model.prepare(mode="auto")
+    assert model.decode_mode == "plain"
+    with pytest.raises(UserError, match="does not compute what this decoder's forward computes"):
+        model.prepare(mode="native")
+    with pytest.raises(UserError, match="decode_mode=plain"):
+        model.prepare(mode="auto", dtype=torch.int8)
+    monkeypatch.undo()
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        model.prepare(mode="auto", dtype=dtype)
+        assert model.decode_mode == "native"
 
 
 def test_int8_without_the_native_step_is_one_line(monkeypatch, tmp_path, memory):

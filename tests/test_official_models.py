@@ -304,7 +304,7 @@ def test_folded_batch_norms_change_no_number_and_nothing_that_is_saved(name, tmp
     random_norms(model)
     expected, saved = model.encode(images), {n: v.clone() for n, v in model.state_dict().items()}
     model.prepare(fold=True)
-    (folded,) = model.folded
+    (folded,) = model.fast_encoder
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     torch.testing.assert_close(model.encode(images), expected, atol=1e-4, rtol=1e-4)
     assert not torch.equal(model.encode(images), expected)  # it is another way
@@ -316,9 +316,9 @@ def test_folded_batch_norms_change_no_number_and_nothing_that_is_saved(name, tmp
         torch.testing.assert_close(model.encode(images), expected, atol=0, rtol=0)
     for change in (model.train, model.double, lambda: model.load_state_dict(saved)):
         model.eval().float().prepare(fold=True)
-        assert model.folded
+        assert model.fast_encoder
         change()
-        assert not model.folded
+        assert not model.fast_encoder
 
 
 def test_batch_norms_that_cannot_be_folded_stay():
@@ -340,7 +340,7 @@ def test_batch_norms_that_cannot_be_folded_stay():
     assert fold_batch_norms(model, lambda m: m(image[0, 0])) is None  # it does not take that
     vit = build_model(VIT).eval()
     vit.prepare(fold=True)
-    assert vit.folded == ()
+    assert vit.fast_encoder == ()
 
 
 @pytest.mark.parametrize("name", [*CONVOLUTIONAL, "transformer"])
@@ -597,3 +597,54 @@ def test_impossible_options_are_refused(changes, message):
 def test_official_encoders_have_no_pretrained_weights_of_their_own(name):
     with pytest.raises(UserError, match="--set pretrained=false"):
         build_model(ALL[name], pretrained=True)
+
+
+TRANSFORMERS = {
+    "official": VIT,
+    "timm": dataclasses.replace(VIT, encoder="test_vit", image_size=(64, 64)),
+    "convolutions, too": dataclasses.replace(VIT, encoder="test_convnext", image_size=(64, 64)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+@torch.no_grad()
+def test_an_encoder_in_int8_says_nearly_the_same_and_changes_nothing_else(name):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    model = build_model(TRANSFORMERS[name]).eval()
+    images = torch.rand(2, 3, *model.config.image_size)
+    exact, saved = model.encode(images), {n: v.clone() for n, v in model.state_dict().items()}
+    linears = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Linear)]
+    weights = [linear.weight.clone() for linear in linears]
+    model.prepare(dtype=torch.int8, mode="plain", encoder_int8=True)
+    (fast,) = model.fast_encoder
+    quantised = [m for m in fast.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(quantised) == len(linears) > 0
+    for linear, weight, other in zip(linears, weights, quantised, strict=True):
+        assert torch.equal(linear.weight, weight) and type(linear.weight) is torch.nn.Parameter
+        rounded = other.weight.dequantize()
+        assert ((rounded - weight).abs() <= 0.51 * weight.abs().amax(1, keepdim=True) / 127).all()
+        assert not torch.equal(rounded, weight)
+    near = model.encode(images)
+    assert (near - exact).abs().mean() < 0.03 * exact.abs().mean()
+    assert not torch.equal(near, exact)
+    encoder = {n: v for n, v in model.state_dict().items() if not n.startswith("decoder.")}
+    assert encoder and all(torch.equal(value, saved[name]) for name, value in encoder.items())
+    with torch.enable_grad():  # gradients are those of the weights
+        torch.testing.assert_close(model.encode(images), exact, atol=0, rtol=0)
+    model.prepare(dtype=torch.int8, mode="plain")
+    torch.testing.assert_close(model.encode(images), exact, atol=0, rtol=0)
+
+
+def test_an_encoder_that_cannot_be_int8_is_one_line(monkeypatch):
+    resnet = build_model(CONVOLUTIONAL["a feature pyramid"]).eval()
+    model = build_model(VIT).eval()
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    with pytest.raises(UserError, match="encoder_int8 is for infer_dtype=int8 on a CPU"):
+        model.prepare(encoder_int8=True)
+    with pytest.raises(UserError, match="encoders with linear layers, and this one has none"):
+        resnet.prepare(dtype=torch.int8, mode="plain", encoder_int8=True)
+    monkeypatch.setattr("models.prepare.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install torchao; or set encoder_int8=false"):
+        model.prepare(dtype=torch.int8, mode="plain", encoder_int8=True)
+    after = model.state_dict()
+    assert model.fast_encoder == () and all(torch.equal(v, after[n]) for n, v in before.items())

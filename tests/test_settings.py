@@ -18,7 +18,7 @@ from models.config import CHOICES
 from models.decode_step import CHOICES as DECODE_MODES
 from tests.test_imports import SCRIPTS, modules, named, required, script_modules
 from tokenizer.detection import CORRUPTIONS
-from tokenizer.vocabulary import TASKS
+from tokenizer.vocabulary import TASK_NAMES
 from train.loss import LossType
 from train.optim import parse_schedule
 from utils import setting_rules
@@ -258,7 +258,7 @@ def test_words_and_limits_are_those_of_the_library():
             assert set(RULES[name].values) <= set(words)
     assert set(RULES["decode_mode"].values) == set(DECODE_MODES)
     assert set(RULES["class_corruption"].values) == set(CORRUPTIONS)
-    assert set(setting_rules.TASKS) <= set(TASKS)
+    assert set(setting_rules.TASK_NAMES) <= set(TASK_NAMES)
 
 
 @pytest.mark.parametrize(

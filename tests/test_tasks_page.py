@@ -57,13 +57,11 @@ def test_the_script_draws_them(tmp_path):
 @pytest.fixture
 def fifth_task(monkeypatch):
     """The project with the example of the page in it, and without it afterwards."""
-    names = (*tokenizer.vocabulary.TASKS, "pointing")
-    known = tokenizer.vocabulary.TASKS
+    names = (*tokenizer.vocabulary.TASK_NAMES, "pointing")
+    known = tokenizer.vocabulary.TASK_NAMES
     for module in list(sys.modules.values()):
-        if (
-            getattr(module, "__dict__", {}).get("TASKS") is known
-        ):  # the vocabulary, and scripts that import it
-            monkeypatch.setattr(module, "TASKS", names)
+        if getattr(module, "__dict__", {}).get("TASK_NAMES") is known:  # and who imports it
+            monkeypatch.setattr(module, "TASK_NAMES", names)
     for registry in (
         tokenizer.tasks.TOKENIZERS,
         dataset.tasks.TASKS,

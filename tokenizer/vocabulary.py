@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-TASKS = ("detection", "segmentation", "keypoint", "captioning")
+TASK_NAMES = ("detection", "segmentation", "keypoint", "captioning")
 LAYOUTS = ("official", "simple")
 PORT_TASKS = ("detection", "segmentation", "captioning", "keypoint")  # order of the ports' prompts
 PROMPT_LEN = 6  # of one object
@@ -32,7 +32,7 @@ class Vocabulary:
     num_text: int = 0  # text pieces; 0 without captions
     pad: int = 0
     prompts: dict[str, int] = field(
-        default_factory=lambda: {task: 10 + i for i, task in enumerate(TASKS)}
+        default_factory=lambda: {task: 10 + i for i, task in enumerate(TASK_NAMES)}
     )
     fake: int | None = 30  # class of a noise object, and dropped text; None in the simple layout
     separator: int | None = 40  # between the polygons of one mask

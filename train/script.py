@@ -29,7 +29,7 @@ def train_script(
         the run folder.
     """
     # Arguments and settings.
-    known = list(vocabulary.TASKS)
+    known = list(vocabulary.TASK_NAMES)
     args = parser(doc, presets=PRESETS)
     args.add_argument(
         "--resume",

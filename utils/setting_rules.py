@@ -146,9 +146,9 @@ FLAGS = (
     *("seg_first_end_only", "seg_weigh_absent", "seg_crop", "seg_grammar"),
     *("keypoint_mask_inputs", "keypoint_suppress_invisible", "keypoint_official_resampling"),
     *("whole_epochs", "decay_all", "freeze_batch_norm", "recompute_activations", "fsdp"),
-    *("compile", "emulate_bfloat16", "keep_empty", "finetune", "eval_first"),
+    *("compile", "emulate_bfloat16", "encoder_int8", "keep_empty", "finetune", "eval_first"),
 )
-TASKS = ("detection", "segmentation", "keypoint", "captioning")
+TASK_NAMES = ("detection", "segmentation", "keypoint", "captioning")
 SCALED = ("", "seg_", "keypoint_", "caption_")  # tasks, as the settings of their scales begin
 
 RULES: dict[str, object] = {
@@ -193,8 +193,8 @@ RULES: dict[str, object] = {
     **dict.fromkeys(("drop_path", "drop_units", "drop_attention"), DROPOUT),
     "num_bins": Number(2, SIZE),
     # every task
-    **{f"{task}_weight": TASK_WEIGHT for task in TASKS},
-    **{f"{task}_batch_size": COUNT_OR_0 for task in TASKS},
+    **{f"{task}_weight": TASK_WEIGHT for task in TASK_NAMES},
+    **{f"{task}_batch_size": COUNT_OR_0 for task in TASK_NAMES},
     **{f"{task}top_p": SHARE for task in SCALED},
     # detection
     "max_objects": Number(1, SIZE),

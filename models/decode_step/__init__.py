@@ -33,6 +33,7 @@ from models.decoder import Cache, Decoder
 from utils.errors import UserError
 
 MODES = ("plain", "native", "static", "compiled")
+AGREEMENT, AGREEMENT_BFLOAT16 = 1e-3, 0.1  # of the largest logit, between two modes
 CHOICES = ("auto", *MODES)  # of settings; `choose_mode` says which mode "auto" is
 
 
@@ -128,6 +129,28 @@ def choose_mode(decoder: Decoder, choice: str, *, int8: bool = False) -> str:
             )
         library(dtype)  # compile now rather than at the first answer
     return choice
+
+
+@torch.no_grad()
+def agrees_with_modules(decoder: Decoder) -> bool:
+    """Whether a native step computes what `Decoder.forward` computes, up to rounding.
+
+    A decoder whose `forward` was changed has the parts that native.cpp knows, and computes
+    something else with them. One image of random numbers and one token show it.
+    """
+    places = 2 if decoder.memory_positions is None else len(decoder.memory_positions)
+    table, generator = decoder.token_embedding, torch.Generator("cpu").manual_seed(0)
+    memory = torch.randn(1, places, table.shape[1], generator=generator, device="cpu")
+    logits = []
+    for kind in (PlainStep, NativeStep):
+        cache = decoder.init_cache(memory.to(table.dtype), num_rows=1, max_len=2)
+        step = kind(decoder, cache)
+        for token in (1, 2):
+            answer = step(torch.tensor([token], device="cpu"))
+        logits.append(answer)
+    plain, fast = logits
+    rounding = AGREEMENT if table.dtype == torch.float32 else AGREEMENT_BFLOAT16
+    return bool(((plain - fast).abs() <= rounding * plain.abs().max()).all())
 
 
 class _CudnnSwitch:

@@ -199,7 +199,7 @@ def suits_native_step(decoder: Decoder) -> bool:
     """Whether the decoder has the parts, sizes and types that native.cpp knows.
 
     Its layers must have these parts and no others, sizes must be whole vectors, and matrices
-    contiguous. A `forward` that was changed without a new part is not noticed.
+    contiguous. `models.decode_step.agrees_with_modules` notices a `forward` that was changed.
     """
     for layer in decoder.layers:
         modules = dict(layer.named_modules())
