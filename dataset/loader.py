@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from utils.devices import ALONE, World, num_cores, worker_error
 from utils.errors import UserError, one_line
 
 REMAINDERS = ("keep", "drop")
+GRACE = 60  # seconds in which a training can save and stop before a worker ends, too
 
 
 class EpochSampler(Sampler):
@@ -342,16 +344,29 @@ def init_worker(_worker_id: int) -> None:
     pages into every worker.
 
     A session of its own keeps Ctrl-C and a signal to the process group away from the worker, so
-    that the training process alone decides when to save and stop.
+    that the training process alone decides when to save and stop. Schedulers and service managers
+    send SIGTERM to every process: then the worker goes on for `GRACE` seconds.
     """
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the training: it must end
+    if hasattr(signal, "sigwaitinfo"):  # it says who sent a signal; not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_on_sigterm, daemon=True).start()
     gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     # the thread of `multiprocessing.queues.Queue._feed` calls it for what it cannot send
     Queue._on_queue_feeder_error = _send_error
+
+
+def _end_on_sigterm() -> None:
+    """Ends a worker at once if its training process says so, after `GRACE` if anybody else does."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        timer = threading.Timer(GRACE, os._exit, [128 + signal.SIGTERM])
+        timer.daemon = True
+        timer.start()
+    os._exit(128 + signal.SIGTERM)
 
 
 def _send_error(queue: Queue, error: BaseException, message: object) -> None:

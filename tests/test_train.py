@@ -1,5 +1,6 @@
 """Training: learns, resumes exactly, leaves the documented files, refuses what cannot work."""
 
+import contextlib
 import json
 import os
 import signal
@@ -135,11 +136,29 @@ def test_voc_and_coco_layout_of_one_set_train_alike(demo_set, tmp_path):
     assert list(metrics)[:2] == ["mAP50", "mAP50_11point"]
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    parents = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            _state, parent, *_ = file.read_text().rpartition(")")[2].split()
+            parents.append((int(file.parent.name), int(parent)))
+    found = [pid]
+    for parent in found:
+        found += [child for child, other in parents if other == parent]
+    return found[1:]
+
+
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)  # SIGTERM ends the loader's workers; test_stopping.py has both within a process
-def test_a_signal_to_the_group_saves_and_leaves_with_its_status(demo_set, tmp_path, number):
-    """As Ctrl-C and job schedulers send it: to the loader's workers too."""
+    ("number", "everyone"),
+    [
+        (signal.SIGTERM, True),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
+    ],
+)  # test_stopping.py has both signals within a process
+def test_a_signal_to_all_saves_and_leaves_with_its_status(demo_set, tmp_path, number, everyone):
+    """As Ctrl-C, service managers and job schedulers send it: to the loader's workers, too."""
     command = [sys.executable, ROOT / "train" / "train_coco_object_detection.py", "--set"]
     command += settings(demo_set, tmp_path, "epochs=10000", "eval_every=10000", "num_workers=1")
     with subprocess.Popen(
@@ -151,6 +170,10 @@ def test_a_signal_to_the_group_saves_and_leaves_with_its_status(demo_set, tmp_pa
             if lines and len(lines[0].read_text().splitlines()) > 2:
                 break
             time.sleep(0.1)
+        workers = descendants(process.pid)
+        assert workers
+        for worker in workers if everyone else ():
+            os.kill(worker, number)
         os.killpg(process.pid, number)
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + number, stderr
