@@ -163,12 +163,14 @@ class CFG:
     eos_weight: float = 0.1  # loss weight of padding in detection (noise_objects=false)
     detection_weight: float = 1.0  # loss weight of detection in multi-task training
     detection_batch_size: int = 0  # detection images per multi-task step; 0 = batch_size
-    # top-k sampling in detection: number of likeliest tokens to draw from; 1 = greedy, 0 = no limit
+    # top-k sampling of boxes, outlines and keypoints: number of likeliest tokens to draw from; 1 =
+    # greedy, 0 = no limit
     top_k: int = 0
     # nucleus sampling in detection: draw from the likeliest tokens whose total probability is this;
     # 0.4 in the papers
     top_p: float = 0.4
-    temperature: float = 1.0  # sampling in detection: the logits are divided by this
+    # sampling of boxes, outlines and keypoints: the logits are divided by this
+    temperature: float = 1.0
 
     # ---- segmentation ------------------------------------------------------------------------
     max_points: int = 128  # most points per outline, 2 tokens each; longer outlines are simplified
@@ -275,7 +277,8 @@ class CFG:
     # seed of all random numbers: initial weights, data order, augmentation, dropout, sampling
     seed: int = 0
     epochs: int = 40  # passes over the training images
-    max_steps: int = 0  # stop after this many optimiser steps; 0 = stop after epochs
+    # stop after this many optimiser steps, if `epochs` does not end the run earlier; 0 = no limit
+    max_steps: int = 0
     # stop and save after this many minutes; 0 = no limit
     max_minutes: float = 0.0
     batch_size: int = 32  # images per task and process (GPU) in one batch

@@ -34,7 +34,7 @@ from config import PRESETS
 from tokenizer.vocabulary import TASK_NAMES
 from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
-from utils.files import find_weight_file
+from utils.files import find_weight_file, name_of_path
 from utils.setting_rules import PAIRS, TRAINING_PAIRS
 
 # The preset finetune needs weights here as in a training: they decide what it picks.
@@ -142,7 +142,7 @@ def main(argv=None) -> None:
     # the annotation files
     data = data_of(cfg) if dataset == "coco" else None
     if data is not None:
-        out_dir = args.out_dir or Path("dataset_check") / data.path.resolve().stem
+        out_dir = args.out_dir or Path("dataset_check") / name_of_path(data.path)
         tasks = tasks_of_data(data, tasks)
         if not tasks:
             raise UserError(f"{data.path} has no annotations of {args.task}; use --task all")

@@ -29,7 +29,7 @@ from infer.script import predictor_of
 from tokenizer.vocabulary import TASK_NAMES
 from utils.cli import load_settings, log, parser, pick_names, run
 from utils.errors import UserError
-from utils.files import check_place, find_weight_file, read_json
+from utils.files import check_place, find_weight_file, name_of_path, read_json
 
 PARTS = ("train", "val", "test")
 
@@ -145,7 +145,7 @@ def data_settings(cfg, dataset: str) -> list[str]:
 def name_of_data(cfg, dataset: str) -> str:
     """The dataset part of the results folder's name: the dataset, or the folder of `data`."""
     path = cfg.data or cfg.train_json
-    return dataset if path is None else path.resolve().stem
+    return dataset if path is None else name_of_path(path)
 
 
 def _parser():

@@ -145,7 +145,7 @@ class Answers:
         if session.image is None:
             raise UserError("there is no picture; drop one first")
         if session.corner is not None:
-            raise UserError("a box is half drawn; click its other corner, or forget the boxes")
+            raise UserError("a box is half drawn; click its other corner, or press Remove boxes")
         if task not in self.tasks(name):
             raise UserError(f"{name} does not know {task}; choose another task or other weights")
         with self.lock:  # one model at a time has the processor

@@ -22,7 +22,7 @@ from models.layers import (
     Mlp,
     attend,
     init_attention,
-    init_weights,
+    init_linear,
     layer_norm,
     merge_heads,
     one_turn,
@@ -55,7 +55,7 @@ class LayerCache:
 
 @dataclass
 class Cache:
-    """One `LayerCache` per layer and the number of positions decoded so far."""
+    """One `LayerCache` per layer and the number of positions in use, prompt included."""
 
     layers: list[LayerCache]
     length: int = 0
@@ -239,7 +239,7 @@ class Decoder(nn.Module):
             for _ in range(num_layers)
         )
         self.output_ln = nn.Identity() if post_norm else layer_norm(dim)
-        self.apply(init_weights)
+        self.apply(init_linear)
         for layer in self.layers:
             init_attention(layer.self_attention, num_heads)
             init_attention(layer.cross_attention, num_heads)

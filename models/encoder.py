@@ -80,8 +80,8 @@ class TimmEncoder(nn.Module):
         weights: where the weights are, as entries that timm takes in place of its own
             (`pretrained_cfg_overlay`); None = new ones.
         drop_path: final rate of timm's linear ramp; must be 0 for models without stochastic depth.
-        pooled: keep timm's default head. False: keep the final LayerNorm on the patch tokens (timm
-            drops it for models that pool first).
+        pooled: True = timm's default; models that pool first then have no final LayerNorm. False =
+            no pooling, and the LayerNorm of the patch tokens stays.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ def trunc_normal(*shape: int) -> Tensor:
     return trunc_normal_(torch.empty(shape))
 
 
-def init_weights(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
     """Official initialisation: Glorot uniform kernels, zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
@@ -98,8 +98,8 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention, (B, nh, T, hd) and twice (B, nh, S, hd) -> (B, nh, T, hd).
 
-    Under mixed precision a CPU computes it in float32: its kernel for half types is 4 to 9 times
-    as slow backward.
+    Under mixed precision a CPU computes it in float32: its kernel for half types is far slower
+    backward.
     """
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):

@@ -15,7 +15,7 @@ from models.layers import (
     Mlp,
     attend,
     init_attention,
-    init_weights,
+    init_linear,
     layer_norm,
     merge_heads,
     sin_cos_2d,
@@ -94,7 +94,7 @@ class EncoderTransformer(nn.Module):
             self.register_buffer("positions", sin_cos_2d(grid, dim), persistent=False)
         self.blocks = nn.ModuleList(EncoderBlock(options) for _ in range(options.num_layers))
         self.output_ln = layer_norm(dim)
-        self.apply(init_weights)
+        self.apply(init_linear)
         for block in self.blocks:
             init_attention(block.attention, options.num_heads)
 
@@ -290,7 +290,7 @@ class OfficialResNet(nn.Module):
         self.drop = nn.Dropout(options.drop_units)
         self.stem_projection = nn.Linear(self.resnet.dim, self.dim)
         self.transformer = EncoderTransformer(self.grid, options)
-        init_weights(self.stem_projection)
+        init_linear(self.stem_projection)
 
     @property
     def blocks(self) -> list[nn.Module]:

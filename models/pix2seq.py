@@ -20,7 +20,7 @@ from models.generate import Generated, GenerationRequest, SamplingOptions, gener
 from models.layers import (
     DropPath,
     Mlp,
-    init_weights,
+    init_linear,
     layer_norm,
     sin_cos_1d,
     sin_cos_2d,
@@ -173,7 +173,7 @@ class Pix2Seq(nn.Module):
                 as bfloat16 and leaves all else in float32.
             mode: one of `models.decode_step.CHOICES`; "compiled" also compiles the encoder.
             fold: in float32, encode with batch norms folded into convolutions, for a model in eval
-                mode whose weights stay. What is saved stays, too.
+                mode whose weights do not change afterwards. Weight files are not affected.
             encoder_int8: with int8, encode with linear layers in 8 bits, too, weights and
                 activations; it takes the package torchao.
 
@@ -266,7 +266,7 @@ class Projection(nn.Module):
             self.mlp_ln = layer_norm(dim)
             self.mlp = Mlp(dim, dim * mlp_ratio, drop)
             self.drop_path = DropPath(drop_path)
-        self.apply(init_weights)
+        self.apply(init_linear)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, S, C) -> (B, S, D)"""

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from config import DemoCFG
 from infer.script import predictor_of
+from models import build_model, load_model, save_model
 from models.decode_step import native
 from tests.conftest import ROOT
 from tests.test_native_step import (
@@ -184,3 +186,18 @@ def test_the_source_has_no_warning_and_needs_no_vectors(tmp_path, numbers):
         "-o",
     ]
     subprocess.run([*command, str(tmp_path / "step.so")], check=True)
+
+
+def test_the_scripts_take_an_encoder_in_int8(tmp_path, tiny_weights):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    weights, known = tmp_path / "vit.safetensors", load_model(tiny_weights)
+    config = replace(known.config, encoder="test_vit")
+    save_model(build_model(config), weights, meta=known.meta)
+    cfg = DemoCFG()
+    cfg.device, cfg.decode_mode, cfg.infer_dtype = "cpu", "plain", "int8"
+    assert not predictor_of(weights, cfg).model.fast_encoder
+    cfg.encoder_int8 = True
+    assert predictor_of(weights, cfg).model.fast_encoder
+    cfg.infer_dtype = "float32"
+    with pytest.raises(UserError, match="encoder_int8 is for infer_dtype=int8"):
+        predictor_of(weights, cfg)

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -131,6 +132,11 @@ def test_the_average_precision_of_the_fifth_task_is_that_of_ranks(fifth_task):
     assert ap(rows[::-1], truth) == ap(rows, truth) and ap([], truth) == 0
 
 
+def class_names(demo_set):
+    data = json.loads((demo_set / "annotations" / "instances_train2017.json").read_text())
+    return [row["name"] for row in data["categories"]]
+
+
 def test_the_fifth_task_trains_evaluates_and_infers(
     fifth_task, multi_settings, demo_set, tmp_path, capsys
 ):
@@ -144,6 +150,9 @@ def test_the_fifth_task_trains_evaluates_and_infers(
     evaluate.main([*argv, "--out-dir", str(tmp_path / "out"), "--set", *settings])
     ap = json.loads((tmp_path / "out" / "metrics.json").read_text())["AP"]
     assert ap > 0.3 and f"AP = {ap:.3f}" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "per_class.csv")
+    assert table["class"].is_unique and set(table["class"]) == set(class_names(demo_set))
+    assert table["AP"].max() > 0.3 and table["AP"].between(0, 1).all()
     image = sorted((demo_set / "train2017").iterdir())[0]
     script = fifth_task["infer/infer_single_image_pointing"]
     script.main(["--image", str(image), "--weights", str(weights), "--json"])
@@ -160,7 +169,9 @@ def test_the_data_of_the_fifth_task_is_checked(fifth_task, demo_set, tmp_path, c
     assert "nothing that training would refuse" in capsys.readouterr().out
     fifth_task["dataset/coco_pointing"].CocoPointing.objects_per_image = lambda self: np.array([12])
     check_dataset.main(arguments)  # what the task advises is said
-    assert "pointing: 1 of 1 images have more than max_points=10" in capsys.readouterr().out
+    assert (
+        "pointing: 1 of 1 images have more than pointing's max_points=10" in capsys.readouterr().out
+    )
 
 
 def test_annotations_of_a_kind_without_a_check_are_named(fifth_task, demo_set, tmp_path, capsys):

@@ -204,7 +204,7 @@ def _joined(numbers: dict[str, str]) -> str:
 
 
 def figures_text(reports: dict[str, Report]) -> str:
-    """The main figures as text; for several tasks, those of the task that decides."""
+    """The main figures as text; for several tasks, the one of each whose mean decides."""
     text = ""
     for task, report in reports.items():
         names = list(report.metrics)[:3]

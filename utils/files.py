@@ -54,6 +54,13 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "pix2seq"
 
 
+def name_of_path(path: Path) -> str:
+    """What folders of results call a dataset: its folder (also for data.yaml), or its file."""
+    path = path.resolve()
+    generic = path.is_file() and path.stem in ("data", "dataset")  # what exports call their file
+    return path.parent.name if generic else path.name if path.is_dir() else path.stem
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with its suffix; it replaces `path` on success.

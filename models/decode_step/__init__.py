@@ -136,7 +136,8 @@ def agrees_with_modules(decoder: Decoder) -> bool:
     """Whether a native step computes what `Decoder.forward` computes, up to rounding.
 
     A decoder whose `forward` was changed has the parts that native.cpp knows, and computes
-    something else with them. One image of random numbers and one token show it.
+    something else with them. Two steps of one sequence, for an image of random numbers, show it,
+    unless it concerns later steps or several sequences only.
     """
     places = 2 if decoder.memory_positions is None else len(decoder.memory_positions)
     table, generator = decoder.token_embedding, torch.Generator("cpu").manual_seed(0)

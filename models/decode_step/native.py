@@ -1,4 +1,4 @@
-"""The decoding step in C++ for CPUs, as fast as weights can be read from memory.
+"""The decoding step in C++ for CPUs, nearly as fast as weights can be read from memory.
 
 native.cpp is compiled at its first use, in a few seconds, by g++ with OpenMP or by the compiler
 that CXX names. The library is kept in the user's cache folder; its name holds digests of what it
@@ -66,8 +66,8 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     """The compiled library for this processor.
 
     Args:
-        dtype: of the weights, one of `NUMBERS`; the cache is of the same type. With int8 it is
-            float32, and bfloat16 where it is about the image.
+        dtype: of the weights, one of `NUMBERS`; the cache is of the same type. With int8,
+            the cache of the tokens is float32, keys and values of the image are bfloat16.
 
     Raises:
         UserError: there is no C++ compiler, it fails, or the library cannot be stored or loaded.
