@@ -80,6 +80,7 @@ REPLACED = {  # text of a page -> what stands there instead
     "init_weights=DETECTION": "init_weights=detection.safetensors",
     "--weights runs/…/best.safetensors": "--weights RUN",
     "--resume runs/…": "--resume MULTI",
+    "keypoint --boxes detected --weights RUN": "keypoint --boxes detected --weights MULTI",
     "--dtype bfloat16": "--dtype float32",
     "/data/": "data/",
     "infer_dtype=int8": "infer_dtype=int8 decode_mode=plain",  # these widths have no native step
