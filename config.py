@@ -373,7 +373,7 @@ class CFG:
     # token | "compiled" = static with torch.compile, which also compiles the encoder (not for
     # validation during training)
     decode_mode: str = "auto"
-    # allow bfloat16 (amp, infer_dtype) on a CPU without bfloat16 units: 15 to 30 times slower
+    # allow bfloat16 (amp, infer_dtype) on a CPU without bfloat16 units: many times slower
     emulate_bfloat16: bool = False
     # objects with a lower score are not shown; evaluation keeps all objects
     score_threshold: float = 0.3

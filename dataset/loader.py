@@ -1,6 +1,7 @@
 """Training and evaluation datasets, the sampler, and the data loaders."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import threading
@@ -24,7 +25,6 @@ from utils.devices import ALONE, World, num_cores, worker_error
 from utils.errors import UserError, one_line
 
 REMAINDERS = ("keep", "drop")
-GRACE = 60  # seconds in which a training can save and stop before a worker ends, too
 
 
 class EpochSampler(Sampler):
@@ -345,14 +345,14 @@ def init_worker(_worker_id: int) -> None:
 
     A session of its own keeps Ctrl-C and a signal to the process group away from the worker, so
     that the training process alone decides when to save and stop. Schedulers and service managers
-    send SIGTERM to every process: then the worker goes on for `GRACE` seconds.
+    send SIGTERM to every process: a worker obeys that of its training process alone.
     """
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the training: it must end
-    if hasattr(signal, "sigwaitinfo"):  # it says who sent a signal; not on macOS
+    if _is_single_thread() and hasattr(signal, "sigwaitinfo"):  # which says who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_on_sigterm, daemon=True).start()
+        threading.Thread(target=_obey_the_training, daemon=True).start()
     gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -360,13 +360,23 @@ def init_worker(_worker_id: int) -> None:
     Queue._on_queue_feeder_error = _send_error
 
 
-def _end_on_sigterm() -> None:
-    """Ends a worker at once if its training process says so, after `GRACE` if anybody else does."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        timer = threading.Timer(GRACE, os._exit, [128 + signal.SIGTERM])
-        timer.daemon = True
-        timer.start()
-    os._exit(128 + signal.SIGTERM)
+def _is_single_thread() -> bool:
+    """Whether no thread of a library was there before, which could get a signal in our place."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:  # not Linux
+        return False
+
+
+def _obey_the_training() -> None:
+    """Ends a worker when its training process sends SIGTERM.
+
+    Without that process the worker ends by itself: torch looks for it every five seconds.
+    """
+    parent = multiprocessing.parent_process()
+    while parent is None or signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+        pass
+    os._exit(0)  # as torch's own handler ends it
 
 
 def _send_error(queue: Queue, error: BaseException, message: object) -> None:

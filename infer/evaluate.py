@@ -143,7 +143,7 @@ def data_settings(cfg, dataset: str) -> list[str]:
 
 
 def name_of_data(cfg, dataset: str) -> str:
-    """The dataset part of the results folder's name: the dataset, or the folder of `data`."""
+    """The dataset part of the results folder's name: the dataset, or what `data` is called."""
     path = cfg.data or cfg.train_json
     return dataset if path is None else name_of_path(path)
 

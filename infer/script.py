@@ -321,7 +321,8 @@ def predictor_of(weights: Path, cfg, device: str | None = None):
         weights, device, dtype=dtype, mode=cfg.decode_mode, encoder_int8=cfg.encoder_int8
     )
     could_be_native = cfg.decode_mode == "auto" and device.type == "cpu"
-    if could_be_native and (reason := obstacle(dtype)):
+    if could_be_native and predictor.model.decode_mode != "native":
+        reason = obstacle(dtype) or "the native step does not suit this decoder"
         log(f"notice: decoding takes longer than it could: {reason}")
     return predictor
 

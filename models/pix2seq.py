@@ -175,7 +175,8 @@ class Pix2Seq(nn.Module):
             fold: in float32, encode with batch norms folded into convolutions, for a model in eval
                 mode whose weights do not change afterwards. Weight files are not affected.
             encoder_int8: with int8, encode with linear layers in 8 bits, too, weights and
-                activations; it takes the package torchao.
+                activations, by the package torchao. As `fold`, it is for weights that do not
+                change afterwards, on this device.
 
         Raises:
             ValueError: there is no such mode.

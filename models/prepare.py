@@ -30,11 +30,10 @@ def prepare(
     int8 = dtype == torch.int8
     if encoder_int8:
         _check_encoder_int8(model, int8)
+    model.decode_mode, model.decoder.int8, model.fast_encoder = "plain", {}, ()
     for module in (model.encoder, model.projection, model.decoder):
         module.to(torch.float32 if int8 else dtype)
-    model.decode_mode = choose_mode(model.decoder, mode, int8=int8)
-    model.decoder.int8 = quantize(model.decoder) if int8 else {}
-    _check_native(model, mode)
+    model.decode_mode = _prepare_decoder(model.decoder, mode, int8=int8)
     folds = fold and model.dtype == torch.float32
     fast = _folded_encoder(model.encoder, model.device) if folds else None
     if encoder_int8:
@@ -44,21 +43,28 @@ def prepare(
         (fast or model.encoder).compile()
 
 
-def _check_native(model: nn.Module, mode: str) -> None:
-    """Leaves mode "native" to a decoder that computes something else, or refuses it.
+def _prepare_decoder(decoder: nn.Module, choice: str, *, int8: bool) -> str:
+    """Rounds the weights for int8 and returns the mode that a setting means.
+
+    Mode "native" is left to a decoder that computes something else, or refused.
 
     Raises:
-        UserError: it was asked for.
+        UserError: see `choose_mode`; or "native" was asked for, or int8. The weights stay.
     """
-    decoder = model.decoder
-    if model.decode_mode != "native" or decoder.training or agrees_with_modules(decoder):
-        return
-    if mode == "native" or decoder.int8:
-        raise UserError(
-            "the native step does not compute what this decoder's forward computes; "
-            "set decode_mode=plain and infer_dtype=float32 or bfloat16"
-        )
-    model.decode_mode = "plain"
+    mode = choose_mode(decoder, choice, int8=int8)
+    before = [parameter.detach().clone() for parameter in decoder.parameters()] if int8 else []
+    decoder.int8 = quantize(decoder) if int8 else {}
+    if mode != "native" or agrees_with_modules(decoder):
+        return mode
+    if choice == "auto" and not int8:
+        return "plain"
+    decoder.int8 = {}
+    for parameter, value in zip(decoder.parameters(), before, strict=False):
+        parameter.data.copy_(value)
+    raise UserError(
+        "the native step does not compute what this decoder's forward computes; "
+        "set decode_mode=plain and infer_dtype=float32 or bfloat16"
+    )
 
 
 def _check_encoder_int8(model: nn.Module, int8: bool) -> None:
@@ -80,16 +86,20 @@ def quantize_encoder(encoder: nn.Module) -> nn.Module:
     Weights get a scale per output channel when the copy is made, activations one per token while it
     computes. What a linear layer returns is float32 again.
     """
-    logging.getLogger("torch.utils._pytree").setLevel(
-        logging.ERROR
-    )  # a notice to torchao's authors
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    linears = (m for m in encoder.modules() if isinstance(m, nn.Linear))
-    own = {id(parameter) for linear in linears for parameter in linear.parameters()}
-    tensors = (*encoder.parameters(), *encoder.buffers())
-    copy = deepcopy(encoder, {id(t): t for t in tensors if id(t) not in own})
-    quantize_(copy, Int8DynamicActivationInt8WeightConfig())
+    notices = logging.getLogger("torch.utils._pytree")
+    level = notices.level
+    notices.setLevel(logging.ERROR)  # what torch says is for the authors of torchao
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+        from torchao.utils import should_reduce_range
+    finally:
+        notices.setLevel(level)
+    copy = deepcopy(encoder, {id(t): t for t in (*encoder.parameters(), *encoder.buffers())})
+    reduce_range = should_reduce_range(torch.device("cpu"))  # without VNNI, sums would overflow
+    quantize_(
+        copy,
+        Int8DynamicActivationInt8WeightConfig(set_inductor_config=False, reduce_range=reduce_range),
+    )
     return copy
 
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
+from utils.files import name_of_path
 from utils.images import FileNames, list_files
 
 NAMES = ["é 1.png", "sub/日本語.jpg", "Photo.JPG", "a+b.jpg", "100%.png", "ñ/Ünder.tif", "1.jpg"]
@@ -67,3 +68,21 @@ def test_names_that_are_no_utf8_are_named(tmp_path):
     names = FileNames(list_files(tmp_path))
     assert names.resolve([os.fsdecode(b"\xe9.jpg")]) != [None]
     assert "are not UTF-8" in names.hint("é.jpg")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("cats.v1i.yolov8", "cats.v1i.yolov8"),
+        ("cats.v1i.yolov8/data.yaml", "cats.v1i.yolov8"),
+        ("cats.v1i.yolov8/pets.yaml", "pets"),
+        ("cats.v1i.yolov8/train/_annotations.coco.json", "train"),
+        ("annotations/instances_train2017.json", "instances_train2017"),
+    ],
+)
+def test_folders_of_results_are_called_as_the_dataset(tmp_path, path, name):
+    file = tmp_path / path
+    (file.parent if file.suffix in (".yaml", ".json") else file).mkdir(parents=True)
+    if file.suffix in (".yaml", ".json"):
+        file.touch()
+    assert name_of_path(file) == name

@@ -250,20 +250,48 @@ CHANGES = {  # what somebody may try in `Decoder`, without a new part
 
 
 @compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_decoder_whose_forward_was_changed_decodes_with_its_modules(monkeypatch, name):
+def test_a_decoder_whose_forward_was_changed_decodes_with_its_modules(monkeypatch, name, dtype):
     forward = Decoder.forward
     monkeypatch.setattr(Decoder, "forward", lambda *a, **k: CHANGES[name](forward(*a, **k)))
-    model = tiny()
-    model.prepare(mode="auto")
-    assert model.decode_mode == "plain"
-    with pytest.raises(UserError, match="does not compute what this decoder's forward computes"):
-        model.prepare(mode="native")
-    with pytest.raises(UserError, match="decode_mode=plain"):
-        model.prepare(mode="auto", dtype=torch.int8)
+    model = tiny().train()
+    kept = model.state_dict() | {n: v.clone() for n, v in model.state_dict().items()}
+    for mode in ("auto", "native"):
+        if mode == "auto" and dtype != torch.int8:
+            model.prepare(mode="auto", dtype=dtype)
+        else:
+            with pytest.raises(UserError, match="what this decoder's forward computes"):
+                model.prepare(mode=mode, dtype=dtype)
+        assert model.decode_mode == "plain" and model.decoder.int8 == {} and model.training
+        assert all(m.training for m in model.decoder.modules())
+    after = model.float().state_dict()
+    for key, value in kept.items():
+        rounded = value.to(torch.bfloat16 if dtype == torch.bfloat16 else value.dtype)
+        assert torch.equal(after[key], rounded.to(value.dtype))
     monkeypatch.undo()
-    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+    model.prepare(mode="auto", dtype=dtype)
+    assert model.decode_mode == "native"
+
+
+@compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_decoder_of_ours_has_the_native_step(variant, dtype):
+    """Also under mixed precision, with weights that are no numbers, and with a far logit."""
+    model = tiny(**VARIANTS[variant])
+    with torch.autocast("cpu"):
         model.prepare(mode="auto", dtype=dtype)
+    assert model.decode_mode == "native"
+    for value in (1e9, -torch.inf, torch.nan):
+        with torch.no_grad():
+            norms = [m for m in model.decoder.modules() if isinstance(m, torch.nn.LayerNorm)]
+            norms[-1].bias[0] = value
+            if getattr(model.decoder, "output_bias", None) is not None:
+                model.decoder.output_bias[5] = value
+        model.prepare(
+            mode="auto", dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        )
         assert model.decode_mode == "native"
 
 

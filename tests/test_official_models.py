@@ -633,6 +633,11 @@ def test_an_encoder_in_int8_says_nearly_the_same_and_changes_nothing_else(name):
         torch.testing.assert_close(model.encode(images), exact, atol=0, rtol=0)
     model.prepare(dtype=torch.int8, mode="plain")
     torch.testing.assert_close(model.encode(images), exact, atol=0, rtol=0)
+    for change in (model.train, model.double, lambda: model.load_state_dict(saved)):
+        model.eval().float().prepare(dtype=torch.int8, mode="plain", encoder_int8=True)
+        assert model.fast_encoder
+        change()
+        assert not model.fast_encoder
 
 
 def test_an_encoder_that_cannot_be_int8_is_one_line(monkeypatch):

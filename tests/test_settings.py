@@ -69,6 +69,7 @@ def complaint(*overrides: str) -> str:
 
 
 NEEDED = {name: ["train_json=a.json"] for name in setting_rules.PARTS}
+NEEDED["encoder_int8"] = ["infer_dtype=int8"]
 
 
 def wrong_values(name: str) -> list[str]:

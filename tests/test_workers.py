@@ -1,9 +1,12 @@
 """Loader processes: however they are started, and whatever keeps them from delivering a batch."""
 
+import multiprocessing
 import os
 import pickle
 import resource
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import fields
 from multiprocessing.reduction import ForkingPickler
@@ -95,6 +98,7 @@ class Killed(Pictures):
     def read(self, index, at_least=None):
         if index == 3:
             os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)  # until the system has done it
         return super().read(index, at_least)
 
 
@@ -113,6 +117,19 @@ def test_a_worker_that_is_killed_is_one_line(train):
         list(loader)
     assert "\n" not in str(error.value)
     torch._C._error_if_any_worker_fails()  # nothing is left that a later signal would report
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
+def test_a_worker_obeys_the_sigterm_of_its_training_alone():
+    loader = build_eval_loader(Pictures(40), batch_size=1, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {signal.SIGTERM:d})"])
+    assert len(list(batches)) == 39 and worker.is_alive()
+    worker.terminate()
+    worker.join(timeout=20)
+    assert worker.exitcode == 0
 
 
 def test_a_batch_that_cannot_be_sent_is_one_line(monkeypatch):

@@ -138,7 +138,7 @@ def check_bfloat16(setting: str, remedy: str, *, emulate: bool) -> None:
     """
     if not emulate and not has_bfloat16_units():
         raise UserError(
-            f"{setting}: this CPU has no units for bfloat16 and takes 15 to 30 times as long as "
+            f"{setting}: this CPU has no units for bfloat16 and takes many times as long as "
             f"with float32; use {remedy}, or force it with --set emulate_bfloat16=true"
         )
 
@@ -172,8 +172,8 @@ class CoreWatch:
             return ""
         return (
             f"notice: other programs keep {others:.1f} of {cores} cores busy; {threads} threads "
-            "that wait for each other then take up to 3 times as long. OMP_NUM_THREADS=1 or "
-            "OMP_WAIT_POLICY=PASSIVE in the environment helps (1.2 s instead of 1.9 s, measured)"
+            "that wait for each other then take far longer. OMP_NUM_THREADS=1 or "
+            "OMP_WAIT_POLICY=PASSIVE in the environment helps"
         )
 
 

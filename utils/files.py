@@ -57,7 +57,7 @@ def cache_folder() -> Path:
 def name_of_path(path: Path) -> str:
     """What folders of results call a dataset: its folder (also for data.yaml), or its file."""
     path = path.resolve()
-    generic = path.is_file() and path.stem in ("data", "dataset")  # what exports call their file
+    generic = path.is_file() and path.stem in ("data", "dataset", "_annotations.coco")  # of exports
     return path.parent.name if generic else path.name if path.is_dir() else path.stem
 
 

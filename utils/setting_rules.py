@@ -316,6 +316,11 @@ PAIRS = (  # of all scripts
         lambda resampling, suppress, top_k: not resampling or (suppress and top_k < 2),
         "keypoint_official_resampling=true needs keypoint_suppress_invisible=true and top_k 0 or 1",
     ),
+    Pair(
+        ("encoder_int8", "infer_dtype"),
+        lambda encoder_int8, dtype: not encoder_int8 or dtype == "int8",
+        "encoder_int8=true goes with infer_dtype=int8",
+    ),
 )
 TRAINING_PAIRS = (
     *PAIRS,
