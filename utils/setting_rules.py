@@ -164,7 +164,7 @@ RULES: dict[str, object] = {
     "repeat_threshold": SHARE,
     "bad_samples": OneOf(("refuse", "skip")),
     "num_workers": WORKERS,
-    "prefetch_batches": Number(1, 1024),
+    **dict.fromkeys(("prefetch_batches", "projection_mlp_ratio"), Number(1, 1024)),
     # augmentation
     **{f"{prefix}{name}": SCALE for prefix in SCALED for name in ("min_scale", "max_scale")},
     "flip_prob": SHARE,
@@ -185,7 +185,6 @@ RULES: dict[str, object] = {
     "resnet_depth": OneOf((50, 101, 152, 200)),
     "resnet_width": Number(0, 64, above=True),
     "projection": OneOf(("linear", "linear_p", "mlp")),
-    "projection_mlp_ratio": Number(1, 1024),
     **dict.fromkeys(("dim", "num_heads", "mlp_dim"), WIDTH),
     "num_layers": DEPTH,
     "max_len": Number(0, SIZE),
@@ -270,10 +269,7 @@ RULES: dict[str, object] = {
 
 # Options of scripts -> the setting whose rule they obey, or a rule of their own.
 OPTIONS: dict[str, object] = {
-    "dataset": "dataset",
-    "device": "device",
-    "score_threshold": "score_threshold",
-    "max_objects": "max_objects",
+    **{name: name for name in ("dataset", "device", "score_threshold", "max_objects")},
     "num_samples": "seg_samples",
     "num_captions": "caption_beams",
     "batch_size": "eval_batch_size",
@@ -300,6 +296,11 @@ def _ordered(prefix: str) -> Pair:
     return Pair(names, lambda low, high: low <= high, f"{names[0]} must be at most {names[1]}")
 
 
+def _goes_with(flag: str, name: str, value: str) -> Pair:
+    advice = f"{flag}=true goes with {name}={value} alone"
+    return Pair((flag, name), lambda on, got: not on or got == value, advice)
+
+
 PAIRS = (  # of all scripts
     *map(_ordered, SCALED),
     Pair(
@@ -316,11 +317,7 @@ PAIRS = (  # of all scripts
         lambda resampling, suppress, top_k: not resampling or (suppress and top_k < 2),
         "keypoint_official_resampling=true needs keypoint_suppress_invisible=true and top_k 0 or 1",
     ),
-    Pair(
-        ("encoder_int8", "infer_dtype"),
-        lambda encoder_int8, dtype: not encoder_int8 or dtype == "int8",
-        "encoder_int8=true goes with infer_dtype=int8",
-    ),
+    _goes_with("encoder_int8", "infer_dtype", "int8"),
 )
 TRAINING_PAIRS = (
     *PAIRS,
@@ -329,11 +326,7 @@ TRAINING_PAIRS = (
         lambda fsdp, amp: not fsdp or amp != "fp16",
         "fsdp=true goes with amp=bf16 or amp=off, not with fp16",
     ),
-    Pair(
-        ("fsdp", "optimizer"),
-        lambda fsdp, optimizer: not fsdp or optimizer == "adamw",
-        "fsdp=true goes with optimizer=adamw alone",
-    ),
+    _goes_with("fsdp", "optimizer", "adamw"),
     Pair(
         ("fsdp", "ema_decay", "freeze_encoder_steps"),
         lambda fsdp, ema, freeze: not fsdp or not (ema or freeze),
