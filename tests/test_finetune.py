@@ -39,12 +39,14 @@ def test_weights_and_data_say_what_a_fine_tuning_is(settings, capsys):
     assert f"max_objects={used['max_objects']} batch_size=1 epochs=120" in capsys.readouterr().err
 
 
-def test_what_is_given_is_not_picked(settings):
+def test_what_is_given_is_not_picked(settings, capsys):
     given = ["max_objects=7", "batch_size=3", "lr=0.002", "epochs=5"]
     run_dir = start(DETECTION, load_with([*settings, *given]))
     used = json.loads((run_dir / "settings.json").read_text())
     assert [used[item.partition("=")[0]] for item in given] == [7, 3, 0.002, 5]
     assert len(losses(run_dir)) == 2
+    (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("picked for")]
+    assert "warmup_epochs=" in line and not any(f" {item.split('=')[0]}=" in line for item in given)
 
 
 def test_without_weights_there_is_no_fine_tuning(demo_set):

@@ -62,12 +62,15 @@ def start_settings(load: Callable, tasks: Sequence[str], open_task: Callable | N
     inherited = settings_of_weights(cfg.init_weights)
     cfg = load(inherited=inherited)
     if cfg.finetune:
-        cfg = load(inherited=inherited | pick_settings(cfg, tasks, open_task or _open))
+        picked = pick_settings(cfg, tasks, open_task or _open)
+        cfg = load(inherited=inherited | picked)
+        kept = [f"{n}={v}" for n, v in picked.items() if getattr(cfg, n) == v]  # not given by hand
+        log(f"picked for these data and weights: {' '.join(kept)}")
     return cfg
 
 
 def pick_settings(cfg, tasks: Sequence[str], open_task: Callable) -> dict[str, object]:
-    """Chooses settings for these data and weights, and prints them in one line.
+    """Chooses settings for these data and weights.
 
     Args:
         cfg: settings with `init_weights`; of what is given there only the data and the largest
@@ -86,7 +89,6 @@ def pick_settings(cfg, tasks: Sequence[str], open_task: Callable) -> dict[str, o
     picked |= pick_schedule(num_images, cfg.batch_size)
     small = count_parameters(config) < SMALL
     picked["lr"] = LEARNING_RATES[0] if small else LEARNING_RATES[1]
-    log(f"picked for these data and weights: {' '.join(f'{n}={v}' for n, v in picked.items())}")
     return picked
 
 
