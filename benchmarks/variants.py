@@ -24,6 +24,8 @@ from config import PRESETS
 from infer.script import predictor_of
 from utils.cli import load_settings, parser, run
 
+HOW_TO_COMPUTE = ("infer_dtype", "encoder_int8", "decode_mode", "device", "matmul_precision")
+
 
 def shown_rows(rows: list[dict], threshold: float) -> dict[object, list[str]]:
     """Image id -> its results that are shown, as text, in a fixed order."""
@@ -45,7 +47,7 @@ def main(argv=None):
     variants, common = {}, [*(args.set or []), "num_workers=0"]
     for text in args.variant:
         args.set = [*common, *text.split()]
-        variants[text] = cfg = load_settings(args, PRESETS["default"], presets=PRESETS)
+        variants[text] = load_settings(args, PRESETS["default"], presets=PRESETS)
 
     import torch
 
@@ -65,7 +67,12 @@ def main(argv=None):
         return found
 
     batches.predict_all = timed
-    predictor = predictor_of(args.weights, cfg)
+    predictors, how = {}, {}  # one for each way to compute
+    for text, settings in variants.items():
+        how[text] = tuple(getattr(settings, name) for name in HOW_TO_COMPUTE)
+        if how[text] not in predictors:
+            predictors[how[text]] = predictor_of(args.weights, settings)
+    cfg = next(iter(variants.values()))  # data and threshold
     root, split = place_of_data(cfg, cfg.dataset, args.split)
     limit = cfg.eval_limit or None
     source = build_source(args.task, cfg.dataset, root, split, limit=limit)
@@ -73,6 +80,7 @@ def main(argv=None):
     reports = {}
     for _ in range(args.repeat):
         for text, settings in variants.items():
+            predictor = predictors[how[text]]
             reports[text] = evaluate_task(args.task, settings, predictor, source)
     first = None
     for text, report in reports.items():
