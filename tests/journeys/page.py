@@ -25,7 +25,7 @@ class Command:
 
 
 def read_commands(page: str) -> list[Command]:
-    """Commands of the fenced blocks without a language, those within the prose, and code blocks."""
+    """Commands of the fenced blocks without a language and of the prose, and blocks of Python."""
     found, section, parts = [], "", FENCE.split(page)  # prose, language, block, prose, …
     for place, part in enumerate(parts):
         if place % 3 == 0:
@@ -34,7 +34,8 @@ def read_commands(page: str) -> list[Command]:
                 if re.match(PROGRAMS, inline):
                     found.append(Command(section, inline))
         elif place % 3 == 2 and parts[place - 1]:
-            found.append(Command(section, part, parts[place - 1]))
+            if parts[place - 1] == "python":  # not what a program prints
+                found.append(Command(section, part, "python"))
         elif place % 3 == 2:
             lines = [Command(section, text) for text in CONTINUED.findall(part)]
             found += [command for command in lines if command.plain]

@@ -179,7 +179,7 @@ def check_run(outcome: Outcome, too_early: tuple[str, ...] = ()) -> None:
     new = find_runs(outcome.root) - outcome.old_runs
     assert len(new) == 1, f"one new folder below runs/, got {new}"
     (run_dir,) = new
-    table = README.split("| file | what |")[1].split("\n\n")[0]
+    table = README.split("| file | content |")[1].split("\n\n")[0]
     names = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
     assert len(names) >= 9, "the table of what a run leaves"
     for name in names:

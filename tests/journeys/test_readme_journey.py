@@ -26,8 +26,16 @@ pytestmark = pytest.mark.slow
 NOT_RUN = {  # command -> why
     "python3 -m venv .venv": "the clone borrows the environment that runs this",
     **dict.fromkeys(
-        ("make install", "make extras", "pip install sentencepiece"),
+        ("make install", "make extras", "pip install sentencepiece", "pip install torchao"),
         "it would install into that environment",
+    ),
+    **dict.fromkeys(
+        (
+            "download/download_official_weights.sh multi_vit_b_640",
+            "python infer/infer_single_image_multi_task.py --image photo.jpg "
+            "--weights weights/multi_vit_b_640.safetensors",
+        ),
+        "they need sentencepiece; test_download_official.py has a server with such a checkpoint",
     ),
     "torchrun --nproc-per-node 8 infer/evaluate.py …": "the page leaves the options open",
 }
