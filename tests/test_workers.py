@@ -1,5 +1,6 @@
 """Loader processes: however they are started, and whatever keeps them from delivering a batch."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -7,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import fields
 from multiprocessing.reduction import ForkingPickler
@@ -117,14 +119,23 @@ def test_a_worker_that_is_killed_is_one_line(train):
     torch._C._error_if_any_worker_fails()  # nothing is left that a later signal would report
 
 
+def work(ready) -> None:
+    loaders.init_worker(0)
+    ready.set()
+    time.sleep(60)
+
+
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
 def test_a_worker_obeys_the_sigterm_of_its_training_alone():
-    loader = build_eval_loader(Pictures(40), batch_size=1, num_workers=1)
-    batches = iter(loader)
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {signal.SIGTERM:d})"])
-    assert len(list(batches)) == 39 and worker.is_alive()
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=work, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(20)
+    command = f"import os; os.kill({worker.pid}, {signal.SIGTERM:d})"
+    subprocess.run([sys.executable, "-c", command], check=True)
+    worker.join(timeout=1)
+    assert worker.is_alive()
     worker.terminate()
     worker.join(timeout=20)
     assert worker.exitcode == 0
@@ -139,17 +150,6 @@ def test_a_batch_that_cannot_be_sent_is_one_line(monkeypatch):
     assert time.monotonic() - began < 30
 
 
-def test_workers_that_cannot_start_are_one_line(monkeypatch):
-    monkeypatch.setattr(loaders, "num_cores", lambda: 64)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 30, hard))
-    try:
-        with pytest.raises(UserError, match="Too many open files.*ulimit -n"):
-            list(build_eval_loader(Pictures(40), batch_size=1, num_workers=40))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_a_fault_of_a_data_set_stays_a_fault():
     """Only what concerns the processes is translated."""
 
@@ -161,3 +161,19 @@ def test_a_fault_of_a_data_set_stays_a_fault():
         list(build_eval_loader(Broken(2), batch_size=1, num_workers=1))
     with pytest.raises(OSError, match="a defect"):
         list(build_eval_loader(Broken(2), batch_size=1, num_workers=0))
+
+
+def test_workers_that_cannot_start_are_one_line(monkeypatch):
+    monkeypatch.setattr(loaders, "num_cores", lambda: 64)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 30, hard))
+    try:
+        with pytest.raises(UserError, match="Too many open files.*ulimit -n"):
+            list(build_eval_loader(Pictures(40), batch_size=1, num_workers=40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        # threads of the queues close files late, which then may be those of the next test
+        gc.collect()
+        for thread in threading.enumerate():
+            if thread.name == "QueueFeederThread":
+                thread.join(timeout=20)
