@@ -350,9 +350,10 @@ def init_worker(_worker_id: int) -> None:
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the training: it must end
-    if _is_single_thread() and hasattr(signal, "sigwaitinfo"):  # which says who sent a signal
+    training = multiprocessing.parent_process()
+    if training and _is_single_thread() and hasattr(signal, "sigwaitinfo"):  # it names the sender
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_obey_the_training, daemon=True).start()
+        threading.Thread(target=_obey_the_training, args=[training.pid], daemon=True).start()
     gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -368,13 +369,12 @@ def _is_single_thread() -> bool:
         return False
 
 
-def _obey_the_training() -> None:
+def _obey_the_training(pid: int) -> None:
     """Ends a worker when its training process sends SIGTERM.
 
     Without that process the worker ends by itself: torch looks for it every five seconds.
     """
-    parent = multiprocessing.parent_process()
-    while parent is None or signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != pid:
         pass
     os._exit(0)  # as torch's own handler ends it
 

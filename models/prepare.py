@@ -71,13 +71,13 @@ def _check_encoder_int8(model: nn.Module, int8: bool) -> None:
     """Raises: `UserError`: this model, or this installation, has no encoder in 8 bits."""
     problem = ""
     if not int8 or model.device.type != "cpu":
-        problem = "is for infer_dtype=int8 on a CPU"
+        problem = "is for infer_dtype=int8 on a CPU;"
     elif not any(isinstance(module, nn.Linear) for module in model.encoder.modules()):
-        problem = "is for encoders with linear layers, and this one has none"
+        problem = "is for encoders with linear layers, and this one has none;"
     elif find_spec("torchao") is None:
-        problem = "needs the package torchao: pip install torchao"
+        problem = "needs the package torchao: pip install torchao, or"
     if problem:
-        raise UserError(f"encoder_int8 {problem}; or set encoder_int8=false")
+        raise UserError(f"encoder_int8 {problem} set encoder_int8=false")
 
 
 def quantize_encoder(encoder: nn.Module) -> nn.Module:

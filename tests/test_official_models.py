@@ -649,7 +649,7 @@ def test_an_encoder_that_cannot_be_int8_is_one_line(monkeypatch):
     with pytest.raises(UserError, match="encoders with linear layers, and this one has none"):
         resnet.prepare(dtype=torch.int8, mode="plain", encoder_int8=True)
     monkeypatch.setattr("models.prepare.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install torchao; or set encoder_int8=false"):
+    with pytest.raises(UserError, match="pip install torchao, or set encoder_int8=false"):
         model.prepare(dtype=torch.int8, mode="plain", encoder_int8=True)
     after = model.state_dict()
     assert model.fast_encoder == () and all(torch.equal(v, after[n]) for n, v in before.items())
