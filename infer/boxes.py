@@ -217,7 +217,7 @@ def check_box_source(trained: TrainedModel, boxes: str | Path) -> None:
     """
     if str(boxes) == "detected":
         trained.require("detection")
-    elif str(boxes) != "gt" and not Path(boxes).is_file():
+    elif str(boxes) != "gt" and not Path(boxes).expanduser().is_file():
         raise UserError(f"cannot read {boxes} (no such file); {ADVICE}")
 
 

@@ -121,6 +121,7 @@ def _print(reports: dict, sources: dict, likelihood: bool) -> None:
 
 def settings_beside(weights: Path) -> dict | None:
     """The settings of the run in whose folder the weights are; None if they are elsewhere."""
+    weights = weights.expanduser()
     path = (weights if weights.is_dir() else weights.parent) / "settings.json"
     if not path.is_file():
         return None

@@ -155,8 +155,10 @@ class Output:
         self.args, self.predictor, self.exports = args, predictor, None
         if predictor is None and getattr(args, "csv", None) is not None:
             raise UserError("this script writes no --csv; --json FILE writes its results")
+        if getattr(args, "yolo", None) is not None:
+            check_stems(paths)
         self.begins = name_pictures(paths)
-        self.inputs = {path.absolute() for path in paths}
+        self.inputs = {os.path.realpath(path) for path in paths}
         # The checksum is taken now: a training may replace the file.
         self.weights = predictor.weights_record if predictor and args.json else None
         self.rows: list[dict] = []
@@ -205,7 +207,7 @@ class Output:
         """
         for name, picture in (pictures or {}).items():
             target = self.args.out_dir / f"{self.begins[path]}{name}.png"
-            while target.absolute() in self.inputs:  # a picture of an earlier call, say
+            while os.path.realpath(target) in self.inputs:  # a picture of an earlier call, say
                 target = target.with_stem(target.stem + "-2")
             self.unwritten.append(self.writer.submit(_write_picture, target, picture))
         self._wait(PICTURES_AHEAD)
@@ -255,6 +257,21 @@ def name_pictures(paths: Sequence[Path]) -> dict[Path, str]:
         taken.add(_comparable(chosen))
         out[path] = f"{chosen}_"
     return out
+
+
+def check_stems(paths: Sequence[Path]) -> None:
+    """Checks that a file of labels belongs to one picture: YOLO goes by the name alone.
+
+    Raises:
+        UserError: names are equal, apart from folder and suffix.
+    """
+    known: dict[str, Path] = {}
+    for path in paths:
+        if (other := known.setdefault(_comparable(path.stem), path)) is not path:
+            raise UserError(
+                f"{other} and {path} have one name for --yolo, which ignores folder and suffix; "
+                "rename one, or run once for each folder"
+            )
 
 
 def _comparable(name: str) -> str:

@@ -27,6 +27,7 @@ from infer.script import (
     pick_threshold,
 )
 from utils.cli import load_settings, log, run
+from utils.errors import UserError
 
 
 def main(argv=None):
@@ -64,6 +65,9 @@ def main(argv=None):
     predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
     multi_task.check_can_start(predictor)
     classes = pick_classes(args, predictor)
+    for option in ("crops", "yolo"):
+        if getattr(args, option) is not None and "detection" not in predictor.tasks:
+            raise UserError(f"--{option} needs objects; {predictor.name} knows captions alone")
 
     if clip:
         clip.annotate(
@@ -81,9 +85,10 @@ def main(argv=None):
             )
             found = found.only(classes)
             text = multi_task.table(path, image, found, threshold)
-            objects = found.objects if found.masks is None else found.masks
+            rows = (found.masks, found.objects, found.captions)  # the first that there is
+            rows = next(one for one in rows if one is not None)
             pictures = multi_task.draw(image, found)
-            output.add(path, image, text, found.to_json(), pictures, found=objects)
+            output.add(path, image, text, found.to_json(), pictures, found=rows)
     if args.timing:
         log(stopwatch.table())
 

@@ -7,6 +7,7 @@ run.py; the check here runs that very file.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import tempfile
@@ -112,15 +113,23 @@ def describe_detection(trained: Predictor) -> dict:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`; it is renamed on success and removed on failure."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+    """A temporary folder that becomes `out` on success and is removed on failure.
+
+    Args:
+        out: new, or empty (`check_arguments`): that may be the current folder, or be mounted.
+    """
+    out = Path(os.path.realpath(out))
+    parent = out if out.is_dir() else out.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=parent) as folder:
         inner = Path(folder) / "export"
         inner.mkdir()
         yield inner
-        if out.exists():
-            out.rmdir()  # empty: `check_arguments`
-        inner.rename(out)
+        if parent is not out:
+            inner.rename(out)
+            return
+        for file in inner.iterdir():
+            file.rename(out / file.name)
 
 
 def export_folder(trained: Predictor, folder: Path) -> None:

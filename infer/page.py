@@ -140,9 +140,11 @@ class Answers:
         """Runs the model; the session keeps the results, so that the threshold can change.
 
         Raises:
-            UserError: there is no picture, or the weights cannot do it.
+            UserError: there is no picture, the weights cannot do it, or another picture was opened
+                meanwhile.
         """
-        if session.image is None:
+        image = session.image
+        if image is None:
             raise UserError("there is no picture; drop one first")
         if session.corner is not None:
             raise UserError("a box is half drawn; click its other corner, or press Remove boxes")
@@ -151,8 +153,12 @@ class Answers:
         with self.lock:  # one model at a time has the processor
             predictor = self._load(name)
             began = time.perf_counter()
-            session.found = _ask(predictor, session, task, None if label == ANY_CLASS else label)
+            boxes = np.float32(session.boxes) if session.boxes else None
+            found = _ask(predictor, image, boxes, task, None if label == ANY_CLASS else label)
             seconds = time.perf_counter() - began
+        if session.image is not image:
+            raise UserError("another picture was opened; ask the model again")
+        session.found = found
         session.record = {
             "weights": predictor.weights_record, "task": task, "seconds": round(seconds, 3),
         }  # fmt: skip
@@ -165,9 +171,10 @@ class Answers:
         return self.loaded[name]
 
 
-def _ask(predictor: Predictor, session: Session, task: str, label: str | None) -> dict:
+def _ask(
+    predictor: Predictor, image: np.ndarray, boxes: np.ndarray | None, task: str, label: str | None
+) -> dict:
     """The results of a task by their kind, of objects with any score."""
-    image, boxes = session.image, np.float32(session.boxes) if session.boxes else None
     options = {"score_threshold": MIN_SCORE}
     if boxes is not None:
         options = {"labels": label}

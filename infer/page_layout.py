@@ -7,7 +7,9 @@ own: no analytics, no fonts and no scripts of others.
 import html
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from infer.page import ANY_CLASS, BOXED, EMPTY, Answers, Session, view
 from utils.errors import UserError
@@ -16,6 +18,8 @@ MISSING = "the page needs gradio; run: pip install -r requirements-app.txt"
 # Variables that gradio and its libraries read when they are imported.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 OWN = "127.0.0.1,localhost,0.0.0.0"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FOREIGN = "Open this page by the address in the terminal. Other pages may not use it."
 # The browser itself refuses what is not of this page.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
@@ -213,6 +217,21 @@ def _forget(session: Session | None) -> None:
         shutil.rmtree(session.folder, ignore_errors=True)
 
 
+def is_own(headers: Mapping[str, str], host: str) -> bool:
+    """Whether a request is of the page itself.
+
+    A page that only this machine can open must not be used by other pages in the same browser.
+
+    Args:
+        host: that the page is served at.
+    """
+    if host not in LOOPBACK:
+        return True
+    asked, origin = headers.get("host", ""), headers.get("origin")
+    same = origin is None or urlsplit(origin).netloc == asked
+    return same and urlsplit(f"//{asked}").hostname in LOOPBACK
+
+
 def open_page(gr, page, *, host: str, port: int | None, max_upload: int):
     """Serves the page until Ctrl-C.
 
@@ -225,8 +244,11 @@ def open_page(gr, page, *, host: str, port: int | None, max_upload: int):
     """
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.responses import PlainTextResponse
 
     async def protect(request, call_next):
+        if not is_own(request.headers, host):
+            return PlainTextResponse(FOREIGN, status_code=403)
         answer = await call_next(request)
         answer.headers["Content-Security-Policy"] = POLICY
         return answer

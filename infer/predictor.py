@@ -67,6 +67,7 @@ class Predictor(TrainedModel):
             super().__init__(weights)
         else:
             file = find_weight_file(weights)
+            self._weight_stamp = _stamp(file)
             model = load_model(weights, device)
             model.prepare(dtype=dtype, mode=mode, fold=True, encoder_int8=encoder_int8)
             super().__init__(model, path_text(weights) if is_hub_name(weights) else str(file))
@@ -76,9 +77,10 @@ class Predictor(TrainedModel):
     def weights_record(self) -> dict[str, str | None]:
         """Which weights these are, for JSON: `name`, `revision` (a commit of the hub), `sha256`.
 
-        The checksum is computed at the first use. What is not known is None.
+        The checksum is computed at the first use. What is not known is None; so is the checksum if
+        the file was replaced since it was loaded.
         """
-        if self._weight_file is None:
+        if self._weight_file is None or _stamp(self._weight_file) != self._weight_stamp:
             return {"name": self.name, "revision": None, "sha256": None}
         return describe_weights(self.name, self._weight_file)
 
@@ -238,6 +240,12 @@ class Predictor(TrainedModel):
         sizes = [tuple(image.shape[1:]) for image in tensors]
         origins = [Origin(*one, self.categories) for one in zip(sizes, paths, strict=True)]
         return list(map(with_origin, results, origins))
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Changes when a file is replaced; a training may do that to the weights of its run."""
+    state = file.stat()
+    return state.st_mtime_ns, state.st_size
 
 
 def _paths_of(images: ImageLike | list[ImageLike]) -> Path | list[Path | None] | None:

@@ -114,6 +114,17 @@ def letterbox(picture: np.ndarray, image: dict) -> tuple[np.ndarray, np.ndarray,
     return np.stack(planes), np.array([w, h]) / sides[::-1], np.array([x, y])
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as it is seen: (H, W, 3) uint8 RGB."""
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.mode.startswith("I"):  # 16 bits, which PIL would clip
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.array(picture.convert("RGB"))
+
+
 def main() -> None:
     """Prints and writes what the model of this folder finds."""
     args = argparse.ArgumentParser(description="Detect objects in pictures")
@@ -121,9 +132,14 @@ def main() -> None:
     args.add_argument("--json", type=Path, metavar="FILE", help="write all objects there")
     args.add_argument("--score-threshold", type=float, default=0.3, help="of the printed objects")
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
-    args, model, rows = args.parse_args(), Model(Path(__file__).parent), []
+    args, model, rows, unread = args.parse_args(), Model(Path(__file__).parent), [], False
     for path in args.pictures:
-        picture = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+        try:
+            picture = read_picture(path)
+        except OSError as error:
+            print(f"error: {path}: {' '.join(str(error).split())}", file=sys.stderr)
+            unread = True
+            continue
         start = time.perf_counter()
         objects = model.detect(picture, args.max_objects)
         milliseconds = 1e3 * (time.perf_counter() - start)
@@ -134,6 +150,7 @@ def main() -> None:
                 print(f"  {one['label']:<20} {one['score']:.2f}", np.round(one["box"], 1))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    sys.exit(2 if unread else 0)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,9 +61,13 @@ class Clip:
         count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.is_camera and 0 < count < 1e9 else None
 
-    def frames(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Every `stride`-th frame with its number from 0, (H, W, 3) uint8 RGB."""
+    def frames(self) -> Iterator[tuple[int, float, np.ndarray]]:
+        """Every `stride`-th frame: number from 0, seconds since the first, (H, W, 3) uint8 RGB.
+
+        The seconds of a camera are those of the clock: a model that is slower misses frames.
+        """
         stride, most = self.args.stride, self.args.max_frames
+        start = None
         for number in itertools.count():
             if most is not None and number >= most * stride:
                 return
@@ -74,7 +79,9 @@ class Clip:
             if not there:
                 self._check_end(number)
                 return
-            yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            start = start or time.monotonic()
+            seconds = time.monotonic() - start if self.is_camera else number / self.rate
+            yield number, seconds, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
     def _check_end(self, number: int) -> None:
         """Says so where a source ends before its time."""
@@ -83,18 +90,20 @@ class Clip:
         if self.count is not None and number < self.count - 1:
             log(f"notice: {self.name} states {self.count} frames, {number} could be read")
 
-    def batches(self) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-        """Batches of frames with their numbers; all frames have the size of the first one."""
+    def batches(self) -> Iterator[tuple[list[tuple[int, float]], list[np.ndarray]]]:
+        """Batches of frames with their numbers and seconds; all have the size of the first one."""
         frames, size = self.frames(), None
         while batch := list(itertools.islice(frames, 1 if self.is_camera else BATCH)):
-            numbers, images = zip(*batch, strict=True)
+            numbers, seconds, images = zip(*batch, strict=True)
             size = size or images[0].shape[:2]
-            yield list(numbers), [_resized(image, size) for image in images]
+            places = list(zip(numbers, seconds, strict=True))
+            yield places, [_resized(image, size) for image in images]
 
     def annotate(self, answer: Answer, weights: dict | None = None) -> None:
         """Predicts all frames; writes the annotated video and the JSON lines.
 
-        Both files are complete or not there. Ctrl-C ends a camera: what it gave is kept.
+        Both files are complete or not there. Ctrl-C ends a camera: what it gave is kept. The video
+        of a camera is as long as it was watched: missed frames are filled with the one before.
 
         Args:
             weights: `Predictor.weights_record`, for the JSON lines.
@@ -109,32 +118,33 @@ class Clip:
             if self.lines is not None:
                 path = stack.enter_context(atomic_path(self.lines))
                 stream = stack.enter_context(path.open("w", encoding="utf-8"))
-            writer = Writer(
-                stack.enter_context(atomic_path(self.video)), self.rate / self.args.stride
-            )
+            target = stack.enter_context(atomic_path(self.video))
+            writer = Writer(target, self.rate / self.args.stride)
             stack.callback(writer.close)
             with tqdm(total=total, unit="frame", desc=self.name, file=sys.stderr) as progress:
                 try:
-                    for numbers, images in self.batches():
+                    for places, images in self.batches():
                         found = answer(images)
                         if weights is not None:
                             found = [({"weights": weights} | row, shown) for row, shown in found]
-                        self._write(numbers, found, images, writer, stream)
-                        progress.update(len(numbers))
-                except KeyboardInterrupt:
+                        self._write(places, found, images, writer, stream)
+                        progress.update(len(places))
+                except (KeyboardInterrupt, SystemExit):  # SIGTERM: `utils.cli.run`
                     if not self.is_camera or not progress.n:
                         raise
+            if not writer.finish():
+                raise UserError(f"cannot write all of {self.video}; make room, or name --out-dir")
             count, speed = progress.n, progress.format_dict
         seconds = max(speed["elapsed"], 1e-9)
         where = f" and {self.lines}" if self.lines else ""
         log(f"{count} frames, {count / seconds:.1f} frames a second: {self.video}{where}")
 
-    def _write(self, numbers, answers, images, writer: "Writer", stream) -> None:
-        for number, image, (row, picture) in zip(numbers, images, answers, strict=True):
+    def _write(self, places, answers, images, writer: "Writer", stream) -> None:
+        for (number, seconds), image, (row, picture) in zip(places, images, answers, strict=True):
             height, width = image.shape[:2]
-            place = {"frame": number, "time": round(number / self.rate, 3), "size": [width, height]}
+            place = {"frame": number, "time": round(seconds, 3), "size": [width, height]}
             print(json.dumps(place | row, ensure_ascii=False), file=stream, flush=True)
-            writer.add(picture)
+            writer.add(picture, seconds if self.is_camera else None)
 
 
 class Writer:
@@ -146,9 +156,15 @@ class Writer:
 
     def __init__(self, path: Path, rate: float):
         self.path, self.rate, self.writer = path, rate, None
+        self.count, self.last = 0, None  # frames that were written, the last one
 
-    def add(self, picture: np.ndarray) -> None:
-        """picture: (H, W, 3) uint8 RGB"""
+    def add(self, picture: np.ndarray, seconds: float | None = None) -> None:
+        """Adds a frame.
+
+        Args:
+            picture: (H, W, 3) uint8 RGB.
+            seconds: when it is seen; None = after the one before. The gap before it is filled.
+        """
         height, width = picture.shape[:2]
         # The codec has no odd sizes.
         even = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
@@ -157,7 +173,22 @@ class Writer:
             self.writer = cv2.VideoWriter(str(self.path), code, self.rate, even.shape[1::-1])
             if not self.writer.isOpened():
                 raise UserError(f"OpenCV cannot write {CODEC} of {width} x {height} pixels here")
-        self.writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        while self.count and seconds is not None and self.count < int(seconds * self.rate):
+            self._write(self.last)
+        self.last = cv2.cvtColor(even, cv2.COLOR_RGB2BGR)
+        self._write(self.last)
+
+    def _write(self, frame: np.ndarray) -> None:
+        self.writer.write(frame)
+        self.count += 1
+
+    def finish(self) -> bool:
+        """Ends the video; false if it is not whole: OpenCV does not report a full disk."""
+        self.close()
+        video = cv2.VideoCapture(str(self.path))
+        whole = video.isOpened() and video.get(cv2.CAP_PROP_FRAME_COUNT) >= self.count
+        video.release()
+        return whole
 
     def close(self) -> None:
         if self.writer is not None:

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from config import CFG
+from infer import page
 from infer.page import ANY_CLASS, EMPTY, Answers, Session, _plain, view
+from infer.page_layout import is_own
 from infer.predictor import Predictor
 from tests.browser import ROOT, Browser, serve_page, wait_for, what_is_missing
 from utils.errors import UserError
@@ -80,6 +82,42 @@ def test_boxes_outside_or_without_area_are_no_boxes(session):
     for x, y in ((-5, -5), (width + 9, height + 9), (3, 3), (3, 50)):
         session.click(x, y)
     assert session.boxes == [(0, 0, width, height)]
+
+
+def test_an_answer_belongs_to_the_picture_that_was_asked_about(
+    answers, name, session, tmp_path, monkeypatch
+):
+    other = tmp_path / "other.png"
+    Image.new("RGB", (64, 48)).save(other)
+    real = page._ask
+
+    def slow(*args):  # the visitor drops another picture meanwhile
+        found = real(*args)
+        session.open(other)
+        return found
+
+    monkeypatch.setattr(page, "_ask", slow)
+    with pytest.raises(UserError, match="another picture was opened"):
+        answers.answer(session, name, "objects")
+    assert view(session, 0).text == EMPTY and session.name == "other.png"
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "origin", "own"),
+    [
+        ("127.0.0.1", "127.0.0.1:7860", None, True),
+        ("127.0.0.1", "localhost:7860", "http://localhost:7860", True),
+        ("::1", "[::1]:7860", "http://[::1]:7860", True),
+        ("127.0.0.1", "evil.example:7860", None, False),  # a name that leads to this machine
+        ("127.0.0.1", "127.0.0.1:7860", "http://evil.example", False),
+        ("127.0.0.1", "127.0.0.1:7860", "http://127.0.0.1:8000", False),
+        ("127.0.0.1", "127.0.0.1:7860", "null", False),
+        ("0.0.0.0", "gpu.example:7860", "https://proxy.example", True),  # open to all
+    ],
+)
+def test_other_pages_may_not_use_a_page_of_this_machine(host, asked, origin, own):
+    headers = {"host": asked} | ({} if origin is None else {"origin": origin})
+    assert is_own(headers, host) == own
 
 
 def test_another_picture_forgets_what_was_found(answers, name, session):

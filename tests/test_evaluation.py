@@ -70,6 +70,13 @@ def test_settings_of_another_program_do_not_count(run_dir, tmp_path, content):
         evaluate.settings_beside(tmp_path / "w.safetensors")
 
 
+def test_the_settings_of_a_run_are_found_in_the_home_folder(run_dir, monkeypatch):
+    """`--weights=~/RUN`: a shell leaves that to the program."""
+    monkeypatch.setenv("HOME", str(run_dir.parent))
+    settings = evaluate.settings_beside(Path("~") / run_dir.name)
+    assert settings == evaluate.settings_beside(run_dir) is not None
+
+
 def test_the_place_for_the_results_is_tried_before_the_weights(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*file/out"):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from train.engine import train
 from utils import hub as hub_files
 from utils.cli import snapshot
 from utils.errors import UserError
-from utils.files import find_weight_file, path_text
+from utils.files import file_sha256, find_weight_file, path_text
 from utils.hub import fetch, split_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +179,15 @@ def test_results_name_their_weights(hub, tiny_weights, tmp_path, monkeypatch, ca
         assert [row["weights"] for row in json.loads(capsys.readouterr().out)] == [record]
     given = Predictor(Predictor(tiny_weights).model).weights_record
     assert given == {"name": "the given model", "revision": None, "sha256": None}
+
+
+def test_no_checksum_is_given_for_weights_that_were_replaced(tiny_weights, tmp_path):
+    """A training that goes on may write better ones under the same name."""
+    file = Path(shutil.copy(tiny_weights, tmp_path / "best.safetensors"))
+    same, late = Predictor(file), Predictor(file)
+    assert same.weights_record["sha256"] == file_sha256(file)
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert late.weights_record == {"name": str(file), "revision": None, "sha256": None}
 
 
 def test_nothing_is_read_for_results_without_json(tiny_weights, tmp_path, monkeypatch):

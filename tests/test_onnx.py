@@ -21,10 +21,12 @@ from models.weights import save_model
 from tokenizer.vocabulary import Vocabulary
 from utils.cli import run
 from utils.errors import UserError
+from utils.images import load_image
 
 for package in export_onnx.NEEDED:
     pytest.importorskip(package)
 from infer import run_onnx  # noqa: E402, needs them
+from infer.onnx_export import new_folder  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -282,6 +284,53 @@ def test_run_py_says_in_one_line_what_is_wrong(
         runpy.run_path(str(folder / "run.py"), run_name="__main__")
     error = capsys.readouterr().err
     assert left.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_run_py_goes_on_after_a_picture_that_cannot_be_read(
+    exported, tmp_path, monkeypatch, capsys
+):
+    Image.fromarray(photos()[0]).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    Image.fromarray(photos()[1]).save(tmp_path / "c.png")
+    files = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png", "found.json")]
+    monkeypatch.setattr(sys, "argv", ["run.py", *files[:3], "--json", files[3]])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(exported / "run.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and files[1] in error and error.count("\n") == 1
+    assert [row["image"] for row in json.loads(Path(files[3]).read_text())] == files[:3:2]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "RGBA", "LA", "P"])
+def test_run_py_reads_pictures_as_the_predictor_does(mode, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 4), np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(pixels).convert(mode)
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(
+        run_onnx.read_picture(tmp_path / "a.png"), load_image(tmp_path / "a.png")
+    )
+
+
+@pytest.mark.parametrize("case", ["new", "empty", "current", "link"])
+def test_any_new_or_empty_folder_can_take_an_export(case, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    if case != "new":
+        folder.mkdir()
+    if case == "link":
+        (tmp_path / "link").symlink_to(folder)
+    if case == "current":
+        monkeypatch.chdir(folder)
+    out = {"current": Path("."), "link": tmp_path / "link"}.get(case, folder)
+    with pytest.raises(ValueError), new_folder(out) as inner:
+        raise ValueError
+    assert not folder.exists() if case == "new" else not any(folder.iterdir())
+    with new_folder(out) as inner:
+        (inner / "model.json").touch()
+    assert [path.name for path in folder.iterdir()] == ["model.json"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "link"}
 
 
 @pytest.mark.slow

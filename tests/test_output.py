@@ -1,6 +1,8 @@
 """What a program writes: where it cannot, it says so in time; where nobody reads, nothing ends."""
 
 import argparse
+import itertools
+import json
 import os
 import resource
 import subprocess
@@ -30,6 +32,7 @@ from utils.files import (
 TRAIN = ROOT / "train" / "train_coco_object_detection.py"
 INFER = ROOT / "infer" / "infer_single_image_object_detection.py"
 PHOTO = ROOT / "images" / "demo.jpg"
+DEMO = ROOT / "weights" / "demo.safetensors"
 
 
 def train_command(demo_set, tmp_path, *more) -> list:
@@ -106,6 +109,38 @@ def test_a_name_that_is_no_utf_8_can_be_written(tmp_path):
         write_json_atomic(tmp_path / "a.json", rows)
         again = read_json(tmp_path / "a.json", "")
         assert again == ({"猫": None, "\ud83d": 1} if isinstance(rows, dict) else rows)
+
+
+# ---- told to end -------------------------------------------------------------------------------
+
+
+def test_sigterm_keeps_the_results_that_are_there(tmp_path):
+    """As Ctrl-C does; a scheduler has no other way."""
+    photos, found = tmp_path / "photos", tmp_path / "found.json"
+    photos.mkdir()
+    for number in range(400):
+        (photos / f"{number:03}.jpg").symlink_to(PHOTO)
+    places = ["--json", found, "--csv", tmp_path / "found.csv", "--out-dir", tmp_path / "out"]
+    command = [sys.executable, INFER, "--weights", DEMO, "--image", photos, *places]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    drew = (line for line in process.stderr if line.startswith("drew"))
+    list(itertools.islice(drew, 20))
+    process.terminate()
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    rows = json.loads(found.read_text())
+    assert 0 < len(rows) < 400 and printed.count("(520 x 400)") == len(rows)
+    assert (tmp_path / "found.csv").read_text().startswith("image,label")
+
+
+def test_a_process_that_was_forked_ends_at_once_and_quietly():
+    body = (
+        "import os, signal, time; pid = os.fork(); pid or (time.sleep(60), os._exit(1)); "
+        "time.sleep(1); os.kill(pid, signal.SIGTERM); "
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    done = script(body)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"-15\n", b"")
 
 
 # ---- it cannot be written ----------------------------------------------------------------------

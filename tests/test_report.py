@@ -23,7 +23,7 @@ from infer.report.errors import (
 )
 from infer.report.matching import Judged, best_overlaps, errors_per_image, judged_of, match_by_class
 from infer.report.poses import joint_table, measure_joints
-from infer.report.write import write_report
+from infer.report.write import FIGURES, write_report
 from infer.results import Detections, Report
 from tests.test_metrics import coco_of
 from utils.detection_metrics import coco_truth, evaluate_coco, pairwise_iou, voc_truth
@@ -393,12 +393,17 @@ def test_a_page_of_boxes(demo_set, tmp_path):
     text = check_page(first)
     assert "W &amp; &lt;b&gt;" in text and "6 pictures" in text
     assert "of 6 pictures have an error" in text and "<td>–</td>" in text
-    (tmp_path / "a" / "report" / "old.png").touch()
-    (tmp_path / "a" / "mine.txt").touch()
+    figures = tmp_path / "a" / "report"
+    written = sorted(figures.iterdir())
+    (figures / "worst_pictures_99.jpg").touch()
+    (figures / "joints.png").touch()
+    mine = [tmp_path / "a" / "mine.txt", figures / "thesis.tex", figures / "IMG_1.jpg"]
+    for file in mine:
+        file.touch()
     again = write_report("detection", CFG, source, report, tmp_path / "a", facts)
     assert again.read_text() == text, "the same results give the same page"
-    assert not (tmp_path / "a" / "report" / "old.png").exists()
-    assert (tmp_path / "a" / "mine.txt").exists()
+    assert sorted(set(figures.iterdir()) - set(mine)) == written, "those of before are gone"
+    assert all(file.exists() for file in mine)
 
 
 def test_a_page_without_results_and_with_pictures_that_are_gone(demo_set, tmp_path):
@@ -448,6 +453,8 @@ def test_every_task_has_a_page(multi_weights, multi_settings, tmp_path, capsys):
     for task in ("detection", "segmentation", "keypoint", "captioning"):
         text = check_page(out / task / "report.html")
         assert "All numbers" in text and "2 pictures" in text
+        names = [p.name for p in (out / task / "report").iterdir()]
+        assert all(map(FIGURES.fullmatch, names)), "the next report replaces them"
     assert capsys.readouterr().err.count("report.html") == 4
     shutil.rmtree(out)
     arguments[1] = "captioning"

@@ -282,7 +282,7 @@ def test_exports_of_a_script(tmp_path):
     args = command_line(*words, f"--out-dir={tmp_path}")
     check_places(args)
     predictor = argparse.Namespace(categories=CATEGORIES)
-    paths = [tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg"]
+    paths = [tmp_path / "a" / "1.jpg", tmp_path / "b" / "2.jpg"]
     with Output(args, paths, predictor) as output:
         output.add(paths[0], picture(), "", {}, found=results()[0])
         output.add(paths[1], picture(), "", {}, found=results()[0][[]])
@@ -290,8 +290,13 @@ def test_exports_of_a_script(tmp_path):
     assert table.image.tolist() == [str(paths[0])] * 3
     written = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*"))
     labels = [name for name in written if name.startswith("yolo/labels")]
-    assert len(labels) == 2 and (tmp_path / labels[1]).read_text() == ""
+    assert labels == ["yolo/labels/1.txt", "yolo/labels/2.txt"]
+    assert (tmp_path / labels[1]).read_text() == ""
     assert sum(name.startswith("crops/traffic light/") for name in written) == 2
+    # labels belong to one picture
+    for other in ("b/1.jpg", "a/1.png"):
+        with pytest.raises(UserError, match="have one name for --yolo"):
+            Output(args, [paths[0], tmp_path / other], predictor)
     # what is there is not replaced
     for again in (f"--crops={tmp_path}/crops", f"--yolo={tmp_path}/yolo"):
         with pytest.raises(UserError, match="is not empty; name a new folder"):

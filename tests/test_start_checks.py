@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from config import CFG
 from infer import evaluate, infer_single_image_object_detection
@@ -55,6 +56,17 @@ def test_a_run_folder_stands_for_its_best_weights(run_dir):
     (run_dir / "last.safetensors").unlink()
     with pytest.raises(UserError, match="no best.safetensors or last.safetensors in the folder"):
         find_weight_file(run_dir)
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_weights_whose_header_has_the_length_of_a_pickle_are_weights(tmp_path, length):
+    """A file of safetensors begins with that number: 640 are the bytes of a pickle."""
+    file = tmp_path / "w.safetensors"
+    save_file({"w": torch.zeros(2)}, file, {"note": ""})
+    without = int.from_bytes(file.read_bytes()[:8], "little")
+    save_file({"w": torch.zeros(2)}, file, {"note": "x" * (length - without)})
+    assert int.from_bytes(file.read_bytes()[:8], "little") == length
+    assert find_weight_file(file) == file
 
 
 def refused(path: Path, word: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import http.server
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -154,6 +155,19 @@ def test_a_failure_leaves_no_half_a_video(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+def test_a_video_that_does_not_fit_is_one_line_and_no_file(tmp_path):
+    """OpenCV says nothing when the disk is full."""
+    video = write_video(tmp_path / "clip.mp4", 21)
+    free, limits = 1_000, resource.getrlimit(resource.RLIMIT_FSIZE)
+    clip = open_clip(arguments(video, tmp_path, json="-"))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (free, limits[1]))
+        assert "make room" in refusal(clip.annotate, answer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -188,6 +202,8 @@ def test_a_video_that_was_cut_gives_what_it_has(tmp_path, capsys):
 class Camera:
     """A stand-in for OpenCV's: it has three frames, then a person presses Ctrl-C."""
 
+    ended: type[BaseException] = KeyboardInterrupt
+
     def __init__(self, number: int):
         assert number == 7
         self.read_so_far = 0
@@ -203,15 +219,17 @@ class Camera:
 
     def read(self) -> tuple[bool, np.ndarray]:
         if self.read_so_far == 3:
-            raise KeyboardInterrupt
+            raise self.ended
         self.read_so_far += 1
         return True, frame(self.read_so_far - 1)
 
     def release(self) -> None: ...
 
 
-def test_a_camera_runs_until_it_is_interrupted(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("ended", [KeyboardInterrupt, SystemExit])  # Ctrl-C, SIGTERM
+def test_a_camera_runs_until_it_is_ended(tmp_path, monkeypatch, capsys, ended):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Camera, "ended", ended)
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     clip = open_clip(arguments(7, tmp_path, json="-"))
     monkeypatch.undo()
@@ -222,6 +240,20 @@ def test_a_camera_runs_until_it_is_interrupted(tmp_path, monkeypatch, capsys):
     assert [row["frame"] for row in rows] == [0, 1, 2]
     frames, rate = read_video(tmp_path / "camera7_annotated.mp4")
     assert ([number_of(one) for one in frames], rate) == ([0, 1, 2], 25)
+
+
+def test_the_seconds_of_a_camera_are_those_of_the_clock(tmp_path, monkeypatch, capsys):
+    """A model that takes longer than a frame must not make a film that runs too fast."""
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    clip = open_clip(arguments(7, tmp_path, json="-"))
+    monkeypatch.undo()
+    clip.annotate(lambda frames: time.sleep(0.4) or answer(frames))
+    times = [json.loads(line)["time"] for line in capsys.readouterr().out.splitlines()]
+    assert times[0] < 0.01 and all(0.4 <= b - a < 2 for a, b in zip(times, times[1:], strict=False))
+    frames, rate = read_video(tmp_path / "camera7_annotated.mp4")
+    seen = [number_of(one) for one in frames]
+    assert seen == sorted(seen) and set(seen) == {0, 1, 2}
+    assert len(frames) / rate == pytest.approx(times[-1], abs=0.1)
 
 
 def test_a_camera_that_is_not_there_is_one_line(tmp_path, monkeypatch):

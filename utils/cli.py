@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from utils.errors import UserError, near_settings
+from utils.errors import UserError, exit_on_sigterm, near_settings
 from utils.files import fits, path_text, read_json, shown
 from utils.setting_rules import PAIRS, RULES, Pair, complain, complain_of_options, complain_of_pairs
 
@@ -162,7 +162,7 @@ def run(main: Callable) -> typing.NoReturn:
     """Runs a script's `main`; a `UserError` ends in its lines on stderr and exit status 2."""
     debug, status = "--debug" in sys.argv, 0
     os.environ["MPLBACKEND"] = "agg"  # that of a notebook is not here, and nothing is shown
-    with safe_streams():
+    with safe_streams(), exit_on_sigterm():
         try:
             main()
             sys.stdout.flush()

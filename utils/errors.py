@@ -1,12 +1,18 @@
-"""Errors that the person at the keyboard can fix, what they meant, and code that they name."""
+"""Errors that the person at the keyboard can fix, what they meant, and code that they name.
 
+And how a program ends that is told to.
+"""
+
+import contextlib
 import difflib
 import importlib
 import inspect
 import os
 import re
+import signal
 import sys
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
 
 IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:name
 ALIASES = {  # setting -> its names in Ultralytics, detectron2 and Hugging Face
@@ -38,6 +44,31 @@ class UserError(Exception):
     The message is one line: what is wrong and what to do. Scripts print it on stderr and leave
     with exit status 2 (`utils.cli.run`).
     """
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end a program as Ctrl-C does: what it has is written, exit status 143.
+
+    Schedulers, `timeout` and `docker stop` send it. Who handles it already keeps to that.
+    """
+    owner = os.getpid()
+
+    def leave(number: int, frame) -> None:
+        if os.getpid() == owner:
+            sys.exit(128 + number)
+        signal.signal(number, signal.SIG_DFL)  # a process that was forked has nothing to write
+        os.kill(os.getpid(), number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

@@ -435,7 +435,7 @@ def _check_begin(path: Path) -> None:
         raise UserError(f"{path} is a web page, not a weight file; download it again")
     if begin.startswith(PACKED) and b"/data.pkl" not in begin:
         raise UserError(f"{path} is packed (zip, gzip, xz or bzip2); unpack it first")
-    if PICKLE.match(begin):
+    if PICKLE.match(begin) and begin[8:9] != b"{":  # the length of a header may begin so, too
         weights = path.with_name(IN_RUN[1])
         if path.suffix == ".ckpt" and weights.is_file():
             raise UserError(f"{path} is a checkpoint of a run; its weights are {weights} beside it")

@@ -6,7 +6,7 @@ without an entry in `SECTIONS` has no report.
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +21,10 @@ from infer.results import LEADING, Report
 from utils.categories import check_sigmas
 
 PAGE, FOLDER = "report.html", "report"
+FIGURES = re.compile(  # files that a report writes into the folder
+    "(precision_recall|confusion|errors|calibration|size_and_shape|overlap|joints"
+    r"|caption_scores|caption_lengths)\.png|(worst|best)_pictures_\d+\.jpg"
+)
 TITLES = {
     "detection": "Detection",
     "segmentation": "Segmentation",
@@ -53,7 +57,8 @@ def write_report(
 
     Args:
         source: of the images and their ground truth, see `dataset.tasks.Task`.
-        folder: report.html and the folder report go there; an earlier report is replaced.
+        folder: report.html and the folder report go there; an earlier report is replaced. Other
+            files in these folders stay.
         facts: what was evaluated, a few words each.
 
     Returns:
@@ -68,8 +73,9 @@ def write_report(
     sections.append(number_section(report))
     leading = {name: value for name, value in report.metrics.items() if name in LEADING}
     figures = folder / FOLDER
-    if figures.is_dir() and (folder / PAGE).is_file():
-        shutil.rmtree(figures)  # of an earlier report: other pictures may be the worst now
+    for old in figures.glob("*"):  # of an earlier report: it may have had more of them
+        if FIGURES.fullmatch(old.name) and old.is_file():
+            old.unlink()
     write_charts(figures, sections)
     facts = [*facts, f"{len(report.image_ids)} pictures"]
     write_page(folder / PAGE, f"{TITLES[task]}: evaluation", facts, leading, sections)
