@@ -56,7 +56,8 @@ class CFG:
     voc_sets: str = "2007:trainval,2012:trainval"
     voc_eval_sets: str = "2007:test"  # VOC image sets for evaluation, as YEAR:SPLIT
     classes: tuple[str, ...] = ()  # use only these class names; empty = all classes of the data
-    # True = train detection on images without objects, too; False = skip them (official)
+    # True = train detection on images without objects, too; False = skip them (official; VOC keeps
+    # them)
     keep_empty: bool = True
     train_limit: int = 0  # train on the first N images only, ordered by id; 0 = all
     eval_limit: int = 0  # evaluate the first N images only; 0 = all
@@ -302,7 +303,9 @@ class CFG:
     lr_schedule: str = "linear"
     warmup_epochs: float = 2.0  # epochs in which the learning rate grows from 0 to lr
     warmup_steps: int = 0  # length of the warm-up in steps; 0 = warmup_epochs
-    tail_steps: int = 0  # last steps of the training, in which the learning rate is constant
+    # last steps of the training, in which the learning rate is constant; that of exp@R goes on to
+    # fall (as officially)
+    tail_steps: int = 0
     end_lr_factor: float = 0.01  # final learning rate / lr
     # decoupled weight decay; every step multiplies it by the learning rate
     weight_decay: float = 0.05

@@ -62,6 +62,7 @@ KINDS = {
     "no_outline": Kind("objects without an outline", Level.LEFT_OUT),
     "only_crowds": Kind("categories that have only crowd annotations", Level.LEFT_OUT),
     "name_unused": Kind("unused categories with the name of another", Level.LEFT_OUT),
+    "label_alone": Kind("label files without a picture", Level.LEFT_OUT),
     "unlabelled": Kind("pictures without an annotation file", Level.LEFT_OUT),
     "empty_caption": Kind("empty captions", Level.LEFT_OUT),
     "id_twice": Kind("annotations with the id of another", Level.NOTED),

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 from config import PRESETS
 from utils.cli import load_settings, log, parser, run
+from utils.errors import UserError
 
 
 def main(argv=None) -> Path:
@@ -39,6 +40,8 @@ def main(argv=None) -> Path:
 
     # learn the pieces
     if args.captions is not None:
+        if not args.captions.is_file():
+            raise UserError(f"no file at --captions {args.captions}; name a captions_*.json")
         file = open_coco(args.captions, args.captions.parent, "captions")
     else:
         file = open_split(data_of(cfg) or cfg.coco_root, "train", "captions")

@@ -253,18 +253,28 @@ def _parts_of_file(path: Path) -> tuple[str, list[Part | CocoPart]]:
     coco = formats()["coco"]
     if coco.names_of(path):
         return coco.TITLE, [coco.make_part(ALL, {"": path}, path.parent)]
-    for module in formats().values():
-        if path.suffix.lower() in getattr(module, "FILES", ()):
-            if parts := module.find_parts(path):
-                return module.TITLE, parts
+    modules, problems = list(formats().values()), []
+    for module in modules:
+        if path.suffix.lower() in getattr(module, "FILES", ()) and (
+            parts := module.find_parts(path)
+        ):
+            return module.TITLE, parts
+    for module in modules:
+        if module is coco or path.suffix.lower() in getattr(module, "FILES", ()):
             continue
-        parts = module.find_parts(path.parent) if module is not coco else []
+        try:
+            parts = module.find_parts(path.parent)
+        except UserError as error:  # of other files beside it, perhaps
+            problems.append(error)
+            continue
         if chosen := [part for part in parts if path.resolve() == part.source.resolve()]:
             return module.TITLE, chosen
         if any(path in part.files for part in parts):
             raise UserError(
                 f"data: {path} is one file of a {module.TITLE} set; name its folder {path.parent}"
             )
+    if problems:
+        raise problems[0]
     raise UserError(f"data: {path} is neither a COCO file nor a data.yaml; {FORMATS_PAGE}")
 
 
@@ -347,9 +357,7 @@ def _choose(
     Args:
         side: whether it is that of validation, seed and share; None = all images.
     """
-    for image in images:
-        if not is_inside(image.file_name):  # of another computer
-            image.file_name = image.file_name.replace("\\", "/").rpartition("/")[2]
+    _settle_names(folder, source, images)
     if side is not None:
         is_val, seed, share = side
         chosen = pick_validation([image.file_name for image in images], seed, share)
@@ -365,6 +373,29 @@ def _choose(
     _fill_sizes(folder, images)
     # objects without keypoints among those that have some
     return images, [row for row in rows if bytes(getattr(row, "keypoints", b"[0]")) != b"[]"]
+
+
+def _settle_names(folder: Path, source: Path, images: Sequence[Image]) -> None:
+    """Gives images that are named as on another computer the name of their file in the folder.
+
+    Raises:
+        UserError: two of them are one file here.
+    """
+    foreign_names = [image.file_name for image in images if not is_inside(image.file_name)]
+    if not foreign_names:
+        return
+    files, taken = set(list_files(folder)), {}
+    for image in images:
+        stated = image.file_name
+        if not is_inside(stated):
+            parts = stated.replace("\\", "/").split("/")
+            tails = ("/".join(parts[first:]) for first in range(1, len(parts)))
+            image.file_name = next(filter(files.__contains__, tails), parts[-1])
+        if taken.setdefault(image.file_name, stated) != stated:
+            raise UserError(
+                f"{source}: {shown(taken[image.file_name])} and {shown(stated)} would both be "
+                f"{folder / image.file_name}; keep their folders, or rename one"
+            )
 
 
 def pick_validation(names: Sequence[str], seed: int, share: float) -> np.ndarray:

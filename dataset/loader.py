@@ -324,7 +324,7 @@ def _worker_arguments(num_workers: int, prefetch: int = 2) -> dict:
     num_workers = min(num_workers, num_cores())  # what is loaded does not depend on their number
     arguments = {
         "num_workers": num_workers,
-        "pin_memory": torch.cuda.is_available(),
+        "pin_memory": torch.cuda.is_initialized(),  # not for a model on the CPU beside a GPU
         # the loader draws a seed for its workers: not from the global generator, which resumes
         "generator": torch.Generator().manual_seed(0),
     }

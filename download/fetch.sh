@@ -158,6 +158,8 @@ read_arguments() {
         esac
         shift
     done
+    ONLY=${ONLY// /,}
+    [ -n "${ONLY//,/}" ] || die "--only needs a list of $PARTS"
     for part in ${ONLY//,/ }; do
         wanted "$part" "$PARTS" || die "--only takes a list of $PARTS, got $part"
     done

@@ -128,8 +128,8 @@ class TimmEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The transformer blocks; empty for models without them, such as CNNs."""
-        return list(getattr(self.backbone, "blocks", ()))
+        """The blocks, of all stages; empty for models that have none, such as ResNet."""
+        return list(_blocks_of(self.backbone))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> (B, S, C) with S = grid[0] * grid[1], row by row."""
@@ -151,6 +151,15 @@ class TimmEncoder(nn.Module):
         return backbone(images)[0] if self.is_pyramid else backbone.forward_features(images)
 
 
+def _blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """What timm calls `blocks`, wherever the model has them: in itself, in stages, in a wrapper."""
+    if isinstance(getattr(module, "blocks", None), nn.Module):
+        yield from module.blocks
+        return
+    for child in module.children():
+        yield from _blocks_of(child)
+
+
 def _drop_unused_stages(backbone: nn.Module) -> tuple[str, ...]:
     """Removes the stages behind the feature map that is used, where timm keeps and runs them.
 
@@ -168,7 +177,11 @@ def _drop_unused_stages(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
-    """Index of the last feature map with that stride."""
+    """Index of the last feature map with that stride, counted from the end: -1 is the last one.
+
+    From the start it would be another one where timm offers the last maps alone: of a ViT with 12
+    blocks those of the last three, so that index 2 of these is block 11, but block 2 of the model.
+    """
     import timm
 
     with torch.device("meta"):  # no memory, no initial values
@@ -178,7 +191,7 @@ def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
             f"encoder {name!r} has feature maps of strides {sorted(set(strides))}, not {stride}; "
             "use --set encoder_stride=... with one of them"
         )
-    return len(strides) - 1 - strides[::-1].index(stride)
+    return -1 - strides[::-1].index(stride)
 
 
 def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> nn.Module:

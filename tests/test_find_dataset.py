@@ -188,6 +188,34 @@ def test_pictures_that_are_nowhere_are_named(demo_set, tmp_path):
     assert "train_images=FOLDER" in line
 
 
+@pytest.mark.parametrize("top", ["/data", "D:\\\\data"])
+def test_names_of_another_computer_keep_the_folders_that_are_here(demo_set, tmp_path, top):
+    content = content_of(demo_set, "instances", "val")
+    for number, image in enumerate(content["images"]):
+        camera = f"cam{number % 2}"
+        place = tmp_path / "images" / camera / f"{number // 2:04}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(demo_set / "val2017" / image["file_name"], place)
+        image["file_name"] = f"{top}/set/{camera}/{place.name}"
+    write(tmp_path / "all.json", content)
+    given, found = CocoDetection(demo_set, "val"), CocoDetection(find_dataset(tmp_path), "all")
+    assert len(found) == len(given)
+    for i in range(len(found)):
+        assert found.image_path(i).parent.name == f"cam{i % 2}"
+        assert np.array_equal(found.objects(i)[0], given.objects(i)[0])
+    for picture in (tmp_path / "images" / "cam0").iterdir():
+        shutil.copy(picture, tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "cam0")
+    shutil.rmtree(tmp_path / "images" / "cam1")
+    with pytest.raises(UserError, match="would both be .*0000.jpg"):
+        CocoDetection(find_dataset(tmp_path), "all")
+
+
+def test_files_beside_a_yaml_file_do_not_matter(yolo):  # noqa: F811
+    (yolo / "labels.csv").write_text("image,label\n")
+    assert len(CocoDetection(find_dataset(yolo / "data.yaml"), "train")) == 2
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '{"images": 3}', '{"images": [], "annotations": 1}'])
 def test_other_json_files_are_passed_over(text, demo_set, tmp_path):
     root = roboflow(demo_set, tmp_path / "set")

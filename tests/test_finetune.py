@@ -1,6 +1,7 @@
 """Fine-tuning: what is picked from the data, and images with rare classes."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from dataset.sample import PerObject, RepeatRare, repeat_factors
 from tests.conftest import TINY
 from tests.training import losses, resume
 from train.engine import start
-from train.init_weights import pick_budget, pick_schedule
+from train.init_weights import pick_budget, pick_schedule, pick_settings
 from utils.cli import snapshot
 from utils.errors import UserError
 
@@ -59,10 +60,28 @@ def test_without_weights_there_is_no_fine_tuning(demo_set):
 
 @pytest.mark.parametrize("num_images", [0, 1, 5, 40, 300, 5000, 118_287])
 def test_a_schedule_fits_every_size(num_images):
-    picked = pick_schedule(num_images, 16)
+    picked = pick_schedule(num_images, 16, fewest=num_images)
     assert 1 <= picked["batch_size"] <= 16 and picked["batch_size"] <= max(num_images, 1)
     assert 8 <= picked["epochs"] <= 120 and 1 <= picked["eval_every"] <= picked["epochs"]
     assert 0 < picked["warmup_epochs"] < picked["epochs"] / 2
+
+
+def test_a_step_needs_no_more_images_than_there_are(settings, monkeypatch):
+    """Of the smallest task, with all processes and accumulated batches."""
+    assert pick_schedule(2000, 16, fewest=12)["batch_size"] == 1
+    run_dir = start(DETECTION, load_with([*settings, "accumulate_steps=3"]))
+    assert json.loads((run_dir / "settings.json").read_text())["batch_size"] == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tasks, cfg = ["detection", "captioning"], load_with([*settings, "accumulate_steps=5"])(None)
+    counts = {"detection": 4000, "captioning": 240}
+
+    def open_task(_, task):
+        rows = np.ones(counts[task], int)
+        return SimpleNamespace(image_ids=rows, objects_per_image=lambda: rows)
+
+    monkeypatch.setattr("train.init_weights._settings_of_tasks", lambda *_: {})
+    picked = pick_settings(cfg, tasks, open_task)
+    assert picked["batch_size"] == 240 // (2 * 5) // 8 and picked["epochs"] == 8
 
 
 def test_a_budget_holds_the_fullest_image_and_ends_at_100():

@@ -14,6 +14,7 @@ from dataset.coco_detection import CocoDetection
 from dataset.coco_keypoint import CocoKeypoints
 from dataset.find_dataset import find_dataset
 from utils.errors import UserError
+from utils.masks import mask_to_rle
 
 HEIGHT, WIDTH = 40, 80  # of all pictures
 GOOD = "0 0.5 0.5 0.25 0.5"  # a box
@@ -344,6 +345,52 @@ def test_a_damaged_pose_is_named(yolo, line):
     assert "labels/train/a.txt, line 2" in refusal(yolo)
 
 
+def test_a_part_that_is_not_there_is_not_another_folder(yolo):
+    """Lines of an export whose folders were moved must not come to mean all pictures."""
+    rest = "names: [cat, dog]\n"
+    save(yolo / "data.yaml", f"train: images/train\nval: images/val\ntest: ../test/images\n{rest}")
+    assert set(find_dataset(yolo).names) == {"train", "val"}
+    save(yolo / "data.yaml", f"train: ../train/images\nval: ../valid/images\n{rest}")
+    assert "../train/images" in refusal(yolo) and "is not in" in refusal(yolo)
+    save(yolo / "train.txt", "/home/me/set/train/a.png\n")
+    save(yolo / "a.png")
+    save(yolo / "data.yaml", f"train: train.txt\nval: images/val\n{rest}")
+    assert "train.txt" in refusal(yolo)
+
+
+@pytest.mark.parametrize(
+    ("picture", "label"),
+    [("IMG_1.JPG", "img_1.txt"), ("e\u0301 a.png", "\u00e9 a.txt"), ("x.jfif", "x.txt")],
+)
+def test_a_label_file_may_be_spelt_as_another_system_does(yolo, picture, label):
+    save(yolo / "images/train/a.png").rename(yolo / "images/train" / picture)
+    (yolo / "labels/train/a.txt").rename(yolo / "labels/train" / label)
+    found = [row for row in rows(yolo, "train") if row[0] == picture]
+    assert [row[1:] for row in found] == [("cat", GOOD_BOX), ("dog", [0, 0, 40, 20])]
+
+
+def test_label_files_without_a_picture_are_counted(yolo):
+    """As after an incomplete copy; lists of classes and notes are none."""
+    save(yolo / "labels/train/gone.txt", GOOD)
+    save(yolo / "labels/train/classes.txt", "cat\ndog\n")
+    save(yolo / "labels/train/empty.txt", "")
+    save(yolo / "images/train/notes.txt", "five words that are none\n")
+    errors = CocoDetection(find_dataset(yolo), "train").annotation_errors
+    assert errors.counts["label_alone"] == 1 and "gone.txt" in errors.notice()
+    assert "label_alone" not in CocoDetection(find_dataset(yolo), "val").annotation_errors.counts
+
+
+def test_a_picture_that_was_resized_is_looked_at_again(yolo, monkeypatch, tmp_path):
+    """What was read is kept for the next time; boxes are shares of the picture as it is."""
+    monkeypatch.setattr("utils.array_cache.MANY", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert rows(yolo)[0] == ("a.png", "cat", GOOD_BOX)
+    for picture in yolo.rglob("*.png"):
+        Image.new("RGB", (WIDTH // 2, HEIGHT // 2)).save(picture)
+    assert any((tmp_path / "cache").rglob("*.*")), "it was kept"
+    assert rows(yolo)[0] == ("a.png", "cat", [side / 2 for side in GOOD_BOX])
+
+
 # ---- LabelMe -----------------------------------------------------------------------------------
 
 
@@ -429,6 +476,40 @@ def test_a_damaged_labelme_shape_is_named_and_can_be_left_out(tmp_path, shape):
     assert "a.json, shape 2: " in refusal(tmp_path)
     expected = [(f"{name}.png", "cat", GOOD_BOX) for name in "ab"]
     assert rows(tmp_path, "all", skip=True) == expected
+
+
+def test_labelme_parts_are_those_of_the_folders(tmp_path):
+    """Wherever they are, and whatever other JSON files lie about."""
+    for number, part in enumerate(("train", "val", "test")):
+        labelme(tmp_path / "images" / part, [BOX], f"{number}")
+    save(tmp_path / "dataset-metadata.json", {"title": "of another tool"})
+    data = find_dataset(tmp_path)
+    assert set(data.names) == {"train", "val", "test"}
+    assert rows(tmp_path, "train") == [("0.png", "cat", GOOD_BOX)]
+    labelme(tmp_path, [BOX], "stray")
+    assert "stray.json is in none of the parts" in refusal(tmp_path)
+
+
+def test_labelme_pictures_beside_come_before_those_of_other_folders(tmp_path):
+    """A pair was renamed; its file still states the old name, which another folder has."""
+    labelme(tmp_path / "c", [BOX | {"label": "dog"}], "old")
+    labelme(tmp_path / "b", [BOX], "old")
+    for suffix in ("png", "json"):
+        (tmp_path / f"b/old.{suffix}").rename(tmp_path / f"b/new.{suffix}")
+    assert rows(tmp_path, "all") == [("new.png", "cat", GOOD_BOX), ("old.png", "dog", GOOD_BOX)]
+    (tmp_path / "b/new.png").unlink()
+    assert "has the same picture, c/old.png" in refusal(tmp_path)
+
+
+def test_labelme_shapes_to_ignore_are_left_out(tmp_path):
+    labelme(tmp_path, [BOX, BOX | {"label": "__ignore__"}])
+    for text in (None, "__ignore__\ncat\n"):
+        if text:
+            save(tmp_path / "labels.txt", text)
+        source = CocoDetection(find_dataset(tmp_path), "all")
+        assert list(source.categories.names.values()) == ["cat"]
+        assert source.annotation_errors.counts["shape"] == 1
+        assert rows(tmp_path, "all") == [("a.png", "cat", GOOD_BOX)]
 
 
 def test_labelme_files_in_parts_and_paths_of_windows(tmp_path):
@@ -570,10 +651,30 @@ DATUMARO_BOX = {"type": "bbox", "label_id": 0, "bbox": [30, 10, 20, 20], "group"
         {"type": "polygon", "label_id": 0, "points": [30, 10, 50, 10, 50, 30, 30, 30]},
         {"type": "rotated_bbox", "label_id": 0, "points": [40, 20, 20, 20, 90]},
         {"type": "ellipse", "label_id": 0, "points": [30, 10, 50, 30]},
+        # as CVAT has it: turned around its centre
+        DATUMARO_BOX | {"attributes": {"rotation": 0.0}},
+        DATUMARO_BOX | {"attributes": {"rotation": 270.0}},
     ],
 )
 def test_datumaro_shapes(tmp_path, shape):
     assert rows(datumaro(tmp_path, [shape]), "all") == [("a.png", "cat", GOOD_BOX)]
+
+
+def test_a_turned_box_of_cvat_in_datumaro_is_turned(tmp_path):
+    shape = DATUMARO_BOX | {"bbox": [35, 5, 10, 30], "attributes": {"rotation": 90.0}}
+    assert rows(datumaro(tmp_path, [shape]), "all") == [("a.png", "cat", [25, 15, 55, 25])]
+
+
+def test_a_mask_and_a_polygon_of_a_picture_whose_size_is_not_stated(tmp_path):
+    square = np.zeros((HEIGHT, WIDTH), bool)
+    square[10:30, 30:40] = True
+    rle = mask_to_rle(square)
+    mask = {"type": "mask", "label_id": 0, "group": 1, "rle": rle}
+    polygon = {"type": "polygon", "label_id": 0, "points": [40, 10, 50, 10, 50, 30, 40, 30]}
+    folder = datumaro(tmp_path, [mask, polygon | {"group": 1}])
+    assert rows(folder, "all") == [("a.png", "cat", GOOD_BOX)]
+    other = mask | {"rle": mask_to_rle(square[:20])}
+    assert "several sizes" in refusal(datumaro(tmp_path, [mask, other]))
 
 
 def test_skeletons_as_cvat_writes_them_for_datumaro(tmp_path):

@@ -91,6 +91,37 @@ def test_tokens_follow_the_picture_row_by_row(name):
     assert difference.argmax().item() == encoder.grid[1] - 1
 
 
+@pytest.mark.parametrize(
+    ("name", "stride", "count"),
+    [
+        ("test_vit", None, 6),
+        ("test_vit", 16, 6),  # timm wraps it to get one feature map
+        ("swin_tiny_patch4_window7_224", None, 12),
+        ("convnext_atto", None, 12),
+        ("convnext_atto", 16, 10),  # without the last stage
+        ("resnet18", 16, 0),
+    ],
+)
+def test_the_blocks_of_an_encoder_are_found_in_its_stages(name, stride, count):
+    """They are recomputed, or sharded, one by one."""
+    with torch.device("meta"):
+        encoder = TimmEncoder(name, (224, 224), stride=stride)
+    blocks = encoder.blocks
+    assert len(blocks) == len({id(block) for block in blocks}) == count
+    inside = {id(m) for block in blocks for part in block.children() for m in part.modules()}
+    assert not inside & {id(block) for block in blocks}, "none is a part of another"
+
+
+def test_a_stride_takes_the_last_feature_map_that_has_it():
+    """All blocks of a ViT have one stride: with it, it is the whole ViT, without the last norm."""
+    torch.manual_seed(0)
+    whole = TimmEncoder("test_vit", (64, 96)).eval()
+    encoder = TimmEncoder("test_vit", (64, 96), stride=16).eval()
+    encoder.backbone.model.load_state_dict(whole.backbone.state_dict(), strict=False)
+    images = torch.rand(2, 3, 64, 96)
+    torch.testing.assert_close(whole.backbone.norm(encoder(images)), whole(images))
+
+
 def test_an_unknown_encoder_names_the_nearest():
     with pytest.raises(UserError, match="no encoder 'resnet5'.*resnet50"):
         build_model(ModelConfig(encoder="resnet5"))

@@ -11,7 +11,7 @@ from tests.conftest import TINY
 from tokenizer.vocabulary import Vocabulary
 from train.build import build_model_of_run
 from train.engine import train
-from train.init_weights import start_from
+from train.init_weights import settings_of_weights, start_from
 from train.settings import build_tokenizers, build_vocabulary
 from utils.categories import Categories
 from utils.cli import snapshot
@@ -82,6 +82,32 @@ def test_a_bin_takes_the_row_of_the_nearest(num_bins):
         nearest = min(range(len(old)), key=lambda j, place=place: abs(j / (len(old) - 1) - place))
         assert torch.equal(new[i], old[nearest])
     assert torch.equal(class_row(model, "red"), class_row(given, "red"))
+
+
+@pytest.mark.parametrize("stride", ["none", "16"])
+def test_positions_of_a_timm_transformer_are_interpolated(stride):
+    """timm keeps them one level deeper where one feature map is asked for."""
+    given = make(f"encoder_stride={stride}", seed=1)
+    model = make(f"encoder_stride={stride}", "img_size=96", seed=2)
+    assert given.config.image_size != model.config.image_size
+    report = start_from(model, given)
+    assert any(name.endswith("pos_embed") for name in report.adapted) and not report.mismatched
+
+
+def test_sine_and_cosine_positions_keep_their_codes(tmp_path):
+    """They are stretched over the length, which otherwise follows the budget of objects."""
+    given = make("decoder_positions=sin_cos", "max_objects=20", seed=1)
+    save_model(given, tmp_path / "w.safetensors")
+    assert settings_of_weights(tmp_path / "w.safetensors")["max_len"] == given.config.max_len
+    learned = make(seed=1)
+    save_model(learned, tmp_path / "w.safetensors")
+    assert "max_len" not in settings_of_weights(tmp_path / "w.safetensors")
+    kept = ("decoder_positions=sin_cos", f"max_len={given.config.max_len}", "max_objects=7")
+    model = make(*kept, seed=2)
+    start_from(model, given)
+    assert torch.equal(model.decoder.positions, given.decoder.positions)
+    with pytest.raises(UserError, match="that the tasks need; set max_len="):
+        make(*kept[:2], "max_objects=40")
 
 
 @pytest.mark.parametrize("added", [True, False])

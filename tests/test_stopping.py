@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from benchmarks.kill_test import compare
 from config import CFG
+from infer.tasks import evaluate_task
 from tests.conftest import TINY
 from tests.training import StopAt, losses, metrics, resume
 from train.engine import train
@@ -127,7 +129,30 @@ def test_a_run_whose_time_is_up_is_evaluated(settings, monkeypatch, stop):
     rows = [row for row in metrics(run) if any(name.startswith("val/") for name in row)]
     assert {row["step"] for row in rows} >= {stop}
     saved = torch.load(run / "last.ckpt", weights_only=True)
-    assert saved["evaluated"] == (stop // 3 * 3 or -1), "an extra look leaves no trace in the state"
+    assert saved["evaluated"] == (stop // 3 * 3 or -1), "an extra look is not a due one"
+    assert saved["best_step"] == stop or saved["best_step"] == saved["evaluated"]
+
+
+def test_the_best_weights_of_a_run_whose_time_was_up_are_not_replaced_by_worse(
+    settings, monkeypatch
+):
+    """The extra evaluation finds 0.9, the due one of the run that goes on 0.1."""
+    real, values = evaluate_task, iter([0.9] * len(TASKS) + [0.1] * 99)
+
+    def scored(*args, **kwargs):
+        report, value = real(*args, **kwargs), next(values)
+        return replace(report, metrics=dict.fromkeys(report.metrics, value))
+
+    monkeypatch.setattr("train.validate.evaluate_task", scored)
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine.StopSignal", lambda _: StopAt(1))
+        run = train(snapshot(CFG, [*settings, "max_steps=3"]), TASKS)
+    best = (run / "best.safetensors").read_bytes()
+    resume([], TASKS, run)
+    saved = torch.load(run / "last.ckpt", weights_only=True)
+    assert (saved["step"], saved["evaluated"], saved["best_step"]) == (3, 3, 1)
+    assert saved["best"] == pytest.approx(0.9)
+    assert (run / "best.safetensors").read_bytes() == best
 
 
 # ---- curves ------------------------------------------------------------------------------------

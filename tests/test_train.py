@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from config import CFG, VocCFG
+from dataset.loader import build_eval_loader
 from infer.predictor import Predictor
 from models import load_model
 from models.decode_step.native import obstacle
@@ -29,7 +30,9 @@ from train.checkpoint import load_checkpoint
 from train.engine import train
 from train.loss import token_losses, weighted_mean
 from train.optim import build_optimizer, lr_factor
+from train.state import rng_state
 from utils.cli import snapshot
+from utils.devices import pick_device
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -314,6 +317,42 @@ def test_a_wrong_setting_is_told_before_any_data_is_opened(tmp_path, override, m
     with pytest.raises(UserError, match=message) as error:
         train(snapshot(CFG, overrides), ["detection"])
     assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "train_limit", "eval_limit", "trained", "judged"),
+    [
+        ("val", 5, 2, 5, 2),
+        ("train", 5, 2, 5, 2),
+        ("train", 2, 5, 2, 2),
+        ("train", 0, 3, 14, 3),
+        ("train", 3, 0, 3, 3),
+    ],
+)
+def test_limits_count_on_either_split(
+    demo_set, tmp_path, split, train_limit, eval_limit, trained, judged
+):
+    limits = (f"eval_split={split}", f"train_limit={train_limit}", f"eval_limit={eval_limit}")
+    cfg = snapshot(CFG, [*settings(demo_set, tmp_path), *limits])
+    sources = (train_build.build_source_of(cfg, "detection", train=t) for t in (True, False))
+    assert [len(source) for source in sources] == [trained, judged]
+
+
+def test_a_tail_leaves_steps_to_lower_the_rate(demo_set, tmp_path):
+    more = ("max_steps=5", "warmup_steps=2", "tail_steps=3")
+    with pytest.raises(UserError, match="tail_steps=3 leaves no step .* 5, 2 of them warm-up"):
+        train(snapshot(CFG, settings(demo_set, tmp_path, *more)), ["detection"])
+
+
+def test_a_training_on_the_cpu_touches_no_gpu(monkeypatch):
+    """It may be full, or somebody else's."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: pytest.fail("CUDA was initialised"))
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", torch.cuda.init)
+    assert pick_device("cpu") == torch.device("cpu")
+    assert rng_state()["cuda"] == []
+    loader = build_eval_loader([], batch_size=1, num_workers=0)
+    assert not loader.pin_memory
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,9 @@ def build_source_of(cfg, task: str, *, train: bool):
     options |= settings.train_source if train else settings.eval_source
     of_train = train or cfg.eval_split == "train"
     root, split = place_of_data(cfg, cfg.dataset, "train" if train else cfg.eval_split)
-    limit = cfg.train_limit if of_train else cfg.eval_limit
-    source = build_source(task, cfg.dataset, root, split, limit=limit or None, **options)
+    limits = [cfg.train_limit] * of_train + [cfg.eval_limit] * (not train)
+    limit = min(filter(None, limits), default=None)
+    source = build_source(task, cfg.dataset, root, split, limit=limit, **options)
     settings.check_source(source)  # now, not after the first epoch
     return source
 
@@ -318,6 +319,11 @@ def count_run_steps(cfg, task_streams: dict[str, TaskStream], sources: dict) -> 
     warmup = min(wanted, total // 2)  # officially never shortened
     if warmup < wanted:
         log(f"the warm-up is shortened from {wanted} to {warmup} steps, half of the run")
+    if 0 < total - warmup <= cfg.tail_steps:
+        raise UserError(
+            f"tail_steps={cfg.tail_steps} leaves no step to lower the learning rate: the run has "
+            f"{total}, {warmup} of them warm-up; set fewer"
+        )
     return Steps(epoch, total, warmup)
 
 
@@ -401,6 +407,11 @@ def build_state(
     ema = average_of(model, cfg.ema_decay)  # before the model is sharded
     if cfg.recompute_activations:
         recompute_activations(model.blocks)
+    if (cfg.recompute_activations or cfg.fsdp) and not getattr(model.encoder, "blocks", ()):
+        log(
+            f"notice: recompute_activations and fsdp save memory in the decoder alone: "
+            f"{cfg.encoder} has no blocks"
+        )
     wrapped = parallelise(model, world, fsdp=cfg.fsdp)
 
     # Optimiser and schedule; the rate may follow the images of a step.

@@ -217,7 +217,8 @@ class Saver:
         All processes have to call it, the first one writes. The checkpoint comes last: once it is
         there, everything is. One of the same step (before its evaluation) is replaced.
         """
-        if self._saved == (state.step, state.evaluated):
+        now = state.step, state.evaluated, state.best_step
+        if self._saved == now:
             return
         is_main = state.world.is_main
         model = whole_model(state.model, keep=is_main, device=torch.device("cpu"))
@@ -227,4 +228,4 @@ class Saver:
                 save_model(state.ema.module, self.run_dir / "last_ema.safetensors")
         again = self._saved is not None and self._saved[0] == state.step
         save_checkpoint(self.run_dir, state, keep=self.keep, rotate=not again)
-        self._saved, self._since = (state.step, state.evaluated), time.monotonic()
+        self._saved, self._since = now, time.monotonic()

@@ -224,8 +224,8 @@ def _loop(run: Run, saver: Saver) -> None:
 def _end_in_time(sitting: Sitting, reason: str) -> None:
     """Saves and evaluates a run whose time is up.
 
-    An evaluation that is not due leaves no trace in the checkpoint: the run that goes on is the
-    same as one that never stopped.
+    Of an evaluation that is not due the checkpoint knows only which weights are the best: a worse
+    evaluation must not replace them. Otherwise the run that goes on is that which never stopped.
     """
     run, saver, progress = sitting.run, sitting.saver, sitting.progress
     state, run_dir = run.state, saver.run_dir
@@ -235,7 +235,10 @@ def _end_in_time(sitting: Sitting, reason: str) -> None:
         progress.evaluation(_evaluate_and_save(sitting))
         saver.save(state)
     elif state.evaluated < state.step:
+        evaluated, stale = state.evaluated, state.stale
         progress.evaluation(evaluate(run, sitting.records, run_dir, sitting.stop))
+        state.evaluated, state.stale = evaluated, min(stale, state.stale)
+        saver.save(state)
 
 
 def train_epoch(sitting: Sitting) -> tuple[float, float]:

@@ -5,6 +5,7 @@ of CFG and preset; what a person gives with `--config` and `--set` replaces them
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ from utils.files import find_weight_file, path_text
 
 TOKEN_TABLES = ("decoder.token_embedding", "decoder.output_embedding", "decoder.output_bias")
 IMAGE_POSITIONS = (
-    *("encoder.backbone.pos_embed", "encoder.transformer.positions"),
+    *("encoder.backbone.pos_embed", "encoder.backbone.model.pos_embed"),
+    "encoder.transformer.positions",
     *("projection.positions", "decoder.memory_positions"),
 )
 FUNCTION = ("decoder_norm", "num_heads")  # other values fit, and compute something else
@@ -73,20 +75,21 @@ def pick_settings(cfg, tasks: Sequence[str], open_task: Callable) -> dict[str, o
     """Chooses settings for these data and weights.
 
     Args:
-        cfg: settings with `init_weights`; of what is given there only the data and the largest
-            batch count.
+        cfg: settings with `init_weights`; of what is given there the data, the largest batch and
+            `accumulate_steps` count.
         open_task: see `start_settings`.
     """
     file = find_init_weights(cfg.init_weights)
     config, meta = read_header(file)
     picked = _settings_of_tasks(read_meta(meta, config, str(file)).tasks, tasks)
-    num_images = 0
+    counts = []  # images of each task
     for task in tasks:
         source = open_task(cfg, task)
-        num_images = max(num_images, len(source.image_ids))
+        counts.append(len(source.image_ids))
         if task == "detection":
             picked["max_objects"] = pick_budget(source.objects_per_image())
-    picked |= pick_schedule(num_images, cfg.batch_size)
+    parts = cfg.accumulate_steps * int(os.environ.get("WORLD_SIZE", 1))  # batches of a step
+    picked |= pick_schedule(max(counts), cfg.batch_size, fewest=min(counts) // parts)
     small = count_parameters(config) < SMALL
     picked["lr"] = LEARNING_RATES[0] if small else LEARNING_RATES[1]
     return picked
@@ -98,13 +101,14 @@ def pick_budget(objects_per_image: np.ndarray) -> int:
     return min(max(most + 2, round(most * SPARE_OBJECTS)), MOST_OBJECTS)
 
 
-def pick_schedule(num_images: int, batch_size: int) -> dict[str, object]:
+def pick_schedule(num_images: int, batch_size: int, *, fewest: int) -> dict[str, object]:
     """Chooses batch size, epochs, warm-up and evaluations of a run.
 
     Args:
         batch_size: the largest that may be.
+        fewest: images of the smallest task, of one process and one of the accumulated batches.
     """
-    batch_size = max(min(batch_size, num_images // STEPS), 1)
+    batch_size = max(min(batch_size, fewest // STEPS), 1)
     low, high = EPOCHS
     epochs = min(max(round(IMAGES_SHOWN / max(num_images, 1)), low), high)  # 0: refused later
     return {
@@ -160,8 +164,8 @@ def find_init_weights(path: Path) -> Path:
 def settings_of_weights(path: Path) -> dict[str, object]:
     """The settings that a weight file decides: model, image size, bins, pieces of captions.
 
-    Not dropout, which belongs to a training, and not the length of the decoder, which follows the
-    tasks.
+    Not dropout, which belongs to a training. The length of the decoder follows the tasks, except
+    with sine and cosine positions: in another length each position has another code.
 
     Raises:
         UserError: it is no weight file of ours.
@@ -169,7 +173,8 @@ def settings_of_weights(path: Path) -> dict[str, object]:
     path = find_init_weights(path)
     config, meta = read_header(path)
     record = read_meta(meta, config, str(path))
-    values = {k: v for k, v in vars(config).items() if k not in (*RATES, "max_len")}
+    left_out = RATES if config.decoder_positions == "sin_cos" else (*RATES, "max_len")
+    values = {k: v for k, v in vars(config).items() if k not in left_out}
     if (config.image_mean, config.image_std) == image_statistics(config.encoder):
         values |= {"image_mean": None, "image_std": None}  # they go without saying
     values |= {"num_bins": record.vocab.num_bins, "resize_mode": record.resize_mode}

@@ -62,7 +62,8 @@ def lr_factor(
     Args:
         schedule: "linear" and "cosine" decay to `end_factor`; "cosine@R" takes the first share R
             of the cosine; "exp@R" decays to R, and further after the end; "constant".
-        tail_steps: steps at the end for which the rate stays as it is.
+        tail_steps: steps at the end for which the rate stays as it is; that of "exp@R" goes on to
+            fall, as officially.
     """
     # Warm-up.
     shape, parameter = parse_schedule(schedule)

@@ -50,7 +50,7 @@ def rng_state() -> dict:
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),  # uint32 does not travel
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 
@@ -322,8 +322,9 @@ class TrainState:
         wanted = [{key: group[key] for key in kept if key in group} for group in groups]
         load_whole_model(self.model, values["model"])
         load_whole_optimizer(self.optimizer, values["optimizer"])
-        for name in ("scheduler", "scaler"):
-            getattr(self, name).load_state_dict(values[name])
+        self.scheduler.load_state_dict(values["scheduler"])
+        if values["scaler"]:  # saved without fp16, as on another GPU: it starts anew
+            self.scaler.load_state_dict(values["scaler"])
         for group, options in zip(self.optimizer.param_groups, wanted, strict=True):
             group |= options
         self._set_rates([options["initial_lr"] for options in wanted])

@@ -34,11 +34,13 @@ MATMUL_PRECISIONS = ("highest", "high", "medium")  # those of `torch.set_float32
 def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one, else the CPU. A numbered GPU becomes the current one.
 
+    CUDA is in use from then on; loaders pin their memory if it is.
+
     Raises:
         UserError: no device of that name here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -50,11 +52,13 @@ def pick_device(name: str) -> torch.device:
         )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # otherwise what asks for no device goes to the first
+    if device.type == "cuda":
+        torch.cuda.init()
     return device
 
 
 def set_matmul_precision(name: str) -> None:
-    """How exact products of float32 are in this process, one of `MATMUL_PRECISIONS`.
+    """How exact products and convolutions of float32 are here, one of `MATMUL_PRECISIONS`.
 
     Raises:
         UserError: there is no such precision.
@@ -64,6 +68,7 @@ def set_matmul_precision(name: str) -> None:
             f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {name!r}"
         )
     torch.set_float32_matmul_precision(name)
+    torch.backends.cudnn.allow_tf32 = name != "highest"  # convolutions have a switch of their own
 
 
 def num_cores() -> int:
@@ -109,9 +114,9 @@ def memory_errors(device: torch.device) -> Iterator[None]:
         if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu):
             raise
         raise UserError(
-            f"out of memory on {device}: in training halve batch_size and double accumulate_steps "
-            "(the same training), or set recompute_activations=true, amp=bf16, fsdp=true (several "
-            "GPUs); anywhere use a smaller img_size or eval_batch_size"
+            f"out of memory on {device}: in training halve batch_size (or those of the tasks) and "
+            "double accumulate_steps (the same training), or set recompute_activations=true, "
+            "amp=bf16, fsdp=true (several GPUs); anywhere use a smaller img_size or eval_batch_size"
         ) from error
 
 

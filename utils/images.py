@@ -23,7 +23,8 @@ from PIL import Image, UnidentifiedImageError
 from utils.errors import UserError, one_line
 from utils.files import foreign, nearest_path, shown
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".gif", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo")
+SUFFIXES += (".gif", ".ppm", ".jp2")
 MAX_PIXELS = 178_956_970  # of a picture; Pillow, too, refuses what is larger
 MAX_SIDE = 65_535  # pixels; a JPEG cannot be longer
 ADDRESS = re.compile(r"(?:https?|ftp|s3|gs|file):/", re.IGNORECASE)  # `Path` leaves one slash

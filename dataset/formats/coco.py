@@ -196,12 +196,17 @@ def _endings(path: Path) -> list[str]:
 
 
 def _count(folder: Path, names: Sequence[str]) -> int:
-    """How many of these pictures lie in a folder, under this name or its last part."""
+    """How many of these pictures lie in a folder; those of the whole name count twice.
+
+    Names of another computer may have their last parts alone here.
+    """
     found = 0
     for name in names:
-        plain = name.replace("\\", "/")
+        parts = name.replace("\\", "/").split("/")
+        tails = ("/".join(parts[first:]) for first in range(1, len(parts)))
         try:
-            found += 2 * (folder / plain).is_file() or (folder / plain.split("/")[-1]).is_file()
+            whole = (folder / "/".join(parts)).is_file()
+            found += 2 * whole or any((folder / tail).is_file() for tail in tails)
         except (OSError, ValueError):  # too long, or no name at all
             continue
     return found

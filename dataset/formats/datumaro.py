@@ -212,8 +212,13 @@ def _read_shape(row: dict, label: _Label, names: Sequence[str]) -> Shape | None:
 
 
 def _box(row: dict, label: _Label, names: Sequence[str]) -> dict:
+    """Left, top, width, height; CVAT adds how it is turned around its centre."""
     x, y, width, height = check_numbers(row.get("bbox"), 4).tolist()
-    return {"box": (x, y, x + width, y + height)}
+    box, attributes = (x, y, x + width, y + height), row.get("attributes")
+    degrees = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0
+    if fits(degrees, float) and degrees % 360:
+        return {"parts": (turned_box(box, degrees),)}
+    return {"box": box}
 
 
 def _turned(row: dict, label: _Label, names: Sequence[str]) -> dict:

@@ -68,7 +68,12 @@ class Document:
             where: these shapes in messages.
         """
         image = self._images[-1]
-        for shape in join_groups(shapes, (image["height"], image["width"])):
+        try:
+            joined = join_groups(shapes, (image["height"], image["width"]))
+        except ValueError as error:
+            errors.add("outline", where, str(error))
+            return
+        for shape in joined:
             row = _as_row(shape)
             if row is None:
                 errors.add("no_area", where, f"a shape of {self._name(shape.label)}")
@@ -97,7 +102,10 @@ def join_groups(shapes: Iterable[Shape], size: tuple[int, int]) -> list[Shape]:
     the players of a team. Its shapes then stay apart.
 
     Args:
-        size: (H, W) of the image.
+        size: (H, W) of the image, zeros if that is not known.
+
+    Raises:
+        ValueError: masks of one object have several sizes.
     """
     groups: dict[object, list[Shape]] = defaultdict(list)
     for number, shape in enumerate(shapes):
@@ -117,7 +125,10 @@ def _joined(shapes: Sequence[Shape], size: tuple[int, int]) -> Shape:
     masks = [rle_to_mask(shape.rle) for shape in shapes if shape.rle is not None]
     rle = None
     if masks:
-        masks += [rle_to_mask(polygons_to_rle(parts, size))] if parts else []
+        sizes = {mask.shape for mask in masks}
+        if len(sizes) > 1:
+            raise ValueError(f"the masks of a group have several sizes, {sorted(sizes)}")
+        masks += [rle_to_mask(polygons_to_rle(parts, masks[0].shape))] if parts else []
         rle, parts = mask_to_rle(np.logical_or.reduce(masks)), ()
     box = next((shape.box for shape in shapes if shape.box is not None), None)
     points = next((shape.points for shape in shapes if shape.points is not None), None)

@@ -48,10 +48,8 @@ def find_parts(folder: Path) -> list[Part]:
     if not any(_is_labelme(folder / name) for name in names[:LOOKED_AT]):
         return []
     parts: dict[str, list[str]] = {}
-    tops = {name: part_of(name.split("/")[0]) if "/" in name else None for name in names}
-    divided = all(top in NAMES for top in tops.values())
-    for name in names:
-        parts.setdefault(tops[name] if divided else ALL, []).append(name)
+    for name, part in _parts_of(folder, names).items():
+        parts.setdefault(part, []).append(name)
     labels = folder / LABELS
     return [
         Part(
@@ -63,6 +61,25 @@ def find_parts(folder: Path) -> list[Part]:
         )
         for part, files in parts.items()
     ]
+
+
+def _parts_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """JSON file -> its part: the first folder on its way that is called like one.
+
+    Raises:
+        UserError: some files of LabelMe are in a part, and some are in none.
+    """
+    ways = {name: map(part_of, name.split("/")[:-1]) for name in names}
+    parts = {name: next((p for p in way if p in NAMES), ALL) for name, way in ways.items()}
+    if set(parts.values()) == {ALL}:
+        return parts
+    outside = next((n for n, p in parts.items() if p == ALL and _is_labelme(folder / n)), None)
+    if outside is not None:
+        raise UserError(
+            f"{folder}: {outside} is in none of the parts ({', '.join(NAMES)}), as others are; "
+            "move it into the folder of one"
+        )
+    return {name: part for name, part in parts.items() if part != ALL}  # not those of other tools
 
 
 def _is_json(name: str) -> bool:
@@ -89,13 +106,16 @@ def _read(
     contents = {name: content for name, content in contents.items() if content is not None}
     classes = _classes(folder, contents)
     document = Document([{"id": i, "name": name} for name, i in classes.items()])
-    pictures = set(list_pictures(folder))
+    pictures, taken = _Pictures(list_pictures(folder)), {}
     for name in filter(contents.__contains__, names):
         content = contents[name]
-        picture = _picture(name, content["imagePath"], pictures)
+        picture = pictures.find(name, content["imagePath"])
         if picture is None:
             path = shown(content["imagePath"])
             errors.add("image_missing", name, f"its picture {path} is not in {folder}")
+            continue
+        if taken.setdefault(picture, name) != name:
+            errors.add("label_file", name, f"{taken[picture]} has the same picture, {picture}")
             continue
         sides = (content.get("imageHeight"), content.get("imageWidth"))
         stated = all(type(side) is int and 0 < side <= MAX_SIDE for side in sides)
@@ -136,22 +156,33 @@ def _classes(folder: Path, contents: dict[str, dict]) -> dict[str, int]:
     else:
         shapes = (s for content in contents.values() for s in content["shapes"])
         labels = (s.get("label") for s in shapes if isinstance(s, dict))
-        names = sorted({normal_form(each.strip()) for each in labels if isinstance(each, str)})
+        found = {normal_form(each.strip()) for each in labels if isinstance(each, str)}
+        names = sorted(found.difference(NO_CLASSES))
     return {name: i for i, name in enumerate(names, 1)}
 
 
-def _picture(json_name: str, image_path: str, pictures: set[str]) -> str | None:
-    """The picture of a JSON file: what it states, or the one that is called as it is."""
-    above = os.path.dirname(json_name)
-    path = PureWindowsPath(image_path).as_posix()
-    stated = os.path.normpath(os.path.join(above, path))
-    beside = os.path.join(above, os.path.basename(path))
-    stems = (p for p in pictures if os.path.splitext(p)[0] == os.path.splitext(json_name)[0])
-    for name in (stated, beside):
-        if name in pictures:
-            return name
-    last = [name for name in pictures if os.path.basename(name) == os.path.basename(path)]
-    return last[0] if len(last) == 1 else next(stems, None)
+class _Pictures:
+    """The pictures of a folder, to find those of JSON files."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = set(names)
+        self.stems = {os.path.splitext(name)[0]: name for name in names}
+        self.last: dict[str, list[str]] = {}  # last part of a name -> the names
+        for name in names:
+            self.last.setdefault(os.path.basename(name), []).append(name)
+
+    def find(self, json_name: str, image_path: str) -> str | None:
+        """What the file states, or a picture beside it, or the only one elsewhere of that name."""
+        above = os.path.dirname(json_name)
+        path = PureWindowsPath(image_path).as_posix()
+        last = os.path.basename(path)
+        for place in (path, last):
+            if (name := os.path.normpath(os.path.join(above, place))) in self.names:
+                return name
+        if (beside := self.stems.get(os.path.splitext(json_name)[0])) is not None:
+            return beside
+        elsewhere = self.last.get(last, ())
+        return elsewhere[0] if len(elsewhere) == 1 else None
 
 
 def _shapes(
@@ -168,7 +199,11 @@ def _shapes(
         if not isinstance(row, dict) or not isinstance(row.get("label"), str):
             errors.add("entry", where, f"a shape must have a label, got {shown(row)}")
             continue
-        label = classes.get(normal_form(row["label"].strip()))
+        name_of_label = normal_form(row["label"].strip())
+        if name_of_label in NO_CLASSES:
+            errors.add("shape", where, name_of_label)
+            continue
+        label = classes.get(name_of_label)
         if label is None:
             errors.add("unknown_category", where, f"{shown(row['label'])} is not in {LABELS}")
             continue

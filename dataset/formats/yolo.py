@@ -6,7 +6,7 @@ files obj.data and obj.names do (Darknet, CVAT); or there are just folders and a
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,14 @@ import yaml
 
 from dataset.formats import ALL, NAMES, Part, part_of
 from dataset.formats.document import is_picture, list_pictures, name_parts
-from dataset.formats.yolo_labels import BOX, Classes, Pictures, label_places, read_pictures
+from dataset.formats.yolo_labels import (
+    BOX,
+    Classes,
+    Pictures,
+    label_folders,
+    label_places,
+    read_pictures,
+)
 from utils.errors import UserError, one_line
 from utils.files import read_text, shown, split_lines
 
@@ -54,19 +61,18 @@ def _parts(
         Part(
             name,
             source,
-            (*files, pictures.folder, *_label_folders(pictures), *filter(None, pictures.labels())),
+            (
+                *files,
+                pictures.folder,
+                *label_folders(pictures),
+                *filter(None, pictures.labels()),
+                *pictures.paths(),
+            ),
             pictures.folder,
             partial(read_pictures, pictures, classes),
         )
         for name, (pictures, files) in lists.items()
     ]
-
-
-def _label_folders(pictures: Pictures) -> list[Path]:
-    """Folders in which label files may appear."""
-    above = {(pictures.folder / name).parent for name in pictures.names}
-    places = {place.parent for folder in above for place in label_places(folder / "a.jpg")}
-    return sorted(place for place in places if place.is_dir())
 
 
 # ---- a YAML file -------------------------------------------------------------------------------
@@ -204,14 +210,26 @@ def _locate(entry: str, bases: Sequence[Path], where: str) -> Path:
         place = Path(os.path.abspath(base / entry))
         if place.exists():
             return place
-    tail = [part for part in Path(entry).parts if part not in ("..", "/")]
     for base in bases:
-        for first in range(len(tail)):
-            place = base.joinpath(*tail[first:])
+        for tail in _tails(entry):
+            place = base / tail
             if place.exists():
                 return place
     tried = " and ".join(dict.fromkeys(str(base) for base in bases))
     raise UserError(f"{where} is {shown(entry)}, which is not in {tried}; correct it")
+
+
+def _tails(path: str) -> Iterator[str]:
+    """The last parts of a path, the longest first, as long as they say which part it is of.
+
+    "train/images" must not become "images", which may hold all pictures.
+    """
+    names = [name for name in Path(path).parts if name not in ("..", "/")]
+    for first in range(len(names)):
+        gone = map(part_of, names[max(first - 2, 0) : first])
+        if first and any(part in NAMES for part in gone):
+            return
+        yield "/".join(names[first:])
 
 
 def _collect(places: Sequence[Path], root: Path, source: Path) -> Pictures:
@@ -237,7 +255,8 @@ def _collect(places: Sequence[Path], root: Path, source: Path) -> Pictures:
     if not all(picture.is_relative_to(folder) for picture in pictures):
         folder = Path(os.path.commonpath([picture.parent for picture in pictures]))
     names = tuple(picture.relative_to(folder).as_posix() for picture in pictures)
-    return Pictures(root, folder, names, tuple(missing))
+    is_whole = all(place.is_dir() for place in places)
+    return Pictures(root, folder, names, tuple(missing), is_whole)
 
 
 def _listed(file: Path, root: Path) -> tuple[list[Path], list[str]]:
@@ -250,9 +269,7 @@ def _listed(file: Path, root: Path) -> tuple[list[Path], list[str]]:
         if not name:
             continue
         place = Path(os.path.abspath(file.parent / name))
-        parts = [part for part in Path(name).parts if part not in ("..", "/")]
-        tails = ("/".join(parts[first:]) for first in range(len(parts)))
-        tail = next(filter(names.__contains__, tails), None)
+        tail = next(filter(names.__contains__, _tails(name)), None)
         if place.is_file():
             found.append(place)
         elif tail is not None:  # Darknet writes "data/…", and there are paths of other machines

@@ -21,12 +21,13 @@ from dataset.formats.document import Document, Shape, point_names
 from utils.categories import COCO_PERSON
 from utils.errors import UserError, one_line
 from utils.files import read_text, shown, split_lines
-from utils.images import image_size
+from utils.images import image_size, plain_form
 from utils.masks import MIN_POINTS, polygon_area
 
 BOX = 4  # numbers
 ROUNDING = 0.01  # how far a share may leave 0..1; Ultralytics, too, accepts so much
 VISIBLE = 2  # as COCO has it
+MAX_LINE = 10_000  # characters of a line that are looked at, to see what a text is
 
 
 class BadLine(Exception):
@@ -81,25 +82,52 @@ class Pictures:
         root: of the dataset; places in messages are relative to it.
         folder: the names are relative to it.
         missing: lines of a list that name no picture, in words.
+        is_whole: whether these are all pictures of their folders.
     """
 
     root: Path
     folder: Path
     names: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    is_whole: bool = True
+
+    def paths(self) -> list[Path]:
+        return [self.folder / name for name in self.names]
 
     def labels(self) -> list[Path | None]:
-        """The label file of each picture, None where it has none."""
-        names_in = cache(_names_in)
+        """The label file of each picture, None where it has none.
+
+        Letters may be written in another way, as systems do with accents and upper case.
+        """
+        exact, alike = cache(_names_in), cache(_names_by_form)
         found: list[Path | None] = []
-        for name in self.names:
-            places = label_places(self.folder / name)
-            found.append(next((p for p in places if p.name in names_in(p.parent)), None))
+        for path in self.paths():
+            places = label_places(path)
+            label = next((p for p in places if p.name in exact(p.parent)), None)
+            for place in places if label is None else ():
+                if len(names := alike(place.parent).get(plain_form(place.name), ())) == 1:
+                    label = place.with_name(names[0])
+                    break
+            found.append(label)
         return found
 
 
 def _names_in(folder: Path) -> frozenset[str]:
     return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
+
+
+def _names_by_form(folder: Path) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name in _names_in(folder):
+        names.setdefault(plain_form(name), []).append(name)
+    return names
+
+
+def label_folders(pictures: Pictures) -> list[Path]:
+    """Folders in which label files may appear."""
+    above = {path.parent for path in pictures.paths()}
+    places = {place.parent for folder in above for place in label_places(folder / "a.jpg")}
+    return sorted(place for place in places if place.is_dir())
 
 
 def label_places(picture: Path) -> list[Path]:
@@ -108,6 +136,25 @@ def label_places(picture: Path) -> list[Path]:
     above, found, below = text.rpartition("/images/")
     mirrored = [Path(f"{above}/labels/{below}")] if found else []
     return [*mirrored, Path(text), picture.parent / "labels" / f"{picture.stem}.txt"]
+
+
+def _labels_alone(pictures: Pictures, used: set[Path | None]) -> list[Path]:
+    """Label files of objects whose picture is not there, as after an incomplete copy."""
+    if not pictures.is_whole:
+        return []
+    files = (folder / name for folder in label_folders(pictures) for name in _names_in(folder))
+    texts = sorted(file for file in files if file.suffix == ".txt" and file not in used)
+    return [file for file in texts if _holds_objects(file)]
+
+
+def _holds_objects(file: Path) -> bool:
+    """Whether the first line of a text is an object of YOLO, not a name of a class or a picture."""
+    try:
+        with file.open("rb") as lines:
+            words = lines.readline(MAX_LINE).decode().split()
+        return len(words) > BOX and all(math.isfinite(float(word)) for word in words)
+    except (OSError, ValueError):
+        return False
 
 
 def read_pictures(pictures: Pictures, classes: Classes, errors: AnnotationErrors) -> dict:
@@ -128,6 +175,8 @@ def read_pictures(pictures: Pictures, classes: Classes, errors: AnnotationErrors
         )
     for line in pictures.missing:
         errors.add("image_missing", line, "there is no such picture")
+    for label in _labels_alone(pictures, set(labels)):
+        errors.add("label_alone", os.path.relpath(label, pictures.root), "it has no picture")
     for name, label in zip(pictures.names, labels, strict=True):
         where = os.path.relpath(label or pictures.folder / name, pictures.root)
         try:
