@@ -13,7 +13,7 @@ from dataset.batch import trim
 from dataset.coco_captioning import CocoCaptions
 from dataset.loader import build_train_loader
 from dataset.tasks import build_source, build_train_set
-from infer import captioning, evaluate, infer_single_image_caption
+from infer import captioning, evaluate, infer_single_image_caption, infer_single_image_multi_task
 from infer.batches import EvalLoop
 from infer.captioning import CaptionOptions
 from infer.predictor import Predictor
@@ -313,6 +313,18 @@ def test_the_script_prints_captions(weights, demo_set, tmp_path, capsys):
     assert rows[0]["captions"][0]["caption"] == line
     with pytest.raises(UserError, match="num-captions"):
         script(["--image", str(paths[0]), "--num-captions", "0", *common])
+
+
+def test_captions_alone_have_a_table_and_neither_labels_nor_cut_outs(weights, demo_set, tmp_path):
+    """The script of all tasks, with weights that find no objects."""
+    argv = ["--image", str(sorted((demo_set / "val2017").iterdir())[0]), "--weights", str(weights)]
+    table = tmp_path / "all.csv"
+    infer_single_image_multi_task.main([*argv, "--csv", str(table)])
+    assert table.read_text().startswith("image,") and table.read_text().count("\n") == 2
+    for option in ("--yolo", "--crops"):
+        with pytest.raises(UserError, match=f"{option} needs objects; .* knows captions alone"):
+            infer_single_image_multi_task.main([*argv, option, str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
 
 
 def test_the_evaluation_script(weights, demo_set, tmp_path, capsys):

@@ -362,7 +362,7 @@ def test_lengths_are_few_where_each_is_planned_anew(
     monkeypatch, demo_set, tmp_path, device, compiled, num_lengths
 ):
     asked, build = [], train_build.build_train_loader
-    monkeypatch.setattr(train_build, "pick_device", lambda _: torch.device(device))
+    monkeypatch.setattr("train.settings.pick_device", lambda _: torch.device(device))
     monkeypatch.setattr(
         train_build,
         "build_train_loader",

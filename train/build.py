@@ -22,7 +22,7 @@ from models import Pix2Seq, build_model
 from models.pix2seq import smooth_coordinates
 from tokenizer.base import TaskTokenizer
 from tokenizer.vocabulary import Vocabulary
-from train.distributed import parallelise, recompute_activations
+from train.distributed import parallelise, recompute_activations, report_no_blocks
 from train.init_weights import load_init_weights
 from train.loss import LossType, TokenKinds, amp_dtype
 from train.optim import (
@@ -40,13 +40,14 @@ from train.settings import (
     build_model_config,
     build_tokenizers,
     build_vocabulary,
+    plans_by_length,
     task_settings,
     task_weights,
 )
 from train.state import TaskStream, TrainState, Window, seed_all
 from utils.categories import Categories
 from utils.cli import log
-from utils.devices import ALONE, World, pick_device
+from utils.devices import ALONE, World
 from utils.errors import UserError
 from utils.files import is_hub_name, path_text
 
@@ -158,7 +159,7 @@ def build_source_of(cfg, task: str, *, train: bool):
     options |= settings.train_source if train else settings.eval_source
     of_train = train or cfg.eval_split == "train"
     root, split = place_of_data(cfg, cfg.dataset, "train" if train else cfg.eval_split)
-    limits = [cfg.train_limit] * of_train + [cfg.eval_limit] * (not train)
+    limits = cfg.train_limit * of_train, cfg.eval_limit * (not train)
     limit = min(filter(None, limits), default=None)
     source = build_source(task, cfg.dataset, root, split, limit=limit, **options)
     settings.check_source(source)  # now, not after the first epoch
@@ -296,11 +297,6 @@ def _check_batch_size(
     )
 
 
-def plans_by_length(cfg) -> bool:
-    """Whether a new sequence length has extra costs (compilation or planning)."""
-    return cfg.compile or pick_device(cfg.device).type == "cuda"  # the attention of cuDNN
-
-
 def count_run_steps(cfg, task_streams: dict[str, TaskStream], sources: dict) -> Steps:
     """Counts the steps of an epoch, of the run and of its warm-up."""
     epoch = max(len(stream) for stream in task_streams.values())
@@ -319,11 +315,6 @@ def count_run_steps(cfg, task_streams: dict[str, TaskStream], sources: dict) -> 
     warmup = min(wanted, total // 2)  # officially never shortened
     if warmup < wanted:
         log(f"the warm-up is shortened from {wanted} to {warmup} steps, half of the run")
-    if 0 < total - warmup <= cfg.tail_steps:
-        raise UserError(
-            f"tail_steps={cfg.tail_steps} leaves no step to lower the learning rate: the run has "
-            f"{total}, {warmup} of them warm-up; set fewer"
-        )
     return Steps(epoch, total, warmup)
 
 
@@ -407,11 +398,8 @@ def build_state(
     ema = average_of(model, cfg.ema_decay)  # before the model is sharded
     if cfg.recompute_activations:
         recompute_activations(model.blocks)
-    if (cfg.recompute_activations or cfg.fsdp) and not getattr(model.encoder, "blocks", ()):
-        log(
-            f"notice: recompute_activations and fsdp save memory in the decoder alone: "
-            f"{cfg.encoder} has no blocks"
-        )
+    if cfg.recompute_activations or cfg.fsdp:
+        report_no_blocks(model.encoder, cfg.encoder)
     wrapped = parallelise(model, world, fsdp=cfg.fsdp)
 
     # Optimiser and schedule; the rate may follow the images of a step.

@@ -192,6 +192,15 @@ class _Recomputed:
         return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
 
 
+def report_no_blocks(encoder: nn.Module, name: str) -> None:
+    """Says so where an encoder has no blocks to recompute or to shard one by one."""
+    if not getattr(encoder, "blocks", ()):
+        log(
+            "notice: recompute_activations and fsdp save memory in the decoder alone: "
+            f"{name} has no blocks"
+        )
+
+
 def recompute_activations(modules: Iterable[nn.Module]) -> None:
     """Stores only the inputs of these modules and recomputes the rest; gradients are equal.
 

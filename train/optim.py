@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models import Pix2Seq
+from utils.errors import UserError
 
 EPS = 1e-8
 NO_KERNELS = ("embedding", "positions", "cls_token")  # matrices that are no layer's kernel
@@ -84,7 +85,17 @@ def lr_factor(
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, **shape) -> torch.optim.lr_scheduler.LambdaLR:
-    """A scheduler that applies `lr_factor`, with the arguments `shape`, to every group."""
+    """A scheduler that applies `lr_factor`, with the arguments `shape`, to every group.
+
+    Raises:
+        UserError: the tail leaves no step to lower the learning rate.
+    """
+    total, warmup, tail = (shape.get(f"{name}_steps", 0) for name in ("total", "warmup", "tail"))
+    if 0 < total - warmup <= tail:
+        raise UserError(
+            f"tail_steps={tail} leaves no step to lower the learning rate: the run has {total}, "
+            f"{warmup} of them warm-up; set fewer"
+        )
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, **shape))
 
 

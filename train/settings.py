@@ -208,6 +208,11 @@ def model_config_from_settings(cfg, vocab: Vocabulary, *, max_len: int) -> Model
         raise UserError(f"settings of the model: {error}") from error
 
 
+def plans_by_length(cfg) -> bool:
+    """Whether a new sequence length has extra costs (compilation or planning)."""
+    return cfg.compile or pick_device(cfg.device).type == "cuda"  # the attention of cuDNN
+
+
 def settle_encoder(cfg, *, resumed: bool = False):
     """Replaces an encoder from a folder or the hub by one that needs neither later.
 
