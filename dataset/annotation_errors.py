@@ -45,6 +45,7 @@ KINDS = {
     "xml_missing": Kind("missing XML annotations", Level.REFUSED),
     "xml": Kind("XML files that are not VOC annotations", Level.REFUSED),
     "label_file": Kind("annotation files that cannot be read", Level.REFUSED),
+    "picture_twice": Kind("annotation files of a picture that has another", Level.REFUSED),
     "unusable": Kind("tasks that this dataset cannot be used for", Level.FATAL),
     # of annotations
     "entry": Kind("annotations that lack a field", Level.REFUSED),

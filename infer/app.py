@@ -30,6 +30,9 @@ def main(argv=None):
     args.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, only this machine")
     args.add_argument("--port", type=int, help="default: the first free port from 7860 on")
     args.add_argument(
+        "--public-address", metavar="URL", help="of a proxy on this machine that leads to the page"
+    )
+    args.add_argument(
         "--max-upload", type=int, default=20, metavar="MB", help="largest picture; default: 20"
     )
     args.add_argument(
@@ -48,7 +51,12 @@ def main(argv=None):
     gradio = import_gradio()
     page = build_page(gradio, Answers(weights, cfg, args.device))
     _, address, _ = open_page(
-        gradio, page, host=args.host, port=args.port, max_upload=args.max_upload
+        gradio,
+        page,
+        host=args.host,
+        port=args.port,
+        max_upload=args.max_upload,
+        public=args.public_address,
     )
     log(f"the page is at {address} (Ctrl-C ends it)")
     page.block_thread()

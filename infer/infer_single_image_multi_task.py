@@ -67,7 +67,7 @@ def main(argv=None):
     classes = pick_classes(args, predictor)
     for option in ("crops", "yolo"):
         if getattr(args, option) is not None and "detection" not in predictor.tasks:
-            raise UserError(f"--{option} needs objects; {predictor.name} knows captions alone")
+            raise UserError(f"--{option} needs objects; {predictor.name} does not know detection")
 
     if clip:
         clip.annotate(

@@ -19,7 +19,10 @@ MISSING = "the page needs gradio; run: pip install -r requirements-app.txt"
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 OWN = "127.0.0.1,localhost,0.0.0.0"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-FOREIGN = "Open this page by the address in the terminal. Other pages may not use it."
+FOREIGN = (
+    "Open this page by the address in the terminal; other pages may not use it. If a proxy leads "
+    "here, start the page with --public-address and the address of the proxy."
+)
 # The browser itself refuses what is not of this page.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
@@ -217,25 +220,28 @@ def _forget(session: Session | None) -> None:
         shutil.rmtree(session.folder, ignore_errors=True)
 
 
-def is_own(headers: Mapping[str, str], host: str) -> bool:
+def is_own(headers: Mapping[str, str], host: str, public: str | None = None) -> bool:
     """Whether a request is of the page itself.
 
     A page that only this machine can open must not be used by other pages in the same browser.
 
     Args:
         host: that the page is served at.
+        public: address of a proxy that leads to it.
     """
     if host not in LOOPBACK:
         return True
     asked, origin = headers.get("host", ""), headers.get("origin")
-    same = origin is None or urlsplit(origin).netloc == asked
-    return same and urlsplit(f"//{asked}").hostname in LOOPBACK
+    proxy = None if public is None else urlsplit(public).netloc
+    known = urlsplit(f"//{asked}").hostname in LOOPBACK or asked == proxy
+    return known and (origin is None or urlsplit(origin).netloc in (asked, proxy))
 
 
-def open_page(gr, page, *, host: str, port: int | None, max_upload: int):
+def open_page(gr, page, *, host: str, port: int | None, max_upload: int, public: str | None = None):
     """Serves the page until Ctrl-C.
 
     Args:
+        host, public: see `is_own`.
         port: None = the first free one from 7860 on.
         max_upload: megabytes of a picture.
 
@@ -247,7 +253,7 @@ def open_page(gr, page, *, host: str, port: int | None, max_upload: int):
     from starlette.responses import PlainTextResponse
 
     async def protect(request, call_next):
-        if not is_own(request.headers, host):
+        if not is_own(request.headers, host, public):
             return PlainTextResponse(FOREIGN, status_code=403)
         answer = await call_next(request)
         answer.headers["Content-Security-Policy"] = POLICY

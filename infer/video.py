@@ -22,6 +22,8 @@ from utils.files import atomic_path, check_place
 
 BATCH = 8  # frames of a file that are answered together; a camera is answered at once
 MOST_RATE = 1_001  # frames a second; headers of damaged files say more
+CAMERA_RATE = 30.0  # most frames a second of a camera's video: each has to be encoded
+MOST_GAP = 10.0  # seconds that are filled with one frame; longer ones are cut
 USUAL_RATE = 25.0  # frames a second, of a source that states none
 CODEC = "mp4v"  # of the codecs that every build of OpenCV writes
 LOG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL", "-8"  # quiet: what is wrong is our own line
@@ -58,6 +60,8 @@ class Clip:
             check_place(self.lines.parent)
         rate = self.capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if np.isfinite(rate) and 0 < rate <= MOST_RATE else USUAL_RATE
+        if self.is_camera:
+            self.rate = min(self.rate, CAMERA_RATE)
         count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.is_camera and 0 < count < 1e9 else None
 
@@ -157,6 +161,7 @@ class Writer:
     def __init__(self, path: Path, rate: float):
         self.path, self.rate, self.writer = path, rate, None
         self.count, self.last = 0, None  # frames that were written, the last one
+        self.cut = 0.0  # seconds that were left out
 
     def add(self, picture: np.ndarray, seconds: float | None = None) -> None:
         """Adds a frame.
@@ -173,8 +178,11 @@ class Writer:
             self.writer = cv2.VideoWriter(str(self.path), code, self.rate, even.shape[1::-1])
             if not self.writer.isOpened():
                 raise UserError(f"OpenCV cannot write {CODEC} of {width} x {height} pixels here")
-        while self.count and seconds is not None and self.count < int(seconds * self.rate):
-            self._write(self.last)
+        if self.count and seconds is not None:
+            gap = seconds - self.cut - self.count / self.rate
+            self.cut += max(gap - MOST_GAP, 0)
+            for _ in range(int(min(gap, MOST_GAP) * self.rate)):
+                self._write(self.last)
         self.last = cv2.cvtColor(even, cv2.COLOR_RGB2BGR)
         self._write(self.last)
 

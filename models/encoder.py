@@ -177,21 +177,21 @@ def _drop_unused_stages(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def _stage_of_stride(name: str, stride: int, kwargs: dict) -> int:
-    """Index of the last feature map with that stride, counted from the end: -1 is the last one.
+    """Index of the last feature map with that stride, as timm counts all maps of the model.
 
-    From the start it would be another one where timm offers the last maps alone: of a ViT with 12
-    blocks those of the last three, so that index 2 of these is block 11, but block 2 of the model.
+    It offers some of them: of a ViT with 12 blocks the last three, of which the last is block 11.
     """
     import timm
 
     with torch.device("meta"):  # no memory, no initial values
-        strides = timm.create_model(name, features_only=True, **kwargs).feature_info.reduction()
+        offered = timm.create_model(name, features_only=True, **kwargs).feature_info
+    strides = offered.reduction()
     if stride not in strides:
         raise UserError(
             f"encoder {name!r} has feature maps of strides {sorted(set(strides))}, not {stride}; "
             "use --set encoder_stride=... with one of them"
         )
-    return -1 - strides[::-1].index(stride)
+    return offered.out_indices[len(strides) - 1 - strides[::-1].index(stride)]
 
 
 def _timm_encoder(config: ModelConfig, pretrained: bool, file: Path | None) -> nn.Module:

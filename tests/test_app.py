@@ -120,6 +120,14 @@ def test_other_pages_may_not_use_a_page_of_this_machine(host, asked, origin, own
     assert is_own(headers, host) == own
 
 
+@pytest.mark.parametrize("asked", ["gpu.example", "127.0.0.1:7860"])  # a proxy passes on either
+@pytest.mark.parametrize(("origin", "own"), [("https://gpu.example", True), ("http://e.ex", False)])
+def test_a_proxy_that_is_named_may_lead_to_the_page(asked, origin, own):
+    headers = {"host": asked, "origin": origin}
+    assert is_own(headers, "127.0.0.1", "https://gpu.example") == own
+    assert not is_own(headers, "127.0.0.1")
+
+
 def test_another_picture_forgets_what_was_found(answers, name, session):
     session.click(1, 1)
     answers_before = session.found

@@ -322,7 +322,7 @@ def test_captions_alone_have_a_table_and_neither_labels_nor_cut_outs(weights, de
     infer_single_image_multi_task.main([*argv, "--csv", str(table)])
     assert table.read_text().startswith("image,") and table.read_text().count("\n") == 2
     for option in ("--yolo", "--crops"):
-        with pytest.raises(UserError, match=f"{option} needs objects; .* knows captions alone"):
+        with pytest.raises(UserError, match=f"{option} needs objects; .* does not know detection"):
             infer_single_image_multi_task.main([*argv, option, str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
 

@@ -21,6 +21,7 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.engine import train
+from train.guards import Stopped
 from utils.cli import snapshot
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -89,6 +90,20 @@ def test_another_gpu_may_need_another_precision(settings, monkeypatch, before, a
     resume([f"amp={after}"], DETECTION, run)
     saved = torch.load(run / "last.ckpt", weights_only=True)
     assert saved["step"] == 4 and bool(saved["scaler"]) == (after == "fp16")
+
+
+def stop_at_once(_):
+    raise Stopped("asked")
+
+
+def test_a_resumed_run_that_is_stopped_at_once_writes_nothing_again(settings, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine.StopSignal", lambda _: StopAt(2))
+        run = train(snapshot(CFG, [*settings, "max_steps=4"]), DETECTION)
+        before = (run / "last.ckpt").stat().st_mtime_ns
+        patch.setattr("train.engine.train_epoch", stop_at_once)
+        resume([], DETECTION, run)
+    assert (run / "last.ckpt").stat().st_mtime_ns == before
 
 
 def test_batches_may_be_cut_otherwise_but_steps_keep_their_images(settings, tmp_path):

@@ -8,13 +8,16 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from config import CFG
 from dataset.batch import Batch
+from models.encoder import TimmEncoder
 from tests.conftest import TINY
 from tests.training import state_of
-from train.distributed import recompute_activations
+from train.distributed import recompute_activations, report_no_blocks
 from train.engine import train_step
 from train.guards import MAX_OVERFLOWS, NonFiniteWatch, Statistics
 from train.optim import guarded_step
+from utils.cli import snapshot
 from utils.devices import memory_errors
 from utils.errors import UserError
 
@@ -151,6 +154,19 @@ def test_recomputed_activations_change_no_gradient():
         gradients.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert kept[1] < kept[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "recompute", "sharded"),
+    [("test_vit", "", ""), ("resnet18", "x", "x"), ("test_efficientnet", "x", "")],
+)
+def test_settings_that_save_no_memory_in_the_encoder_say_so(name, recompute, sharded, capsys):
+    encoder = TimmEncoder(name, (64, 64))
+    for setting, expected in (("recompute_activations", recompute), ("fsdp", sharded)):
+        report_no_blocks(encoder, snapshot(CFG, [f"encoder={name}", f"{setting}=true"]))
+        notice = capsys.readouterr().err
+        assert bool(notice) == bool(expected)
+        assert not notice or f"{setting} saves memory in the decoder alone: {name}" in notice
 
 
 def test_modules_with_batch_norm_are_not_recomputed():

@@ -356,6 +356,10 @@ def test_a_part_that_is_not_there_is_not_another_folder(yolo):
     save(yolo / "a.png")
     save(yolo / "data.yaml", f"train: train.txt\nval: images/val\n{rest}")
     assert "train.txt" in refusal(yolo)
+    # words of folders far above mean nothing
+    save(yolo / "train.txt", "/home/me/test/pets/images/train/a.png\n")
+    save(yolo / "data.yaml", f"train: train.txt\nval: C:/dev/pets/images/val\n{rest}")
+    assert {row[0] for row in rows(yolo)} == {"a.png", "c.png"}
 
 
 @pytest.mark.parametrize(
@@ -367,6 +371,12 @@ def test_a_label_file_may_be_spelt_as_another_system_does(yolo, picture, label):
     (yolo / "labels/train/a.txt").rename(yolo / "labels/train" / label)
     found = [row for row in rows(yolo, "train") if row[0] == picture]
     assert [row[1:] for row in found] == [("cat", GOOD_BOX), ("dog", [0, 0, 40, 20])]
+
+
+def test_a_label_file_of_one_picture_is_not_given_to_another(yolo):
+    if save(yolo / "images/train/A.png").samefile(yolo / "images/train/a.png"):
+        pytest.skip("this file system ignores case")
+    assert {row[0] for row in rows(yolo, "train")} == {"a.png", "b.png"}
 
 
 def test_label_files_without_a_picture_are_counted(yolo):
@@ -487,7 +497,10 @@ def test_labelme_parts_are_those_of_the_folders(tmp_path):
     assert set(data.names) == {"train", "val", "test"}
     assert rows(tmp_path, "train") == [("0.png", "cat", GOOD_BOX)]
     labelme(tmp_path, [BOX], "stray")
-    assert "stray.json is in none of the parts" in refusal(tmp_path)
+    assert "0.json is in the part train, stray.json in none (train, val, test)" in refusal(tmp_path)
+    for folder in ("test_bench/s1", "dev", "prod"):  # these are no parts
+        labelme(tmp_path / "words" / folder, [BOX], folder[:2])
+    assert len(rows(tmp_path / "words", "all")) == 3
 
 
 def test_labelme_pictures_beside_come_before_those_of_other_folders(tmp_path):
@@ -498,7 +511,7 @@ def test_labelme_pictures_beside_come_before_those_of_other_folders(tmp_path):
         (tmp_path / f"b/old.{suffix}").rename(tmp_path / f"b/new.{suffix}")
     assert rows(tmp_path, "all") == [("new.png", "cat", GOOD_BOX), ("old.png", "dog", GOOD_BOX)]
     (tmp_path / "b/new.png").unlink()
-    assert "has the same picture, c/old.png" in refusal(tmp_path)
+    assert "b/new.json is of c/old.png, too" in refusal(tmp_path)
 
 
 def test_labelme_shapes_to_ignore_are_left_out(tmp_path):

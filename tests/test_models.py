@@ -45,6 +45,18 @@ def test_any_timm_encoder_gives_one_token_per_grid_cell(name, stride, grid):
     assert encoder.grid == grid and tokens.shape == (2, grid[0] * grid[1], encoder.dim)
 
 
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [("selecsls42", 32), ("sequencer2d_s", 7), ("dla34", 16), ("vit_tiny_patch16_224", 16)],
+)
+def test_the_map_of_a_stride_has_its_size(name, stride):
+    """timm offers some of the maps that a model has, not always the last or the first ones."""
+    with torch.device("meta"):
+        encoder = TimmEncoder(name, (224, 224), stride=stride)
+        tokens = encoder(torch.empty(1, 3, 224, 224))
+    assert tokens.shape == (1, (224 // stride) ** 2, encoder.dim)
+
+
 @pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "test_resnet"])
 def test_stages_behind_the_one_that_is_used_are_dropped(name):
     """Every parameter that is left gets a gradient, and the tokens are those of the whole model."""

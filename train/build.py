@@ -398,8 +398,7 @@ def build_state(
     ema = average_of(model, cfg.ema_decay)  # before the model is sharded
     if cfg.recompute_activations:
         recompute_activations(model.blocks)
-    if cfg.recompute_activations or cfg.fsdp:
-        report_no_blocks(model.encoder, cfg.encoder)
+    report_no_blocks(model.encoder, cfg)
     wrapped = parallelise(model, world, fsdp=cfg.fsdp)
 
     # Optimiser and schedule; the rate may follow the images of a step.

@@ -184,6 +184,11 @@ def remove_leftovers(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _progress(state: TrainState) -> tuple[int, ...]:
+    """What changes between two checkpoints."""
+    return state.step, state.evaluated, state.best_step
+
+
 class Saver:
     """Decides when a run is saved, and saves it.
 
@@ -197,7 +202,7 @@ class Saver:
     def __init__(self, run_dir: Path, *, keep: int, steps: int, minutes: float):
         self.run_dir, self.keep, self.steps, self.minutes = run_dir, keep, steps, minutes
         self._since = time.monotonic()
-        self._saved: tuple[int, int] | None = None  # what the newest checkpoint holds
+        self._saved: tuple[int, ...] | None = None  # what the newest checkpoint holds
 
     def due(self, step: int, *, epoch_end: bool = False) -> bool:
         """Whether to save now, after step number `step`."""
@@ -209,7 +214,7 @@ class Saver:
 
     def resumed(self, state: TrainState) -> None:
         """Records that the newest checkpoint already contains `state`."""
-        self._saved = state.step, state.evaluated
+        self._saved = _progress(state)
 
     def save(self, state: TrainState) -> None:
         """Writes the weight files and last.ckpt, unless they already contain this state.
@@ -217,7 +222,7 @@ class Saver:
         All processes have to call it, the first one writes. The checkpoint comes last: once it is
         there, everything is. One of the same step (before its evaluation) is replaced.
         """
-        now = state.step, state.evaluated, state.best_step
+        now = _progress(state)
         if self._saved == now:
             return
         is_main = state.world.is_main

@@ -192,13 +192,18 @@ class _Recomputed:
         return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
 
 
-def report_no_blocks(encoder: nn.Module, name: str) -> None:
-    """Says so where an encoder has no blocks to recompute or to shard one by one."""
-    if not getattr(encoder, "blocks", ()):
-        log(
-            "notice: recompute_activations and fsdp save memory in the decoder alone: "
-            f"{name} has no blocks"
-        )
+def report_no_blocks(encoder: nn.Module, cfg) -> None:
+    """Says so where a setting that saves memory reaches no block of the encoder."""
+    blocks = list(getattr(encoder, "blocks", ()))
+    without = [block for block in blocks if not _has_batch_norm(block)]
+    for name, reached in {"recompute_activations": without, "fsdp": blocks}.items():
+        if getattr(cfg, name) and not reached:
+            reason = f"{cfg.encoder} has no blocks for it"
+            log(f"notice: {name} saves memory in the decoder alone: {reason}")
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 def recompute_activations(modules: Iterable[nn.Module]) -> None:
@@ -208,6 +213,5 @@ def recompute_activations(modules: Iterable[nn.Module]) -> None:
     would be updated twice as well, are left as they are.
     """
     for module in modules:
-        if any(isinstance(part, _BatchNorm) for part in module.modules()):
-            continue
-        module.forward = _Recomputed(module.forward)
+        if not _has_batch_norm(module):
+            module.forward = _Recomputed(module.forward)

@@ -88,8 +88,8 @@ def pick_settings(cfg, tasks: Sequence[str], open_task: Callable) -> dict[str, o
         counts.append(len(source.image_ids))
         if task == "detection":
             picked["max_objects"] = pick_budget(source.objects_per_image())
-    parts = cfg.accumulate_steps * int(os.environ.get("WORLD_SIZE", 1))  # batches of a step
-    picked |= pick_schedule(max(counts), cfg.batch_size, fewest=min(counts) // parts)
+    parts = cfg.accumulate_steps * int(os.environ.get("WORLD_SIZE", 1))
+    picked |= pick_schedule(max(counts), cfg.batch_size, fewest=min(counts), parts=parts)
     small = count_parameters(config) < SMALL
     picked["lr"] = LEARNING_RATES[0] if small else LEARNING_RATES[1]
     return picked
@@ -101,14 +101,18 @@ def pick_budget(objects_per_image: np.ndarray) -> int:
     return min(max(most + 2, round(most * SPARE_OBJECTS)), MOST_OBJECTS)
 
 
-def pick_schedule(num_images: int, batch_size: int, *, fewest: int) -> dict[str, object]:
+def pick_schedule(
+    num_images: int, batch_size: int, *, fewest: int, parts: int = 1
+) -> dict[str, object]:
     """Chooses batch size, epochs, warm-up and evaluations of a run.
 
     Args:
+        num_images: of the largest task.
         batch_size: the largest that may be.
-        fewest: images of the smallest task, of one process and one of the accumulated batches.
+        fewest: images of the smallest task, which must fill a step.
+        parts: batches of a step, of all processes.
     """
-    batch_size = max(min(batch_size, fewest // STEPS), 1)
+    batch_size = max(min(batch_size, num_images // parts // STEPS, fewest // parts), 1)
     low, high = EPOCHS
     epochs = min(max(round(IMAGES_SHOWN / max(num_images, 1)), low), high)  # 0: refused later
     return {

@@ -91,10 +91,11 @@ def build_scheduler(optimizer: torch.optim.Optimizer, **shape) -> torch.optim.lr
         UserError: the tail leaves no step to lower the learning rate.
     """
     total, warmup, tail = (shape.get(f"{name}_steps", 0) for name in ("total", "warmup", "tail"))
-    if 0 < total - warmup <= tail:
+    falls = parse_schedule(shape["schedule"])[0] in ("linear", "cosine")
+    if falls and 0 < total - warmup <= tail:
         raise UserError(
             f"tail_steps={tail} leaves no step to lower the learning rate: the run has {total}, "
-            f"{warmup} of them warm-up; set fewer"
+            f"{warmup} of them warm-up; set tail_steps to less than {total - warmup}"
         )
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, **shape))
 

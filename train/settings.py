@@ -185,8 +185,8 @@ def build_model_config(
     needed = max(tokenizer.max_len for tokenizer in task_tokenizers.values())
     if 0 < cfg.max_len < needed:
         raise UserError(
-            f"max_len={cfg.max_len} is less than the {needed} that the tasks need; set "
-            f"max_len={needed}, or fewer objects or points"
+            f"max_len={cfg.max_len} is less than the {needed} that the tasks need (weights with "
+            f"sin_cos positions bring theirs); set max_len={needed}, or fewer objects or points"
         )
     return model_config_from_settings(cfg, vocab, max_len=cfg.max_len or needed)
 

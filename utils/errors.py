@@ -7,14 +7,17 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import math
 import os
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 
 IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:name
+AT_ONCE = 1.0  # seconds between two signals that are one
 ALIASES = {  # setting -> its names in Ultralytics, detectron2 and Hugging Face
     "lr": ("learning_rate", "lr0", "base_lr"),
     "epochs": ("epoch", "num_epochs", "num_train_epochs"),
@@ -50,13 +53,18 @@ class UserError(Exception):
 def exit_on_sigterm() -> Iterator[None]:
     """Lets SIGTERM end a program as Ctrl-C does: what it has is written, exit status 143.
 
-    Schedulers, `timeout` and `docker stop` send it. Who handles it already keeps to that.
+    Schedulers, `timeout` and `docker stop` send it. Who handles it already keeps to that. `timeout`
+    sends it twice at once, which must not interrupt the writing.
     """
-    owner = os.getpid()
+    owner, first = os.getpid(), -math.inf
 
     def leave(number: int, frame) -> None:
+        nonlocal first
         if os.getpid() == owner:
-            sys.exit(128 + number)
+            before, first = first, max(first, time.monotonic())
+            if first - before > AT_ONCE:
+                sys.exit(128 + number)
+            return
         signal.signal(number, signal.SIG_DFL)  # a process that was forked has nothing to write
         os.kill(os.getpid(), number)
 

@@ -18,13 +18,13 @@ from urllib.parse import unquote
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from utils.errors import UserError, one_line
 from utils.files import foreign, nearest_path, shown
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo")
-SUFFIXES += (".gif", ".ppm", ".jp2")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".gif")
+SUFFIXES += (".ppm", ".avif") if features.check("avif") else (".ppm",)
 MAX_PIXELS = 178_956_970  # of a picture; Pillow, too, refuses what is larger
 MAX_SIDE = 65_535  # pixels; a JPEG cannot be longer
 ADDRESS = re.compile(r"(?:https?|ftp|s3|gs|file):/", re.IGNORECASE)  # `Path` leaves one slash

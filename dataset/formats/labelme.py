@@ -71,12 +71,13 @@ def _parts_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """
     ways = {name: map(part_of, name.split("/")[:-1]) for name in names}
     parts = {name: next((p for p in way if p in NAMES), ALL) for name, way in ways.items()}
-    if set(parts.values()) == {ALL}:
-        return parts
+    inside = next((name for name, part in parts.items() if part == "train"), None)
+    if inside is None:  # then these words mean something else
+        return dict.fromkeys(names, ALL)
     outside = next((n for n, p in parts.items() if p == ALL and _is_labelme(folder / n)), None)
     if outside is not None:
         raise UserError(
-            f"{folder}: {outside} is in none of the parts ({', '.join(NAMES)}), as others are; "
+            f"{folder}: {inside} is in the part train, {outside} in none ({', '.join(NAMES)}); "
             "move it into the folder of one"
         )
     return {name: part for name, part in parts.items() if part != ALL}  # not those of other tools
@@ -115,7 +116,7 @@ def _read(
             errors.add("image_missing", name, f"its picture {path} is not in {folder}")
             continue
         if taken.setdefault(picture, name) != name:
-            errors.add("label_file", name, f"{taken[picture]} has the same picture, {picture}")
+            errors.add("picture_twice", name, f"{taken[picture]} is of {picture}, too")
             continue
         sides = (content.get("imageHeight"), content.get("imageWidth"))
         stated = all(type(side) is int and 0 < side <= MAX_SIDE for side in sides)

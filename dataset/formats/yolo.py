@@ -220,15 +220,14 @@ def _locate(entry: str, bases: Sequence[Path], where: str) -> Path:
 
 
 def _tails(path: str) -> Iterator[str]:
-    """The last parts of a path, the longest first, as long as they say which part it is of.
+    """The last parts of a path, the longest first; a folder near its end that names a part stays.
 
     "train/images" must not become "images", which may hold all pictures.
     """
     names = [name for name in Path(path).parts if name not in ("..", "/")]
-    for first in range(len(names)):
-        gone = map(part_of, names[max(first - 2, 0) : first])
-        if first and any(part in NAMES for part in gone):
-            return
+    near = range(max(len(names) - 3, 0), len(names) - is_picture(path))
+    last = max((i for i in near if part_of(names[i]) in NAMES), default=len(names) - 1)
+    for first in range(last + 1):
         yield "/".join(names[first:])
 
 

@@ -99,16 +99,16 @@ class Pictures:
 
         Letters may be written in another way, as systems do with accents and upper case.
         """
-        exact, alike = cache(_names_in), cache(_names_by_form)
-        found: list[Path | None] = []
-        for path in self.paths():
-            places = label_places(path)
-            label = next((p for p in places if p.name in exact(p.parent)), None)
-            for place in places if label is None else ():
-                if len(names := alike(place.parent).get(plain_form(place.name), ())) == 1:
-                    label = place.with_name(names[0])
+        names_in, names_by_form = cache(_names_in), cache(_names_by_form)
+        places = [label_places(path) for path in self.paths()]
+        found = [next((p for p in some if p.name in names_in(p.parent)), None) for some in places]
+        taken = set(found)
+        for i in [i for i, label in enumerate(found) if label is None]:
+            for place in places[i]:
+                names = names_by_form(place.parent).get(plain_form(place.name), ())
+                if len(names) == 1 and (label := place.with_name(names[0])) not in taken:
+                    found[i] = label
                     break
-            found.append(label)
         return found
 
 
