@@ -61,7 +61,7 @@ def test_a_program_of_its_own_uses_the_package(fresh_clone: Clone, program, scra
     main = f"{environment}/bin/python main.py {weights} {fresh_clone.root / image}"
     done = fresh_clone.run(f"cd {program} && {main}", seconds=300)
     text, place, size = done.stdout.splitlines()
-    assert text.startswith("Detections: 7 objects: ") and "1 cat" in text
+    assert text.startswith("Detections: ") and " objects: " in text and "1 cat" in text
     assert (program / "found.png").stat().st_size > 10_000
     here = fresh_clone.root / "infer" if option else packages / "pix2seq" / "infer"
     assert Path(place).parent == here and int(size) > 0
