@@ -176,6 +176,7 @@ def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab, monkeypa
         (place / f"{name}.safetensors").symlink_to(multi_weights)
     for name, weights in {"RUN": tiny_weights, "W": tiny_weights, "MULTI": multi_weights}.items():
         shutil.copytree(weights.parent, place / name)
+    shutil.copy(place / "RUN" / "last.safetensors", place / "RUN" / "last_ema.safetensors")
     (place / "SAMPLE").symlink_to(demo_set)
     for name in ("coco16", "data/demo8k", "data/small", "data/coco"):  # COCO layout alone
         (place / name).mkdir()
