@@ -20,6 +20,7 @@ from config import CFG
 from infer.image_files import Output, find_images, read_images
 from infer.script import (
     add_video_arguments,
+    check_exports,
     infer_parser,
     load_predictor,
     open_clip,
@@ -27,7 +28,6 @@ from infer.script import (
     pick_threshold,
 )
 from utils.cli import load_settings, log, run
-from utils.errors import UserError
 
 
 def main(argv=None):
@@ -65,9 +65,7 @@ def main(argv=None):
     predictor = load_predictor(args, cfg, cfg.coco_multi_task_weights)
     multi_task.check_can_start(predictor)
     classes = pick_classes(args, predictor)
-    for option in ("crops", "yolo"):
-        if getattr(args, option) is not None and "detection" not in predictor.tasks:
-            raise UserError(f"--{option} needs objects; {predictor.name} does not know detection")
+    check_exports(args, predictor)
 
     if clip:
         clip.annotate(

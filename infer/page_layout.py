@@ -231,10 +231,10 @@ def is_own(headers: Mapping[str, str], host: str, public: str | None = None) -> 
     """
     if host not in LOOPBACK:
         return True
-    asked, origin = headers.get("host", ""), headers.get("origin")
+    place, origin = headers.get("host", ""), headers.get("origin")
     proxy = None if public is None else urlsplit(public).netloc
-    known = urlsplit(f"//{asked}").hostname in LOOPBACK or asked == proxy
-    return known and (origin is None or urlsplit(origin).netloc in (asked, proxy))
+    known = urlsplit(f"//{place}").hostname in LOOPBACK or place == proxy
+    return known and (origin is None or urlsplit(origin).netloc in (place, proxy))
 
 
 def open_page(gr, page, *, host: str, port: int | None, max_upload: int, public: str | None = None):

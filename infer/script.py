@@ -133,6 +133,17 @@ def is_camera(name: str) -> bool:
     return name.isdecimal() and not Path(name).exists()
 
 
+def check_exports(args: argparse.Namespace, predictor) -> None:
+    """Checks that the weights find objects, where a script is to write or cut out some.
+
+    Raises:
+        UserError: they do not.
+    """
+    for option in ("crops", "yolo"):
+        if getattr(args, option) is not None and "detection" not in predictor.tasks:
+            raise UserError(f"--{option} needs objects; {predictor.name} does not know detection")
+
+
 def check_places(args: argparse.Namespace) -> None:
     """Checks that all output paths can be written, before anything long starts.
 

@@ -105,6 +105,7 @@ def test_every_kind_of_fault_is_found_and_counted(root, capsys):
     other = {"categories", "image_size", "same_box", "size_unstated", "empty"}
     other |= {"same_name", "name_unused", "normalised", "only_crowds", "corners", "small_outline"}
     other |= {"unlabelled", "label_file", "shape", "confidence"}  # of other formats
+    other |= {"label_alone", "picture_twice"}
     assert set(KINDS) - only_voc - other <= found
     of_keypoints = text[text.index("person_keypoints_train2017.json\n") :]
     assert "it has the unknown category 777" in of_keypoints

@@ -187,7 +187,9 @@ def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab, monkeypa
         (place / name / "VOCdevkit").symlink_to(demo_set / "VOCdevkit")
     for name in ("coco16/caption_vocab.json", "data/demo_caption_vocab.json"):
         (place / name).symlink_to(caption_vocab)
-    (place / "more").symlink_to(place / "photos")
+    (place / "more").mkdir()
+    for photo in (place / "photos").glob("*.jpg"):
+        shutil.copy(photo, place / "more" / f"more_{photo.name}")
     for code in blocks((ROOT / "docs" / "extending.md").read_text(), "python"):
         name = re.match(r"# (\S+)\n", code)[1]
         if "/" not in name:
