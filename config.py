@@ -469,16 +469,15 @@ class FinetuneCFG(CFG):
     """Fine-tuning on your own data: `--set data=FOLDER init_weights=FILE`.
 
     The weight file defines the model. `train/init_weights.py` chooses object budget, training
-    length and learning rate from data and weights, and prints them. Values of `--set` are kept.
+    length and learning rates from data and weights, and prints them. Values of `--set` are kept.
     """
 
     finetune = True
     drop_path = drop_units = 0.0
-    min_scale, max_scale, color_jitter = 0.6, 1.5, 0.3
+    color_jitter = 0.3
     seg_min_scale = keypoint_min_scale = 0.7
     batch_size = 16
     lr_schedule, end_lr_factor = "cosine", 0.02
-    encoder_lr_factor = 0.3
     freeze_batch_norm = True  # a small batch has poor statistics
     clip_grad = 1.0
     ema_decay = 0.999

@@ -79,11 +79,38 @@ def test_a_step_needs_no_more_images_than_there_are(settings, monkeypatch):
         rows = np.ones(counts[task], int)
         return SimpleNamespace(image_ids=rows, objects_per_image=lambda: rows)
 
-    monkeypatch.setattr("train.init_weights._settings_of_tasks", lambda *_: {})
     picked = pick_settings(cfg, tasks, open_task)
     assert picked["batch_size"] == 16 and picked["epochs"] == 8
     counts |= {"captioning": 90}
     assert pick_settings(cfg, tasks, open_task)["batch_size"] == 90 // (2 * 5)
+
+
+def test_objects_in_crops_count_one_by_one(settings):
+    """100 images of 50 persons each are 5,000 crops: no 120 passes over them."""
+    few, many = np.ones(100, int), np.zeros((5000, 2), int)
+    source = SimpleNamespace(
+        image_ids=few, objects_per_image=lambda: few, learnable_objects=lambda: many
+    )
+
+    def picked(task, *more):
+        return pick_settings(load_with([*settings, *more])(None), [task], lambda *_: source)
+
+    of_images, of_objects = picked("detection"), picked("keypoint")
+    assert of_objects["epochs"] < of_images["epochs"]
+    assert picked("segmentation", "seg_crop=true")["epochs"] == of_objects["epochs"]
+    assert picked("segmentation", "seg_crop=false")["epochs"] == of_images["epochs"]
+
+
+def test_a_large_encoder_learns_more_slowly_than_its_decoder(settings, monkeypatch):
+    cfg = load_with([*settings, "encoder_lr_factor=0.7"])(None)
+    sources = SimpleNamespace(image_ids=[0] * 20, objects_per_image=lambda: np.ones(20, int))
+    small = pick_settings(cfg, DETECTION, lambda *_: sources)
+    monkeypatch.setattr("train.init_weights.count_parameters", lambda _: 115_000_000)
+    large = pick_settings(cfg, DETECTION, lambda *_: sources)
+    assert large["lr"] < small["lr"]
+    assert large["encoder_lr_factor"] < small["encoder_lr_factor"] == 1
+    used = load_with([*settings, "encoder_lr_factor=0.7"])(large)
+    assert used.encoder_lr_factor == 0.7 and used.lr == large["lr"], "what is given is kept"
 
 
 def test_a_budget_holds_the_fullest_image_and_ends_at_100():

@@ -40,13 +40,14 @@ ENOUGH = 0.5  # share of the model's parameters that must fit
 # of a fine-tuning
 MOST_OBJECTS = 100  # as in the papers
 SPARE_OBJECTS = 1.2  # budget of objects / the most of an image
-IMAGES_SHOWN = 24_000  # in a run, as far as the next two allow it
+SAMPLES_SHOWN = 24_000  # in a run, as far as the next two allow it
 EPOCHS = (8, 120)  # fewest and most
 STEPS = 8  # of an epoch at least, where the images suffice
 EVALUATIONS = 12  # in a run
 WARMUP = 0.1  # share of the run
 SMALL = 20e6  # parameters of a model that learns fast
-LEARNING_RATES = (4e-4, 3e-5)  # of a small model, and of others (the official fine-tuning)
+SMALL_RATES = {"lr": 4e-4, "encoder_lr_factor": 1.0}
+LARGE_RATES = {"lr": 3e-5, "encoder_lr_factor": 0.3}  # lr: that of the official fine-tuning
 PATIENCE = 5  # evaluations without a better one
 
 
@@ -64,7 +65,9 @@ def start_settings(load: Callable, tasks: Sequence[str], open_task: Callable | N
     inherited = settings_of_weights(cfg.init_weights)
     cfg = load(inherited=inherited)
     if cfg.finetune:
-        picked = pick_settings(cfg, tasks, open_task or _open)
+        picked = _settings_of_tasks(cfg, tasks)
+        cfg = load(inherited=inherited | picked)
+        picked |= pick_settings(cfg, tasks, open_task or _open)
         cfg = load(inherited=inherited | picked)
         kept = [f"{n}={v}" for n, v in picked.items() if getattr(cfg, n) == v]  # not given by hand
         log(f"picked for these data and weights: {' '.join(kept)}")
@@ -75,24 +78,22 @@ def pick_settings(cfg, tasks: Sequence[str], open_task: Callable) -> dict[str, o
     """Chooses settings for these data and weights.
 
     Args:
-        cfg: settings with `init_weights`; of what is given there the data, the largest batch and
-            `accumulate_steps` count.
+        cfg: settings with `init_weights`; of what is given there the data, the largest batch,
+            `accumulate_steps` and `seg_crop` count.
         open_task: see `start_settings`.
     """
-    file = find_init_weights(cfg.init_weights)
-    config, meta = read_header(file)
-    picked = _settings_of_tasks(read_meta(meta, config, str(file)).tasks, tasks)
-    counts = []  # images of each task
+    picked: dict[str, object] = {}
+    counts = []  # samples of each task: images, or objects where each has a crop
     for task in tasks:
         source = open_task(cfg, task)
-        counts.append(len(source.image_ids))
+        per_object = task == "keypoint" or (task == "segmentation" and cfg.seg_crop)
+        counts.append(len(source.learnable_objects() if per_object else source.image_ids))
         if task == "detection":
             picked["max_objects"] = pick_budget(source.objects_per_image())
     parts = cfg.accumulate_steps * int(os.environ.get("WORLD_SIZE", 1))
     picked |= pick_schedule(max(counts), cfg.batch_size, fewest=min(counts), parts=parts)
-    small = count_parameters(config) < SMALL
-    picked["lr"] = LEARNING_RATES[0] if small else LEARNING_RATES[1]
-    return picked
+    config, _ = read_header(find_init_weights(cfg.init_weights))
+    return picked | (SMALL_RATES if count_parameters(config) < SMALL else LARGE_RATES)
 
 
 def pick_budget(objects_per_image: np.ndarray) -> int:
@@ -102,19 +103,19 @@ def pick_budget(objects_per_image: np.ndarray) -> int:
 
 
 def pick_schedule(
-    num_images: int, batch_size: int, *, fewest: int, parts: int = 1
+    num_samples: int, batch_size: int, *, fewest: int, parts: int = 1
 ) -> dict[str, object]:
     """Chooses batch size, epochs, warm-up and evaluations of a run.
 
     Args:
-        num_images: of the largest task.
+        num_samples: of the largest task; a sample is an image, or one object in a crop.
         batch_size: the largest that may be.
-        fewest: images of the smallest task, which must fill a step.
+        fewest: samples of the smallest task, which must fill a step.
         parts: batches of a step, of all processes.
     """
-    batch_size = max(min(batch_size, num_images // parts // STEPS, fewest // parts), 1)
+    batch_size = max(min(batch_size, num_samples // parts // STEPS, fewest // parts), 1)
     low, high = EPOCHS
-    epochs = min(max(round(IMAGES_SHOWN / max(num_images, 1)), low), high)  # 0: refused later
+    epochs = min(max(round(SAMPLES_SHOWN / max(num_samples, 1)), low), high)  # 0: refused later
     return {
         "batch_size": batch_size,
         "epochs": epochs,
@@ -130,12 +131,11 @@ def count_parameters(config: ModelConfig) -> int:
         return sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
-def _settings_of_tasks(known: dict[str, dict], tasks: Sequence[str]) -> dict[str, object]:
-    """How long answers are and what a crop shows, as the weights know it.
-
-    Args:
-        known: task -> settings of the tokenizer that the weights were trained with.
-    """
+def _settings_of_tasks(cfg, tasks: Sequence[str]) -> dict[str, object]:
+    """How long answers are and what a crop shows, as the weights of `init_weights` know it."""
+    file = find_init_weights(cfg.init_weights)
+    config, meta = read_header(file)
+    known = read_meta(meta, config, str(file)).tasks  # task -> settings of its tokenizer
     picked = {}
     if "segmentation" in tasks and "segmentation" in known:
         settings = known["segmentation"]
