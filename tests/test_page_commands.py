@@ -182,7 +182,7 @@ def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab, monkeypa
         (place / name).mkdir()
         for part in ("train2017", "val2017", "annotations"):
             (place / name / part).symlink_to(demo_set / part)
-    for name in ("BCCD", "RACCOONS", "KANGAROOS", "HOME", "data/mine", "my/folder"):  # VOC layout alone
+    for name in ("BCCD", "RACCOONS", "KANGAROOS", "HOME", "data/mine", "my/folder"):  # VOC layout
         (place / name).mkdir(parents=True)
         (place / name / "VOCdevkit").symlink_to(demo_set / "VOCdevkit")
     for name in ("coco16/caption_vocab.json", "data/demo_caption_vocab.json"):
