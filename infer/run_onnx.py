@@ -3,18 +3,21 @@
 `infer/export_onnx.py` writes this file as run.py beside encoder.onnx, decoder.onnx and model.json.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
 import time
 from pathlib import Path
 
+MISSING = ""
 try:
     import numpy as np
     import onnxruntime as ort
     from PIL import Image, ImageOps
 except ImportError as error:
-    sys.exit(f"error: {error}; pip install onnxruntime numpy pillow")
+    MISSING = f"{error}; pip install onnxruntime numpy pillow"
 
 
 class Model:
@@ -132,7 +135,10 @@ def main() -> None:
     args.add_argument("--json", type=Path, metavar="FILE", help="write all objects there")
     args.add_argument("--score-threshold", type=float, default=0.3, help="of the printed objects")
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
-    args, model, rows, unread = args.parse_args(), Model(Path(__file__).parent), [], False
+    args = args.parse_args()
+    if MISSING:
+        raise ImportError(MISSING)
+    model, rows, unread = Model(Path(__file__).parent), [], False
     for path in args.pictures:
         try:
             picture = read_picture(path)

@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -164,6 +164,22 @@ def test_functions_can_be_held(path):
 def test_training_leaves_the_command_line_to_one_module():
     users = [p for p in FILES if named(p).startswith("train/") and "argparse" in modules(p)]
     assert [named(path) for path in users if path.stem != "script"] == []
+
+
+def test_an_exported_program_without_onnxruntime_says_what_to_install():
+    path = ROOT / "infer" / "run_onnx.py"
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['onnxruntime'] = None  # as if it were not installed\n"
+        f"sys.argv = [{str(path)!r}, *sys.argv[1:]]\n"
+        f"runpy.run_path({str(path)!r}, run_name='__main__')\n"
+    )
+    run = partial(subprocess.run, capture_output=True, text=True, timeout=120)
+    done = run([sys.executable, "-c", code, "photo.jpg"])
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ") and "pip install onnxruntime" in done.stderr
+    done = run([sys.executable, "-c", code, "--help"])
+    assert done.returncode == 0 and "PHOTO" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--set", "no_such_setting=1"]], ids=" ".join)
