@@ -106,7 +106,7 @@ class CFG:
     init_weights: Path | None = None
     # expected SHA-256 of init_weights; None = no check; the run always records the checksum
     init_weights_sha256: str | None = None
-    # choose object budget, training length and learning rate from weights and data, unless they
+    # choose object budget, training length and learning rates from weights and data, unless they
     # are given with --set; the preset finetune turns it on
     finetune: bool = False
     img_size: int = 384  # side of the square model input, pixels

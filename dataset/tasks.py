@@ -108,6 +108,8 @@ class Task:
     # where it differs from the defaults of the jitter. The settings, which training passes to
     # `build_train_set` (train/settings.py), win over it
     augmentation: dict = field(default_factory=dict)
+    # (settings) -> whether training makes one sample of each object, see `PerObject`
+    per_object: Callable[[object], bool] = lambda cfg: False
     # (settings, source) -> lines on what of the source does not fit the settings
     advise: Callable[[object, object], list[str]] = lambda cfg, source: []
 
@@ -140,6 +142,7 @@ TASKS: dict[str, Task] = {
             "cut_outlines": "seg_cut_outlines",
         },
         augmentation={"max_scale": 1.0},  # the picture is never cut, only made smaller
+        per_object=lambda cfg: cfg.seg_crop,
         advise=_advise_segmentation,
     ),
     "keypoint": Task(
@@ -150,6 +153,7 @@ TASKS: dict[str, Task] = {
             "invisible_weight": "keypoint_invisible_weight",
         },
         augmentation={"max_scale": 1.0, "crop": 0.5},  # twice the box; officially no mirror
+        per_object=lambda cfg: True,
     ),
     "captioning": Task(
         sources={"coco": CocoCaptions},
@@ -188,6 +192,12 @@ def tasks_of_data(data, tasks: Sequence[str]) -> list[str]:
     tasks = [task for task in tasks if "coco" in find_task(task).sources]
     kinds = {task: find_task(task).annotation_kind for task in tasks}
     return [t for t in tasks if data.holds(kinds[t], outlined=t == "segmentation")]
+
+
+def count_samples(cfg, task: str, source) -> int:
+    """How many samples a training makes of a source of images: these, or the objects in them."""
+    one_each = find_task(task).per_object(cfg)
+    return len(source.learnable_objects() if one_each else source.image_ids)
 
 
 def build_source(

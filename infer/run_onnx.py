@@ -24,6 +24,8 @@ class Model:
     """The two graphs of a folder, and `about`: what their tokens mean (model.json)."""
 
     def __init__(self, folder: Path, threads: int = 0):
+        if MISSING:
+            raise ImportError(MISSING)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads  # 0 = one per core
         if not (folder / "model.json").is_file():
@@ -135,10 +137,7 @@ def main() -> None:
     args.add_argument("--json", type=Path, metavar="FILE", help="write all objects there")
     args.add_argument("--score-threshold", type=float, default=0.3, help="of the printed objects")
     args.add_argument("--max-objects", type=int, help="ask for fewer objects: faster")
-    args = args.parse_args()
-    if MISSING:
-        raise ImportError(MISSING)
-    model, rows, unread = Model(Path(__file__).parent), [], False
+    args, model, rows, unread = args.parse_args(), Model(Path(__file__).parent), [], False
     for path in args.pictures:
         try:
             picture = read_picture(path)

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from config import FinetuneCFG
+from config import CFG, FinetuneCFG
 from dataset.coco_detection import CocoDetection
 from dataset.sample import PerObject, RepeatRare, repeat_factors
+from dataset.tasks import TASKS, count_samples, open_source
 from tests.conftest import TINY
 from tests.training import losses, resume
+from train.build import build_source_of
 from train.engine import start
-from train.init_weights import pick_budget, pick_schedule, pick_settings
+from train.init_weights import pick_budget, pick_schedule, pick_settings, start_settings
 from utils.cli import snapshot
 from utils.errors import UserError
 
@@ -83,6 +85,26 @@ def test_a_step_needs_no_more_images_than_there_are(settings, monkeypatch):
     assert picked["batch_size"] == 16 and picked["epochs"] == 8
     counts |= {"captioning": 90}
     assert pick_settings(cfg, tasks, open_task)["batch_size"] == 90 // (2 * 5)
+
+
+@pytest.mark.parametrize("crops", ["true", "false"])
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_samples_are_counted_as_training_makes_them(task, crops, demo_set, caption_vocab):
+    places = [f"coco_root={demo_set}", f"caption_vocab={caption_vocab}"]
+    cfg = snapshot(CFG, [*places, f"seg_crop={crops}"])
+    images = open_source(task, "coco", cfg.coco_root, "train")
+    assert count_samples(cfg, task, images) == len(build_source_of(cfg, task, train=True))
+
+
+def test_crops_of_the_weights_count_unless_given_otherwise(settings, monkeypatch):
+    monkeypatch.setattr("train.init_weights._settings_of_tasks", lambda *_: {"seg_crop": True})
+    seen = []
+    monkeypatch.setattr(
+        "train.init_weights.pick_settings", lambda cfg, *_: seen.append(cfg.seg_crop) or {}
+    )
+    for given in ([], ["seg_crop=false"]):
+        start_settings(load_with([*settings, *given]), ["segmentation"])
+    assert seen == [True, False]
 
 
 def test_objects_in_crops_count_one_by_one(settings):

@@ -200,7 +200,7 @@ def test_starting_from_weights_of_the_same_model(demo_set, tmp_path, tiny_weight
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("batch_size=15", "batch_size=15 is more than the 14 training images"),
+        ("batch_size=15", "batch_size=15 is more than the 14 training samples"),
         ("coco_root=/nowhere", "/nowhere"),
         ("classes=dragon", "unknown class 'dragon'"),
         ("encoder=resnet5", "no encoder 'resnet5'"),

@@ -157,6 +157,7 @@ def build_source_of(cfg, task: str, *, train: bool):
     settings = task_settings(cfg, task)
     options = {"classes": cfg.classes or None, "skip_bad": cfg.bad_samples == "skip"}
     options |= settings.train_source if train else settings.eval_source
+    options["per_object"] = train and find_task(task).per_object(cfg)
     of_train = train or cfg.eval_split == "train"
     root, split = place_of_data(cfg, cfg.dataset, "train" if train else cfg.eval_split)
     limits = cfg.train_limit * of_train, cfg.eval_limit * (not train)
@@ -292,7 +293,7 @@ def _check_batch_size(
     most = num_samples // parts
     remedy = f"--set {name}={most} or less" if most else "fewer of them"
     raise UserError(
-        f"{name}={sizes[task]}{times} is more than the {num_samples} training images "
+        f"{name}={sizes[task]}{times} is more than the {num_samples} training samples "
         f"of {task}; use {remedy}"
     )
 

@@ -16,7 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from dataset.find_dataset import place_of_data
-from dataset.tasks import open_source
+from dataset.tasks import count_samples, open_source
 from infer.trained_model import read_meta
 from models import ModelConfig, Pix2Seq, build_model, load_model
 from models.config import RATES, different_settings
@@ -70,7 +70,8 @@ def start_settings(load: Callable, tasks: Sequence[str], open_task: Callable | N
         picked |= pick_settings(cfg, tasks, open_task or _open)
         cfg = load(inherited=inherited | picked)
         kept = [f"{n}={v}" for n, v in picked.items() if getattr(cfg, n) == v]  # not given by hand
-        log(f"picked for these data and weights: {' '.join(kept)}")
+        those = "data and weights" if len(tasks) == 1 else f"data, weights and {len(tasks)} tasks"
+        log(f"picked for these {those}: {' '.join(kept)}")
     return cfg
 
 
@@ -78,16 +79,15 @@ def pick_settings(cfg, tasks: Sequence[str], open_task: Callable) -> dict[str, o
     """Chooses settings for these data and weights.
 
     Args:
-        cfg: settings with `init_weights`; of what is given there the data, the largest batch,
-            `accumulate_steps` and `seg_crop` count.
+        cfg: settings with those of the weights; of what is given there the data, the largest
+            batch, `accumulate_steps` and what makes crops of objects count.
         open_task: see `start_settings`.
     """
     picked: dict[str, object] = {}
-    counts = []  # samples of each task: images, or objects where each has a crop
+    counts = []  # samples of each task
     for task in tasks:
         source = open_task(cfg, task)
-        per_object = task == "keypoint" or (task == "segmentation" and cfg.seg_crop)
-        counts.append(len(source.learnable_objects() if per_object else source.image_ids))
+        counts.append(count_samples(cfg, task, source))
         if task == "detection":
             picked["max_objects"] = pick_budget(source.objects_per_image())
     parts = cfg.accumulate_steps * int(os.environ.get("WORLD_SIZE", 1))

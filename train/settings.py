@@ -71,8 +71,8 @@ def _segmentation(cfg) -> TaskSettings:
     outlines = {"max_points": cfg.max_points, "cut_outlines": cfg.seg_cut_outlines}
     return TaskSettings(
         tokenizer=lambda source: options,
-        train_source=outlines | {"keep_empty": False, "per_object": cfg.seg_crop},
-        eval_source=outlines | {"keep_empty": True, "per_object": False},
+        train_source=outlines | {"keep_empty": False},
+        eval_source=outlines | {"keep_empty": True},
         augmentation=_scales(cfg, "seg_") | {"flip_prob": cfg.flip_prob, "crop": crop},
     )
 
@@ -92,8 +92,8 @@ def _keypoint(cfg) -> TaskSettings:
     keep_empty = cfg.eval_split != "train"  # on training images, judge those that are trained on
     return TaskSettings(
         tokenizer=tokenizer,
-        train_source={"per_object": True, "keep_empty": keep_empty},
-        eval_source={"per_object": False, "keep_empty": keep_empty},
+        train_source={"keep_empty": keep_empty},
+        eval_source={"keep_empty": keep_empty},
         check_source=check_source,
         augmentation=_scales(cfg, "keypoint_")
         | {"flip_prob": cfg.flip_prob, "crop": cfg.keypoint_crop}

@@ -15,7 +15,7 @@ from dataset.advice import (
 from dataset.annotation_errors import AnnotationErrors
 from dataset.check.report import Checked
 from dataset.coco_format import annotation_path
-from dataset.tasks import find_task
+from dataset.tasks import count_samples, find_task
 from utils.categories import check_sigmas
 from utils.errors import UserError
 
@@ -84,8 +84,8 @@ def _look(cfg, task: str, part: str, source) -> list[str]:
         lines = find_task(task).advise(cfg, source)
         if task == "detection":
             lines += rare_classes(source)
-        if len(source) < cfg.batch_size:
-            size = f"batch_size={cfg.batch_size} is more than the {len(source)} training images"
-            lines.append(f"{size}, which training refuses; use {len(source)} or less")
+        if (count := count_samples(cfg, task, source)) < cfg.batch_size:
+            size = f"batch_size={cfg.batch_size} is more than the {count} training samples"
+            lines.append(f"{size}, which training refuses; use {count} or less")
         return lines
     return look_at_val(source)
