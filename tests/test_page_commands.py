@@ -185,8 +185,8 @@ def folder(place, demo_set, tiny_weights, multi_weights, caption_vocab, monkeypa
     for name in ("BCCD", "RACCOONS", "KANGAROOS", "HOME", "data/mine", "my/folder"):  # VOC layout
         (place / name).mkdir(parents=True)
         (place / name / "VOCdevkit").symlink_to(demo_set / "VOCdevkit")
-    for name in ("coco16/caption_vocab.json", "data/demo_caption_vocab.json"):
-        (place / name).symlink_to(caption_vocab)
+    for name in ("coco16/caption_", "data/demo_caption_", "sample_"):
+        (place / f"{name}vocab.json").symlink_to(caption_vocab)
     (place / "more").mkdir()
     for photo in (place / "photos").glob("*.jpg"):
         shutil.copy(photo, place / "more" / f"more_{photo.name}")
